@@ -1,0 +1,27 @@
+# make longcycle   set everything up, run the acceptance suite with the profile this machine allows
+# make test        set everything up, run the tests
+# make lint        ruff
+# ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+
+.PHONY: longcycle test lint setup clean
+longcycle: setup
+	$(PY) -m pytest -m longcycle $(ARGS)
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+
+setup: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml constraints.txt tools/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) sh tools/setup.sh
+	touch $@
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,219 @@
+"""How fast training runs, where the time goes, and how far it is from the physics alone.
+
+    python benchmarks/throughput.py --cases deepmimic_humanoid_ppo --num-envs 4096,8192 --devices "cuda:0;cuda:0 cuda:1"
+
+Every combination of case, size and device list runs in processes of its own (``worker`` below, the same objects that
+training uses). Reported per combination, all of one run:
+
+* ``samples_per_s``: whole iterations (rollout, learning, the one wait), all devices, without evaluations;
+* ``split_ms``: device time of one iteration in physics, environment, policy (acting and recording) and update, measured
+  by CUDA events in a separate iteration; ``other`` is what remains of the whole iteration;
+* ``physics_only``: env-steps/s of the physics graph alone, from the same start states with the same length of rollout:
+  the ceiling;
+* ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the first iteration.
+
+Results are appended as JSON lines (with versions, GPU, date) to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+START = time.time()
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="deepmimic_humanoid_ppo", help="comma-separated case names of args/")
+    parser.add_argument("--num-envs", default="4096", help="comma-separated worlds per device")
+    parser.add_argument("--devices", default="", help="semicolon-separated device lists; default: cuda:0, else cpu")
+    parser.add_argument("--iters", type=int, default=10, help="timed iterations (after 3 for warming up)")
+    parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
+    parser.add_argument("--set", nargs="*", default=[], help="configuration overrides, as of the run program")
+    parser.add_argument("--out", type=Path, help="JSON lines file to append to")
+    parser.add_argument("--label", default="", help="free text kept with the results")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(json.loads(options.worker))
+        return
+    devices = [d.split() for d in options.devices.split(";") if d.strip()] or [default_devices()]
+    rows = []
+    for case in options.cases.split(","):
+        for num_envs in map(int, options.num_envs.split(",")):
+            for device_list in devices:
+                job = {"case": case, "num_envs": num_envs, "devices": device_list, "iters": options.iters,
+                       "engine_config": options.engine_config, "set": options.set, "label": options.label}
+                row = run_job(job)
+                rows.append(row)
+                if options.out and "error" not in row:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    print_table(rows)
+
+
+def default_devices() -> list[str]:
+    import torch
+
+    return ["cuda:0"] if torch.cuda.is_available() else ["cpu"]
+
+
+def run_job(job: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        job = {**job, "result": f"{folder}/result.json", "out_dir": folder, "started": time.time()}
+        command = [str(Path(__file__).resolve()), "--worker", json.dumps(job)]
+        if len(job["devices"]) > 1:
+            command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(job["devices"])),
+                       *command]
+        print(f"... {job['case']} {job['num_envs']} envs on {' '.join(job['devices'])}", flush=True)
+        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env)
+        if done.returncode != 0 or not Path(job["result"]).exists():
+            return {**job, "error": f"exit code {done.returncode}"}
+        return json.loads(Path(job["result"]).read_text())
+
+
+def print_table(rows: list[dict]) -> None:
+    print(f"\n{'case':28}{'envs':>7}{'devices':>9}{'samples/s':>12}{'ceiling/s':>12}{'physics':>9}{'env':>8}{'policy':>8}"
+          f"{'update':>8}{'other':>8}{'GiB':>7}{'start s':>9}")
+    for row in rows:
+        head = f"{row['case']:28}{row['num_envs']:7}{len(row['devices']):9}"
+        if "error" in row:
+            print(f"{head}  {row['error']}")
+            continue
+        split = row["split_ms"]
+        print(f"{head}{row['samples_per_s']:12,.0f}{row['physics_only']:12,.0f}{split['physics']:9.1f}{split['env']:8.1f}"
+              f"{split['policy']:8.1f}{split['update']:8.1f}{split['other']:8.1f}{row['memory_gib']:7.2f}"
+              f"{row['startup_s']:9.1f}")
+    print("split in ms of one iteration")
+
+
+# --- one combination, in its own process(es) --------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up device time (CUDA events) or wall time (CPU) per name; read once at the end."""
+
+    def __init__(self, device) -> None:
+        self.cuda = device.type == "cuda"
+        self.spans: dict[str, list] = {}
+
+    def measure(self, name: str, function) -> None:
+        import torch
+
+        if self.cuda:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            function()
+            end.record()
+            self.spans.setdefault(name, []).append((begin, end))
+        else:
+            begin = time.perf_counter()
+            function()
+            self.spans.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
+
+    def total_ms(self) -> dict[str, float]:
+        import torch
+
+        if not self.cuda:
+            return {name: sum(spans) for name, spans in self.spans.items()}
+        torch.cuda.synchronize()
+        return {name: sum(b.elapsed_time(e) for b, e in spans) for name, spans in self.spans.items()}
+
+
+def worker(job: dict) -> None:
+    import torch
+
+    from mimickit import run
+    from mimickit.envs.base import EnvMode
+    from mimickit.envs.env_builder import build_env
+    from mimickit.learning.agents import build_agent
+    from mimickit.learning.trainer import roll_out
+    from mimickit.util.args import Args
+    from mimickit.util.distributed import Distributed, seed_process
+
+    argv = ["--arg_file", f"args/{job['case']}_args.txt", "--engine_config", job["engine_config"], "--out_dir",
+            job["out_dir"], "--num_envs", str(job["num_envs"]), "--devices", *job["devices"], "--rand_seed", "1"]
+    request = run.read_request(Args.from_argv([*argv[2:], *(["--set", *job["set"]] if job["set"] else []), *argv[:2]]))
+    dist = Distributed.from_env(request.devices)
+    seed_process(1, dist.rank)
+    env = build_env(request.env, request.engine, request.num_envs, dist.device)
+    agent = build_agent(env, request.agent, dist)
+    steps, per_iter = agent.config.steps_per_iter, agent.config.steps_per_iter * env.num_envs * dist.world_size
+
+    def synchronize() -> None:
+        if dist.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def iterate() -> None:
+        agent.start_iteration(0)
+        roll_out(env, agent, steps, lambda: None)
+        torch.stack([stat.value.double() for stat in agent.update(0).values()]).tolist()
+
+    env.set_mode(EnvMode.TRAIN)
+    env.reset()
+    iterate()
+    synchronize()
+    startup = time.time() - job["started"]
+    for _ in range(2):
+        iterate()
+    dist.barrier()
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(job["iters"]):
+        iterate()
+    synchronize()
+    whole = (time.perf_counter() - begin) / job["iters"]
+
+    watch = Stopwatch(dist.device)
+    with torch.no_grad():
+        agent.start_iteration(0)
+        for t in range(steps):
+            watch.measure("policy", lambda t=t: agent.act(t))
+            watch.measure("env", lambda: env.before_physics(agent.action))
+            watch.measure("physics", env.engine.step)
+            watch.measure("env", env.after_physics)
+            watch.measure("policy", lambda t=t: agent.observe(t))
+    watch.measure("update", lambda: agent.update(0))
+    split = watch.total_ms()
+    split["other"] = 1e3 * whole - sum(split.values())
+
+    alone = Stopwatch(dist.device)
+    for _ in range(3):
+        env.reset()
+        env.engine.command.copy_(env.engine.dof_pos)
+        for _ in range(steps):
+            alone.measure("physics", env.engine.step)
+    ceiling = dist.world_size * env.num_envs * steps * 3 / (alone.total_ms()["physics"] / 1e3)
+
+    memory = 0.0
+    if dist.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        memory = (total - free) / 2**30
+    health = {name: int(value) for name, value in env.health().items()}
+    if dist.is_root:
+        name = torch.cuda.get_device_name() if dist.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+        Path(job["result"]).write_text(json.dumps({
+            "case": job["case"], "num_envs": job["num_envs"], "devices": job["devices"], "label": job["label"],
+            "set": job["set"], "samples_per_s": round(per_iter / whole, 1), "iteration_ms": round(1e3 * whole, 2),
+            "physics_only": round(ceiling, 1), "split_ms": {k: round(v, 2) for k, v in split.items()},
+            "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "health": health,
+            "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,
+            "versions": run.versions(), "date": date.today().isoformat(),
+        }))
+    dist.barrier()
+    run.leave(0)
+
+
+if __name__ == "__main__":
+    main()

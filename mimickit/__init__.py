@@ -1,0 +1,1 @@
+"""Physics-based characters learn to imitate motion clips, simulated in parallel worlds by the Newton engine."""

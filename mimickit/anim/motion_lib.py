@@ -1,0 +1,246 @@
+"""All clips of a run on the device, and the reference pose of any of them at any time, for all environments at once.
+
+Frames of all clips are concatenated into two tables (poses, velocities); a lookup gathers two pose rows and one
+velocity row, and blends the poses. Lookups allocate by fixed shape only and can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mimickit.anim.character import Character
+from mimickit.anim.motion import LoopMode, MotionClip, check_dofs, load_motion
+from mimickit.config import Config, build, load_yaml
+from mimickit.util import rotations as rot
+from mimickit.util.failures import AssetMissingError, UserError
+
+
+class DatasetEntry(Config):
+    file: str = Field(description="path of a clip")
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="relative probability of being drawn")
+
+
+class Dataset(Config):
+    """A ``.yaml`` dataset file: clips with weights."""
+
+    motions: list[DatasetEntry] = Field(min_length=1)
+
+
+class MotionFrame(NamedTuple):
+    """Reference state; leading shape as the lookup's. Velocities are those of body origins, world axes.
+
+    Dof positions, where needed, are ``character.rot_to_dof(frame.joint_rot)``.
+    """
+
+    root_pos: Tensor  # [..., 3] m
+    root_rot: Tensor  # [..., 4]
+    root_vel: Tensor  # [..., 3] m/s
+    root_ang_vel: Tensor  # [..., 3] rad/s
+    joint_rot: Tensor  # [..., J, 4] relative to rest
+    dof_vel: Tensor  # [..., D] rad/s, child's frame
+
+
+def list_motions(motion_file: str | Path) -> tuple[list[Path], list[float]]:
+    """Clips and weights that a ``motion_file`` stands for: a ``.yaml`` dataset, or one clip of weight 1.
+
+    Raises:
+        AssetMissingError: the dataset file does not exist. (Clips are not looked for.)
+        UserError: the dataset file is not valid, or all its weights are 0.
+    """
+    path = Path(motion_file)
+    if path.suffix not in (".yaml", ".yml"):
+        return [path], [1.0]
+    entries = build(Dataset, load_yaml(path), str(path)).motions
+    weights = [entry.weight for entry in entries]
+    if sum(weights) <= 0:
+        raise UserError(f"{path}: all weights are 0; at least one must be positive")
+    return [Path(entry.file) for entry in entries], weights
+
+
+def missing_motions(motion_file: str | Path) -> list[Path]:
+    """The clips of a ``motion_file`` that do not exist (errors as :func:`list_motions`)."""
+    return [path for path in list_motions(motion_file)[0] if not path.is_file()]
+
+
+def load_motions(motion_file: str | Path, character: Character) -> tuple[list[MotionClip], list[float]]:
+    """Read and check all clips of a ``motion_file``; returns clips and weights.
+
+    Raises:
+        AssetMissingError: naming every clip that does not exist.
+        UserError: one message with every clip that is not readable or does not fit the character.
+    """
+    paths, weights = list_motions(motion_file)
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise AssetMissingError(f"{motion_file}: {len(missing)} of {len(paths)} motion files not found: "
+                                f"{', '.join(missing)} (data/motions/README.md says where clips come from)")
+    clips, problems = [], []
+    for path in paths:
+        try:
+            clip = load_motion(path)
+            check_dofs(clip, character.model, path)
+            clips.append(clip)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return clips, weights
+
+
+class MotionLib:
+    """``M`` clips, ``T`` frames in all, for one character.
+
+    Time runs from 0 to a clip's length L. Beyond, a WRAP clip repeats, its root carried on horizontally by the step
+    from first to last frame for every period (also for negative times); a CLAMP clip holds its first or last pose.
+
+    Args:
+        motion_file: a clip (``.pkl``, ``.npz``) or a ``.yaml`` dataset.
+        character: gives joint layout and device.
+        hold_still: a CLAMP clip has zero velocities outside [0, L]. False keeps those of its end frames.
+        accumulate_yaw: a WRAP clip that ends in another heading than it began continues from there: every period is
+            also turned by the difference. False repeats it in its own heading.
+
+    Attributes:
+        num_motions: M.
+        lengths: [M] s. loop_modes: [M] int64, :class:`LoopMode`. weights: [M], sum 1.
+        files: M paths. num_frames: [M] int64.
+
+    Raises:
+        as :func:`load_motions`.
+    """
+
+    def __init__(self, motion_file: str | Path, character: Character, *, hold_still: bool = True,
+                 accumulate_yaw: bool = False):
+        clips, weights = load_motions(motion_file, character)
+        self.files = tuple(list_motions(motion_file)[0])
+        self.character = character
+        self.device = character.device
+        self.hold_still, self.accumulate_yaw = hold_still, accumulate_yaw
+        self.num_motions = len(clips)
+
+        def tensor(values, dtype=torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(self.device)
+
+        counts = [clip.num_frames for clip in clips]
+        self.lengths = tensor([clip.length for clip in clips])
+        self.loop_modes = tensor([int(clip.loop_mode) for clip in clips], torch.int64)
+        self.num_frames = tensor(counts, torch.int64)
+        cumulative = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        self.weights = tensor([w / sum(weights) for w in weights])
+        self._cdf = (cumulative / cumulative[-1]).float().to(self.device)
+        self._first = tensor([sum(counts[:i]) for i in range(len(counts))], torch.int64)
+        self._wraps = self.loop_modes == int(LoopMode.WRAP)
+        tables = [_frame_tables(clip, character.model) for clip in clips]
+        self._poses = torch.cat([poses for poses, _ in tables]).float().to(self.device)  # [T, 3 + 4 (1 + J)]
+        self._velocities = torch.cat([v for _, v in tables]).float().to(self.device)  # [T, 6 + D]
+        strides = [_stride(poses, clip, accumulate_yaw) for clip, (poses, _) in zip(clips, tables)]
+        self._stride = torch.stack(strides).float().to(self.device)  # [M, 6]: drift xyz, yaw, pivot xy
+
+    def sample_motions(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Clip ids [count] int64, drawn with replacement by weight."""
+        draw = torch.rand(count, device=self.device, generator=generator)
+        return torch.searchsorted(self._cdf, draw, right=True)
+
+    def sample_times(self, ids: Tensor, rand_reset: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        """Start times [...] s for clip ids [...]: uniform in [0, L), or 0 if not ``rand_reset``."""
+        if not rand_reset:
+            return torch.zeros(ids.shape, device=self.device)
+        return torch.rand(ids.shape, device=self.device, generator=generator) * self._take(self.lengths, ids)
+
+    def phase(self, ids: Tensor, times: Tensor) -> Tensor:
+        """Phase [...] in [0, 1] of clip ids [...] (int64) at times [...] (s). 0 for clips of one frame."""
+        return self._phase(ids, times)[0]
+
+    def frame(self, ids: Tensor, times: Tensor) -> MotionFrame:
+        """Reference state of clip ids [...] (int64) at times [...] (s).
+
+        Root position and rotations are interpolated between the two frames around the time; velocities are those
+        of the frame before it (forward differences).
+        """
+        ids, times = torch.broadcast_tensors(ids, times)
+        phase, period, inside = self._phase(ids, times)
+        last = self._take(self.num_frames, ids) - 1
+        position = phase * last
+        low = torch.minimum(position.long().clamp_min(0), last)
+        blend = position - low
+        first = self._take(self._first, ids)
+        high = first + torch.minimum(low + 1, last)
+        low = first + low
+
+        joints = self.character.num_joints
+        pose0, pose1 = self._take(self._poses, low), self._take(self._poses, high)
+        velocity = self._take(self._velocities, low)
+        if self.hold_still:
+            velocity = torch.where(inside.unsqueeze(-1), velocity, 0.0)
+        root_pos = torch.lerp(pose0[..., :3], pose1[..., :3], blend.unsqueeze(-1))
+        turns = rot.slerp(pose0[..., 3:].unflatten(-1, (joints + 1, 4)), pose1[..., 3:].unflatten(-1, (joints + 1, 4)),
+                          blend.unsqueeze(-1))
+        root_rot, joint_rot = turns[..., 0, :], turns[..., 1:, :]
+        root_vel, root_ang_vel, dof_vel = velocity[..., :3], velocity[..., 3:6], velocity[..., 6:]
+
+        stride = self._take(self._stride, ids)
+        shift = stride[..., :3] * period.unsqueeze(-1)
+        if self.accumulate_yaw:
+            yaw = rot.yaw_quat(stride[..., 3] * period)
+            pivot = torch.nn.functional.pad(stride[..., 4:6], (0, 1))
+            root_pos = pivot + rot.quat_rotate(yaw, root_pos - pivot)
+            root_rot = rot.quat_mul(yaw, root_rot)
+            root_vel, root_ang_vel = rot.quat_rotate(yaw, root_vel), rot.quat_rotate(yaw, root_ang_vel)
+        return MotionFrame(root_pos + shift, root_rot, root_vel, root_ang_vel, joint_rot, dof_vel)
+
+    def _phase(self, ids: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Phase, whole periods passed (0 for CLAMP), and whether the clip moves at that time; all [...]."""
+        length, wraps = self._take(self.lengths, ids), self._take(self._wraps, ids)
+        moves = length > 0
+        cycles = torch.where(moves, times / torch.where(moves, length, 1.0), 0.0)
+        period = torch.where(wraps, torch.floor(cycles), 0.0)
+        inside = moves & (wraps | ((times >= 0) & (times <= length)))
+        return (cycles - period).clamp(0.0, 1.0), period, inside
+
+    @staticmethod
+    def _take(table: Tensor, index: Tensor) -> Tensor:
+        """Rows [..., *] of table [n, *] at index [...]."""
+        return table.index_select(0, index.reshape(-1)).view(*index.shape, *table.shape[1:])
+
+
+def _frame_tables(clip: MotionClip, model) -> tuple[Tensor, Tensor]:
+    """Poses [F, 3 + 4 (1 + J)] and velocities [F, 6 + D] of a clip's frames, float64 on the host."""
+    character = Character(model, dtype=torch.float64)
+    frames = torch.from_numpy(clip.frames).double()
+    root_pos, root_rot = frames[:, :3], rot.exp_map_to_quat(frames[:, 3:6])
+    joint_rot = rot.quat_pos(character.dof_to_rot(frames[:, 6:]))
+    velocities = torch.zeros(len(frames), 6 + character.num_dofs, dtype=torch.float64)
+    if len(frames) > 1:
+        velocities[:-1] = torch.cat([
+            torch.diff(root_pos, dim=0) * clip.fps,
+            rot.quat_to_exp_map(rot.quat_diff(root_rot[:-1], root_rot[1:])) * clip.fps,
+            character.dof_velocity(joint_rot[:-1], joint_rot[1:], 1.0 / clip.fps),
+        ], dim=-1)
+        velocities[-1] = velocities[-2]
+    return torch.cat([root_pos, root_rot, joint_rot.flatten(1)], dim=-1), velocities
+
+
+def _stride(poses: Tensor, clip: MotionClip, accumulate_yaw: bool) -> Tensor:
+    """What one period of a clip adds: drift [3], yaw [1] (rad), pivot [2] of that turn; zeros for CLAMP.
+
+    One period maps a horizontal point x to R (x - first) + last, R turning by the yaw. That is a rotation about a
+    pivot, or, when the yaw vanishes, a drift by last - first; so k periods are k yaws about the pivot, or k drifts.
+    """
+    stride = torch.zeros(6, dtype=torch.float64)
+    if clip.loop_mode is not LoopMode.WRAP:
+        return stride
+    first, last = poses[0, :2], poses[-1, :2]
+    yaw = rot.wrap_angle(rot.heading(poses[-1, 3:7]) - rot.heading(poses[0, 3:7]))
+    if not accumulate_yaw or yaw.abs() < 1e-3:
+        stride[:2] = last - first
+        return stride
+    c, s = torch.cos(yaw), torch.sin(yaw)
+    turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
+    stride[3] = yaw
+    stride[4:] = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - turn, last - turn @ first)
+    return stride

@@ -1,0 +1,97 @@
+"""Compile physics kernels once a machine.
+
+Warp keeps compiled kernels in a cache folder (``WARP_CACHE_PATH``). Processes that start on an empty one would all
+compile everything; here the first compiles and the others wait for it, then load. A marker file for each combination
+of versions, device, character and settings lets warm starts skip the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import warp as wp
+from filelock import FileLock
+
+from mimickit.util.files import write_text
+
+PROGRESS_INTERVAL_S = 15.0
+
+
+def cache_key(*parts: object) -> str:
+    """Name of a combination that needs its own kernels: what the caller names, plus versions of the libraries."""
+    versions = [f"{name}={importlib.metadata.version(name)}" for name in ("warp-lang", "newton", "mujoco-warp")]
+    return hashlib.sha256(repr((versions, parts)).encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics") -> Iterator[bool]:
+    """Hold while kernels are compiled or loaded; yields whether they have to be compiled.
+
+    Args:
+        key: see :func:`cache_key`.
+        cache_dir: Warp's cache folder of this version; found by default.
+        what: for the messages.
+    """
+    cache_dir = Path(cache_dir) if cache_dir is not None else warp_cache_dir()
+    marker = cache_dir / "mimickit_compiled" / key
+    if marker.exists():
+        yield False
+        return
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(cache_dir / "mimickit_compile.lock")
+    if not _try_acquire(lock):
+        print("another process compiles kernels; waiting for it...", flush=True)
+        lock.acquire()
+    try:
+        if marker.exists():
+            lock.release()
+            yield False
+            return
+        print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
+        started = time.perf_counter()
+        with _progress(cache_dir):
+            yield True
+        write_text(marker, "")
+        print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
+    finally:
+        lock.release()
+
+
+def warp_cache_dir() -> Path:
+    """Warp's kernel cache folder of the installed version."""
+    wp.init()
+    return Path(wp.config.kernel_cache_dir)
+
+
+def _try_acquire(lock: FileLock) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except TimeoutError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _progress(cache_dir: Path) -> Iterator[None]:
+    """Say every few seconds that compilation goes on."""
+    stop = threading.Event()
+    started = time.perf_counter()
+
+    def report() -> None:
+        while not stop.wait(PROGRESS_INTERVAL_S):
+            modules = sum(1 for path in cache_dir.glob("wp_*") if path.is_dir())
+            print(f"  ...{time.perf_counter() - started:.0f} s, {modules} kernel modules in the cache", flush=True)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

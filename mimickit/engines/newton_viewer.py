@@ -1,0 +1,260 @@
+"""Pictures and video of world 0, rendered off-screen with OpenGL (EGL): no window, no X server.
+
+The picture has its own small model (ground, character, reference character, objects) on the CPU and reads nothing but
+the engine's public body poses, so that it costs the same for one world and for thousands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import newton
+import numpy as np
+import torch
+import warp as wp
+
+from mimickit.engines.engine import WorldSpec
+from mimickit.engines.engine_config import EngineConfig
+from mimickit.engines.kernel_cache import cache_key, compile_lock
+from mimickit.engines.newton_model import add_objects, build_world
+from mimickit.util.failures import DisplayError
+from mimickit.util.files import atomic_path
+
+if TYPE_CHECKING:
+    from mimickit.engines.newton_engine import NewtonEngine
+
+REFERENCE_COLOR = (0.3, 0.5, 0.1)
+GROUND_COLOR = (0.42, 0.42, 0.42)
+SKY_COLOR = (0.78, 0.79, 0.80)
+CAMERA_OFFSET = np.array([0.0, -5.0, 3.0])  # m, from the root's place on the ground
+CAMERA_TARGET_HEIGHT = 1.0  # m
+CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
+
+CameraMode = Literal["track", "still"]
+Poses = tuple[torch.Tensor, torch.Tensor]  # body positions [B, 3] m and rotations [B, 4] xyzw, world frame
+
+DISPLAY_HELP = (
+    "Off-screen rendering is not possible here ({reason}). It needs EGL: install the Debian packages libegl1 libgl1 "
+    "libgl1-mesa-dri (and the Python package pyglet). PYGLET_HEADLESS=1 is set by the program before pyglet is "
+    "imported; a program that imports pyglet itself must set it too. Without pictures: --video false"
+)
+
+
+def open_viewer(width: int, height: int):
+    """A headless ``newton.viewer.ViewerGL``.
+
+    Raises:
+        DisplayError: OpenGL through EGL does not work on this machine; the message names the packages.
+    """
+    os.environ["PYGLET_HEADLESS"] = "1"
+    try:
+        import pyglet
+
+        pyglet.options["headless"] = True
+        from newton.viewer import ViewerGL
+
+        viewer = ViewerGL(width=width, height=height, headless=True)
+    except Exception as error:  # the libraries below raise a dozen types, ImportError and plain Exception among them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DisplayError(DISPLAY_HELP.format(reason=reason[:300])) from error
+    return viewer
+
+
+class VideoRecorder:
+    """Renders world 0 frame by frame into an mp4 file (H.264, yuv420p), plus a few PNG frames beside it.
+
+    The file appears under its name when :meth:`close` has finished it. As a context manager it closes, or removes the
+    unfinished file after an exception.
+
+    Args:
+        engine: whose world 0 is shown; only ``spec``, ``config``, ``body_pos`` and ``body_rot`` are read.
+        path: mp4 file to write.
+        fps: frames per second of the video; the control frequency shows real time.
+        width, height: pixels; odd numbers are lowered by one, as yuv420p needs.
+        camera_mode: ``track`` follows the root's x and y, ``still`` stays where it began.
+        show_reference: draw a second character, posed by what :meth:`capture` is given.
+        ref_offset: [3] m, added to the reference character's positions.
+        num_png: how many PNG frames to keep, evenly spaced over the video.
+
+    Raises:
+        DisplayError: no off-screen OpenGL here.
+    """
+
+    def __init__(
+        self,
+        engine: NewtonEngine,
+        path: Path | str,
+        fps: float,
+        width: int = 854,
+        height: int = 480,
+        camera_mode: CameraMode = "track",
+        show_reference: bool = False,
+        ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        num_png: int = 4,
+    ) -> None:
+        import av
+
+        self._engine = engine
+        self.path = Path(path)
+        self.fps, self.width, self.height = float(fps), width - width % 2, height - height % 2
+        self._camera_mode = camera_mode
+        self._show_reference = show_reference
+        self._ref_offset = np.asarray(ref_offset, np.float32)
+        self.frames = 0
+        self._png = _EvenlySpaced(num_png)
+        self._camera_at: np.ndarray | None = None  # m, the point on the ground that it looks over
+        self._num_bodies = len(engine.body_names)
+
+        with wp.ScopedDevice("cpu"), compile_lock(cache_key("viewer", show_reference), what="picture"):
+            self._viewer = open_viewer(self.width, self.height)
+            model = _picture_model(engine.spec, engine.config, show_reference)
+            self._viewer.set_model(model)
+            self._viewer.set_world_offsets((0.0, 0.0, 0.0))
+            _set_scene(self._viewer)
+            self._state = model.state()
+            # bodies behind the character (and the reference) stand still where the model put them
+            self._body_q = self._state.body_q.numpy().copy()
+            self._render(self._body_q[0, :3])  # loads the kernels
+        self._camera_at = None
+
+        self._stack = contextlib.ExitStack()
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        self._container = av.open(str(temporary), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1000))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
+        self._stream.options = {"crf": "20", "preset": "veryfast"}
+
+    def capture(self, reference: Poses | None = None) -> np.ndarray:
+        """Render one frame from the engine's body poses and append it.
+
+        Args:
+            reference: poses of the reference character's bodies; needed when ``show_reference`` was asked for.
+
+        Returns:
+            The frame, uint8 RGB [height, width, 3].
+        """
+        import av
+
+        b = self._num_bodies
+        poses = _to_numpy(self._engine.body_pos[0], self._engine.body_rot[0])
+        self._body_q[:b] = poses
+        if self._show_reference:
+            if reference is None:
+                raise ValueError("a recorder with show_reference needs the reference poses of every frame")
+            self._body_q[b : 2 * b] = _to_numpy(*reference)
+            self._body_q[b : 2 * b, :3] += self._ref_offset
+        with wp.ScopedDevice("cpu"):
+            image = self._render(poses[0, :3])
+        for packet in self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+            self._container.mux(packet)
+        self._png.offer(self.frames, image)
+        self.frames += 1
+        return image
+
+    def close(self) -> dict:
+        """Finish the files.
+
+        Returns:
+            ``file``, ``frames``, ``fps``, ``width``, ``height``, ``png`` (list of files), as in ``result.json``.
+        """
+        from PIL import Image
+
+        for packet in self._stream.encode(None):
+            self._container.mux(packet)
+        self._container.close()
+        self._stack.close()
+        self._viewer.close()
+        files = []
+        for frame, image in self._png.chosen():
+            file = self.path.with_name(f"{self.path.stem}_{frame:05d}.png")
+            with atomic_path(file) as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
+            files.append(str(file))
+        return {
+            "file": str(self.path), "frames": self.frames, "fps": self.fps,
+            "width": self.width, "height": self.height, "png": files,
+        }
+
+    def __enter__(self) -> VideoRecorder:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None:
+            self.close()
+            return
+        self._container.close()
+        self._stack.__exit__(kind, error, trace)
+        self._viewer.close()
+
+    def _render(self, root: np.ndarray) -> np.ndarray:
+        self._state.body_q.assign(self._body_q)
+        self._place_camera(root)
+        self._viewer.begin_frame(self.frames / self.fps)
+        self._viewer.log_state(self._state)
+        self._viewer.end_frame()
+        return np.ascontiguousarray(self._viewer.get_frame(render_ui=False).numpy())
+
+    def _place_camera(self, root: np.ndarray) -> None:
+        if self._camera_at is None or self._camera_mode == "track":
+            self._camera_at = np.array([root[0], root[1], 0.0])
+        position = self._camera_at + CAMERA_OFFSET
+        direction = self._camera_at + np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]) - position
+        pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
+        yaw = np.degrees(np.arctan2(direction[1], direction[0]))
+        self._viewer.set_camera(wp.vec3(*position), pitch=float(pitch), yaw=float(yaw))
+
+
+class _EvenlySpaced:
+    """Keeps ``count`` evenly spaced items of a stream whose length nobody knows beforehand."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._stride = 1
+        self._kept: list[tuple[int, np.ndarray]] = []
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def offer(self, index: int, item: np.ndarray) -> None:
+        self._last = (index, item)
+        if index % self._stride == 0:
+            self._kept.append((index, item))
+        if len(self._kept) > 8 * max(self._count, 1):
+            self._stride *= 2
+            self._kept = [pair for pair in self._kept if pair[0] % self._stride == 0]
+
+    def chosen(self) -> list[tuple[int, np.ndarray]]:
+        if self._last is None or self._count < 1:
+            return []
+        pool = dict((*self._kept, self._last))
+        wanted = np.linspace(0, self._last[0], self._count)
+        indices = sorted({min(pool, key=lambda i: abs(i - w)) for w in wanted})
+        return [(i, pool[i]) for i in indices]
+
+
+def _picture_model(spec: WorldSpec, config: EngineConfig, show_reference: bool) -> newton.Model:
+    """Ground, character, optional reference character, objects; bodies in this order."""
+    scene = newton.ModelBuilder()
+    scene.add_ground_plane(color=GROUND_COLOR)
+    builder, _ = build_world(replace(spec, objects=()), config)
+    scene.add_builder(builder)
+    if show_reference:
+        builder, _ = build_world(replace(spec, objects=(), color=REFERENCE_COLOR), config)
+        scene.add_builder(builder)
+    add_objects(scene, spec.objects)
+    return scene.finalize(device="cpu")
+
+
+def _set_scene(viewer) -> None:
+    """A neutral sky over a grey ground: characters are the only coloured things, which ``check_video`` relies on."""
+    viewer.camera.fov = CAMERA_FIELD_OF_VIEW
+    renderer = viewer.renderer
+    renderer.sky_upper = renderer.sky_lower = renderer.background_color = SKY_COLOR
+
+
+def _to_numpy(pos: torch.Tensor, rot: torch.Tensor) -> np.ndarray:
+    """Poses as Newton stores them, [B, 7]."""
+    return torch.cat((pos, rot), dim=-1).detach().cpu().numpy()

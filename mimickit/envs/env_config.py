@@ -1,0 +1,205 @@
+"""Settings of the environments, one class per ``env_name``. Nothing heavy is imported here: inputs are checked first.
+
+Keys are MimicKit's. A wrong key, a wrong value, or two settings that contradict each other are reported with the file
+they stand in, before physics starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from mimickit.config import Config, build, load_yaml
+from mimickit.engines.engine_config import EngineConfig, make_engine_config
+from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.names import nearest
+
+
+class EnvConfig(Config):
+    """Keys that every environment knows."""
+
+    env_name: str
+    char_file: Path = Field(description="character, MJCF")
+    camera_mode: Literal["still", "track"] = Field("still", description="track: the camera follows the character")
+    episode_length: float = Field(gt=0.0, description="s")
+    global_obs: bool = Field(description="observe in world axes instead of the character's heading frame")
+    root_height_obs: bool = Field(True, description="observe the height of the root")
+    zero_center_action: bool = Field(False, description="centre hinge action boxes at 0 instead of mid range")
+    init_pose: tuple[float, ...] = Field(
+        (), description="root position (m), root exponential map, dofs (rad); or the first three; or nothing: zeros"
+    )
+    key_bodies: tuple[str, ...] = ()
+    engine: dict[str, Any] = Field(default_factory=dict, description="keys that override the engine file")
+
+    _source: str = PrivateAttr("environment configuration")
+
+    @property
+    def source(self) -> str:
+        """The file that these settings came from, for messages."""
+        return self._source
+
+    @property
+    def motion_files(self) -> tuple[Path, ...]:
+        """Clips or datasets that this environment plays."""
+        return ()
+
+    @property
+    def log_diagnostics(self) -> bool:
+        """Whether the environment's measures are columns of the training log."""
+        return False
+
+
+class CharConfig(EnvConfig):
+    """``char``: stands from ``init_pose``."""
+
+    env_name: Literal["char"]
+
+
+class DofTestConfig(EnvConfig):
+    """``char_dof_test``: drives one dof after the other; ``episode_length`` is replaced by 4 s a dof."""
+
+    env_name: Literal["char_dof_test"]
+
+
+class ViewMotionConfig(EnvConfig):
+    """``view_motion``: plays clips without physics; ``episode_length`` is not used."""
+
+    env_name: Literal["view_motion"]
+    motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
+
+    @property
+    def motion_files(self) -> tuple[Path, ...]:
+        return (self.motion_file,)
+
+
+class MotionConfig(EnvConfig):
+    """Keys of the environments whose characters start from, and are compared with, motion clips."""
+
+    motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
+    enable_early_termination: bool
+    ref_char_offset: tuple[float, float, float] = Field(description="m; where the reference is drawn, display only")
+    visualize_ref_char: bool = True
+    contact_bodies: tuple[str, ...] = Field((), description="bodies that may touch the ground; none: no contact test")
+    pose_termination: bool = False
+    pose_termination_dist: float = Field(1.0, gt=0.0, description="m")
+    enable_phase_obs: bool = True
+    num_phase_encoding: int = Field(0, ge=0, description="frequencies of the phase encoding")
+    enable_tar_obs: bool = Field(False, description="observe the reference some steps ahead")
+    tar_obs_steps: tuple[int, ...] = Field((1,), description="control steps ahead, in this order")
+    rand_reset: bool = Field(True, description="start at a random time of the clip instead of its beginning")
+    log_tracking_error: bool = False
+
+    @model_validator(mode="after")
+    def _some_target(self) -> MotionConfig:
+        if self.enable_tar_obs and not self.tar_obs_steps:
+            raise ValueError("enable_tar_obs needs at least one entry in tar_obs_steps")
+        return self
+
+    @property
+    def motion_files(self) -> tuple[Path, ...]:
+        return (self.motion_file,)
+
+    @property
+    def log_diagnostics(self) -> bool:
+        return self.log_tracking_error
+
+    @property
+    def future_steps(self) -> tuple[int, ...]:
+        """Control steps ahead that are observed."""
+        return self.tar_obs_steps if self.enable_tar_obs else ()
+
+    @property
+    def track_root(self) -> bool:
+        """Whether the character must follow the root in the world, not merely move alike."""
+        return self.enable_tar_obs and self.global_obs
+
+
+class DeepMimicConfig(MotionConfig):
+    """``deepmimic``: motion tracking (Peng et al. 2018, "DeepMimic")."""
+
+    env_name: Literal["deepmimic"]
+    joint_err_w: tuple[float, ...] = Field((), description="weight per non-root joint, depth first; none: all 1")
+    reward_pose_w: float
+    reward_vel_w: float
+    reward_root_pose_w: float
+    reward_root_vel_w: float
+    reward_key_pos_w: float
+    reward_pose_scale: float = Field(description="1/rad^2")
+    reward_vel_scale: float = Field(description="s^2/rad^2")
+    reward_root_pose_scale: float = Field(description="1/m^2")
+    reward_root_vel_scale: float = Field(description="s^2/m^2")
+    reward_key_pos_scale: float = Field(description="1/m^2")
+
+
+ENV_CONFIGS: dict[str, type[EnvConfig]] = {
+    "char": CharConfig,
+    "deepmimic": DeepMimicConfig,
+    "char_dof_test": DofTestConfig,
+    "view_motion": ViewMotionConfig,
+}
+
+
+def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EnvConfig:
+    """Read an environment file.
+
+    Args:
+        path: yaml file.
+        overrides: keys that replace those of the file, e.g. ``{"episode_length": 5}``.
+
+    Raises:
+        AssetMissingError: no such file.
+        UserError: unknown ``env_name`` or key, missing key, wrong value; all of a file's problems in one message.
+    """
+    return make_env_config({**load_yaml(path), **(overrides or {})}, str(path))
+
+
+def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
+    """Validate the settings of an environment that came from ``where``. Raises UserError."""
+    name = data.get("env_name")
+    if not isinstance(name, str) or name not in ENV_CONFIGS:
+        given = "missing key 'env_name'" if name is None else f"env_name '{name}' is not supported"
+        hint = nearest(str(name), ENV_CONFIGS)
+        raise UserError(f"{where}: {given}{hint}; supported: {', '.join(sorted(ENV_CONFIGS))}")
+    config = build(ENV_CONFIGS[name], data, where)
+    config._source = where
+    return config
+
+
+def merge_engine_config(engine_config: EngineConfig, env_config: EnvConfig) -> EngineConfig:
+    """Physics settings with the environment's ``engine`` mapping on top. Raises UserError for a wrong key or value."""
+    if not env_config.engine:
+        return engine_config
+    data = engine_config.model_dump(exclude_unset=True) | env_config.engine
+    return make_engine_config(data, f"{env_config.source}, key 'engine'")
+
+
+def check_files(config: EnvConfig) -> None:
+    """Make sure that every file the environment reads exists, before anything expensive starts.
+
+    Raises:
+        AssetMissingError: names all missing files at once and how to obtain them.
+        UserError: a dataset file is malformed.
+    """
+    missing = [] if config.char_file.is_file() else [f"character {config.char_file}"]
+    for path in config.motion_files:
+        missing += _missing_clips(path)
+    if missing:
+        raise AssetMissingError(
+            f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "
+            f"{', '.join(missing)}. Paths are relative to the project folder; data/README.md tells how to obtain or "
+            "generate them (tools/import_deepmimic.py makes the humanoid's clips)"
+        )
+
+
+def _missing_clips(path: Path) -> list[str]:
+    if not path.is_file():
+        return [f"motion {path}"]
+    if path.suffix not in (".yaml", ".yml"):
+        return []
+    entries = load_yaml(path).get("motions")
+    if not isinstance(entries, list) or not all(isinstance(e, Mapping) and "file" in e for e in entries):
+        raise UserError(f"{path}: a dataset needs the key 'motions', a list of mappings with 'file' and 'weight'")
+    return [f"motion {e['file']}" for e in entries if not Path(str(e["file"])).is_file()]

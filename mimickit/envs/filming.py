@@ -1,0 +1,69 @@
+"""Pictures of environment 0: a video of one episode, or a live window. Asked after every step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mimickit.envs.base import DoneFlag
+from mimickit.envs.env import Env
+
+
+class EpisodeVideo:
+    """Records the first episode of environment 0 as mp4 and a few PNG frames.
+
+    Args:
+        max_steps: end the video after so many control steps although the episode goes on.
+
+    Raises:
+        DisplayError: no off-screen OpenGL here.
+    """
+
+    def __init__(self, env: Env, path: Path, width: int, height: int, max_steps: int | None = None) -> None:
+        from mimickit.engines.newton_viewer import VideoRecorder
+
+        self._recorder = VideoRecorder(
+            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.camera_mode,
+            show_reference=env.visualize_ref_char, ref_offset=env.ref_char_offset,
+        )
+        self._max_steps = max_steps
+        self._steps = 0
+        self._ended = False
+
+    def step(self, env: Env) -> None:
+        """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
+        self._ended = self._ended or int(env.done[0]) != DoneFlag.NULL or self._steps == self._max_steps
+        if not self._ended:
+            self._recorder.capture(env.reference_pose())
+            self._steps += 1
+
+    def close(self) -> dict:
+        """Finish the files; returns what ``result.json`` says about the video."""
+        return self._recorder.close()
+
+
+class Window:
+    """A live window on environment 0, slowed down to real time. Pause, camera and quitting are the viewer's own keys.
+
+    Raises:
+        DisplayError: no window can be opened here.
+    """
+
+    def __init__(self, env: Env) -> None:
+        from mimickit.engines.newton_viewer import LiveWindow
+
+        self._window = LiveWindow(
+            env.engine, camera_mode=env.camera_mode, show_reference=env.visualize_ref_char,
+            ref_offset=env.ref_char_offset,
+        )
+        self._next = time.monotonic()
+
+    def step(self, env: Env) -> None:
+        """Show the step just made; waits until its time has come, and while the viewer is paused."""
+        self._next = max(self._next + env.dt, time.monotonic() - env.dt)
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._window.show(env.reference_pose())
+
+    def close(self) -> None:
+        """Close the window; there is no video to report."""
+        self._window.close()

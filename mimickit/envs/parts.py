@@ -1,0 +1,198 @@
+"""What an environment is made of: the data that flows through a step, and the shape of a part.
+
+``N`` environments, ``B`` bodies, ``J = B - 1`` joints, ``D`` dofs, ``S`` future reference frames. Units SI, quaternions
+(x, y, z, w), positions and velocities in world axes unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mimickit.engines.engine import Engine
+
+
+class CharState(NamedTuple):
+    """Pose and velocity of characters, any leading shape ``...``."""
+
+    root_pos: Tensor  # [..., 3] m
+    root_rot: Tensor  # [..., 4]
+    root_vel: Tensor  # [..., 3] m/s, of the root body's origin
+    root_ang_vel: Tensor  # [..., 3] rad/s
+    joint_rot: Tensor  # [..., J, 4] relative to the parent at rest
+    dof_vel: Tensor  # [..., D] rad/s
+    body_pos: Tensor  # [..., B, 3] m, body origins
+    body_rot: Tensor  # [..., B, 4]
+
+
+class Reference(NamedTuple):
+    """What the characters are compared with and start from."""
+
+    frames: CharState  # [N, 1 + S, ...]: now, then the future frames
+    ids: Tensor  # [N] int64 clip of each environment
+    time: Tensor  # [N] s, time within the clip
+    ended: Tensor  # [N] bool: a clip that does not loop is over
+
+    @property
+    def now(self) -> CharState:
+        """The reference at the current time, [N, ...]."""
+        return CharState(*(x[:, 0] for x in self.frames))
+
+    @property
+    def future(self) -> CharState:
+        """The reference ahead of time, [N, S, ...]."""
+        return CharState(*(x[:, 1:] for x in self.frames))
+
+
+class Snapshot(NamedTuple):
+    """One moment of all environments. Valid only inside the step that made it."""
+
+    time: Tensor  # [N] s since the environment's reset
+    char: CharState  # the simulated characters
+    ref: Reference
+
+
+class Source(Protocol):
+    """Where characters start, and what they are compared with."""
+
+    def look(self, time: Tensor) -> tuple[Reference, Reference]:
+        """The reference at environment times [N] (s), and one at which an episode may begin, drawn anew in each call.
+
+        Both come from one call so that they share one lookup: a reset only selects between them.
+        """
+
+    def begin(self, mask: Tensor, fresh: Reference) -> None:
+        """From now on follow ``fresh``, one of :meth:`look`'s beginnings, where mask [N]."""
+
+    def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor] | None:
+        """For pictures: body positions [B, 3] and rotations [B, 4] of what environment ``env`` follows, if anything."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that must survive from step to step."""
+
+    def describe(self) -> str:
+        """One line for people."""
+
+
+class Part:
+    """One aspect of an environment; a subclass implements what it has to say.
+
+    The environment calls, in every step: ``act`` before physics; after physics ``update``, ``observe``, ``reward``,
+    ``done``, ``measure``; then ``reset`` and ``observe`` again for the environments that ended; at last ``finish``.
+    All between ``act`` and ``finish`` is captured in one CUDA graph: fixed shapes, in-place writes to buffers, no host
+    synchronisation, no other side effects.
+    """
+
+    def act(self) -> None:
+        """Before physics; state is that after the last reset. May overwrite the engine's command."""
+
+    def update(self, now: Snapshot) -> None:
+        """Advance the part's own buffers by one step."""
+
+    def observe(self, now: Snapshot) -> Tensor | None:
+        """The part's block [N, n] of the observation."""
+
+    def reward(self, now: Snapshot) -> Tensor | None:
+        """The part's share [N] of the reward."""
+
+    def done(self, now: Snapshot, flags: Tensor) -> Tensor:
+        """Flags [N] int32 (see ``DoneFlag``) with the part's verdict written over those of the parts before it."""
+        return flags
+
+    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+        """Add to the diagnostics: flags [N] of this step; environments with valid [N] False hold garbage."""
+
+    def reset(self, mask: Tensor, now: Snapshot) -> None:
+        """Start anew where mask [N]; ``now`` is the state after the reset, of all environments."""
+
+    def finish(self) -> None:
+        """After everything else of the step."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Measures since ``clear_diagnostics``, 0-d tensors."""
+        return {}
+
+    def clear_diagnostics(self) -> None:
+        """Forget all measures."""
+
+    def info(self) -> dict[str, Tensor]:
+        """Static buffers for the learning method."""
+        return {}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that must survive from step to step: saved in checkpoints, put back after a graph's warm-up."""
+        return {}
+
+    def describe(self) -> str:
+        """One line for people."""
+        return type(self).__name__
+
+
+class ConstantReward(Part):
+    """The same reward in every step."""
+
+    def __init__(self, value: float, num_envs: int, device: torch.device) -> None:
+        self._reward = torch.full((num_envs,), value, device=device)
+
+    def reward(self, now: Snapshot) -> Tensor:
+        return self._reward
+
+    def describe(self) -> str:
+        return "constant reward"
+
+
+class Means:
+    """Named means over samples, summed in float64 on the device; NaN while there are no samples."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor, valid: Tensor) -> None:
+        """Add values [N, number of names] of the samples whose valid [N] is True."""
+        self.sums += torch.where(valid[:, None], values, 0.0).sum(dim=0, dtype=torch.float64)
+        self.count += valid.sum()
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each name, 0-d float64."""
+        return dict(zip(self.names, (self.sums / self.count).unbind(), strict=True))
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.sums.zero_()
+        self.count.zero_()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The accumulators."""
+        return {"sums": self.sums, "count": self.count}
+
+
+def overwrite(mask: Tensor, new: Tensor, buffer: Tensor) -> None:
+    """Write rows of new [N, ...] into buffer [N, ...] where mask [N], in place and without synchronisation."""
+    torch.where(_rows(mask, buffer), new, buffer, out=buffer)
+
+
+def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Rows of new [N, ...] where mask [N], else of old."""
+    return torch.where(_rows(mask, old), new, old)
+
+
+def select_reference(mask: Tensor, new: Reference, old: Reference) -> Reference:
+    """:func:`select` for everything a reference holds."""
+    frames = CharState(*(select(mask, a, b) for a, b in zip(new.frames, old.frames, strict=True)))
+    return Reference(frames, *(select(mask, a, b) for a, b in zip(new[1:], old[1:], strict=True)))
+
+
+def _rows(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (like.dim() - 1))
+
+
+def read_character(engine: Engine, joint_rot: Tensor) -> CharState:
+    """The engine's characters [N, ...] as they are in its buffers; joint rotations [N, J, 4] are those of its dofs."""
+    return CharState(
+        root_pos=engine.root_pos, root_rot=engine.root_rot, root_vel=engine.root_vel, root_ang_vel=engine.root_ang_vel,
+        joint_rot=joint_rot, dof_vel=engine.dof_vel, body_pos=engine.body_pos, body_rot=engine.body_rot,
+    )

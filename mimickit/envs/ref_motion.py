@@ -1,0 +1,120 @@
+"""Where characters start and what they follow: clips of a motion library, or one fixed pose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mimickit.anim.character import Character
+from mimickit.anim.motion import LoopMode
+from mimickit.anim.motion_lib import MotionLib
+from mimickit.envs.parts import CharState, Reference, overwrite
+
+
+def clip_state(motions: MotionLib, character: Character, ids: Tensor, times: Tensor) -> CharState:
+    """States [..., ...] of clips ids [...] at times [...] (s), body poses by forward kinematics."""
+    frame = motions.frame(ids, times)
+    body_pos, body_rot = character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot)
+    return CharState(
+        root_pos=frame.root_pos, root_rot=frame.root_rot, root_vel=frame.root_vel, root_ang_vel=frame.root_ang_vel,
+        joint_rot=frame.joint_rot, dof_vel=frame.dof_vel, body_pos=body_pos, body_rot=body_rot,
+    )
+
+
+class RefMotion:
+    """Every environment follows a clip of its own from a start time of its own.
+
+    An episode begins at a clip drawn by weight and, with ``rand_reset``, a time drawn uniformly within it ("reference
+    state initialization", Peng et al. 2018, section 6), else at time 0. At environment time t the reference is the
+    clip at start time + t; the frames ahead of it are looked up in the same call.
+
+    Args:
+        future_steps: control steps ahead of the frames that are looked up besides the current one.
+        dt: s, one control step.
+    """
+
+    def __init__(
+        self, motions: MotionLib, character: Character, num_envs: int, dt: float, future_steps: tuple[int, ...],
+        rand_reset: bool,
+    ) -> None:
+        device = motions.lengths.device
+        self._motions = motions
+        self._character = character
+        self._rand_reset = rand_reset
+        self._offsets = torch.tensor([0.0, *(step * dt for step in future_steps)], device=device)
+        loops = motions.loop_modes == int(LoopMode.WRAP)
+        self._end = torch.where(loops, torch.inf, motions.lengths)  # [M] s, when the clip is over
+        self.ids = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self.start = torch.zeros(num_envs, device=device)
+
+    def look(self, time: Tensor) -> tuple[Reference, Reference]:
+        """The reference at environment times [N] (s), and beginnings drawn anew; both with their future frames."""
+        count = len(time)
+        fresh = self._motions.sample_motions(count)
+        begin = self._motions.sample_times(fresh, self._rand_reset)
+        ids, now = torch.cat([self.ids, fresh]), torch.cat([self.start + time, begin])
+        times = now.unsqueeze(-1) + self._offsets
+        frames = clip_state(self._motions, self._character, ids.unsqueeze(-1).expand_as(times), times)
+        return halves(Reference(frames, ids, now, now >= self._end[ids]), count)
+
+    def begin(self, mask: Tensor, fresh: Reference) -> None:
+        """Follow clips and start times of ``fresh`` where mask [N]."""
+        overwrite(mask, fresh.ids, self.ids)
+        overwrite(mask, fresh.time, self.start)
+
+    def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Body positions [B, 3] and rotations [B, 4] of one environment's reference; time [N] s of all."""
+        one = slice(env, env + 1)
+        state = clip_state(self._motions, self._character, self.ids[one], self.start[one] + time[one])
+        return state.body_pos[0], state.body_rot[0]
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {"ids": self.ids, "start": self.start}
+
+    def describe(self) -> str:
+        count = self._motions.num_motions
+        return f"reference motion ({count} clip{'s' if count > 1 else ''}, {len(self._offsets) - 1} future frames)"
+
+
+def halves(both: Reference, count: int) -> tuple[Reference, Reference]:
+    """The first ``count`` rows of everything in a reference, and the others."""
+    first, second = ([x[rows] for x in (*both.frames, *both[1:])] for rows in (slice(count), slice(count, None)))
+    width = len(both.frames)
+    return tuple(Reference(CharState(*rows[:width]), *rows[width:]) for rows in (first, second))
+
+
+class FixedPose:
+    """Every episode begins in the same pose, at rest, and is compared with nothing else.
+
+    Args:
+        root_pos: [3] m; root_rot: [4]; dof_pos: [D].
+    """
+
+    def __init__(
+        self, character: Character, num_envs: int, root_pos: Tensor, root_rot: Tensor, dof_pos: Tensor
+    ) -> None:
+        joint_rot = character.dof_to_rot(dof_pos)
+        body_pos, body_rot = character.forward_kinematics(root_pos, root_rot, joint_rot)
+        rest = torch.zeros_like(root_pos)
+        state = CharState(root_pos, root_rot, rest, rest, joint_rot, torch.zeros_like(dof_pos), body_pos, body_rot)
+        self._frames = CharState(*(x.expand(num_envs, 1, *x.shape) for x in state))
+        self._ids = torch.zeros(num_envs, dtype=torch.int64, device=root_pos.device)
+        self._begin = torch.zeros(num_envs, device=root_pos.device)
+        self._never = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
+
+    def look(self, time: Tensor) -> tuple[Reference, Reference]:
+        """The pose, whatever the time [N]."""
+        pose = Reference(self._frames, self._ids, time, self._never)
+        return pose, pose._replace(time=self._begin)
+
+    def begin(self, mask: Tensor, fresh: Reference) -> None:
+        """Nothing to remember."""
+
+    def pose_of(self, env: int, time: Tensor) -> None:
+        """Nothing is followed."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {}
+
+    def describe(self) -> str:
+        return "starts from init_pose"

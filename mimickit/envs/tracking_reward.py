@@ -1,0 +1,129 @@
+"""How well the character follows its reference: the reward (Peng et al. 2018, equation 6 ff.) and the measures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mimickit.envs.parts import CharState, Means, Part, Snapshot
+from mimickit.util.rotations import heading_quat_inv, quat_diff_angle, quat_mul, quat_rotate
+
+TERMS = ("pose", "vel", "root_pose", "root_vel", "key_pos")
+MEASURES = (
+    "root_pos_err", "root_rot_err", "body_pos_err", "body_rot_err", "dof_vel_err", "root_vel_err", "root_ang_vel_err",
+)
+
+
+def reward_errors(
+    char: CharState, ref: CharState, key_ids: Tensor, joint_w: Tensor, dof_w: Tensor,
+    track_root: bool, root_height_obs: bool,
+) -> Tensor:
+    """The five squared errors [N, 5] of the reward, in the order of ``TERMS``.
+
+    pose: joint angles (rad^2, weighted joint_w [J]); vel: dof velocities (rad^2/s^2, weighted dof_w [D]); root_pose:
+    position (m^2) + 0.1 angle (rad^2); root_vel: velocity + 0.1 angular velocity; key_pos: key bodies relative to the
+    root (m^2). Without ``track_root`` the horizontal root position does not count and everything of the root is
+    compared in each character's own heading frame. Root height counts only with ``root_height_obs``. Without key
+    bodies the last error is 0, so its term is constant.
+    """
+    (rotations, vectors), (ref_rotations, ref_vectors) = (_own_frame(c, key_ids, track_root) for c in (char, ref))
+    angles = quat_diff_angle(rotations, ref_rotations).square()
+    pose = (joint_w * angles[..., 1:]).sum(dim=-1)
+    vel = (dof_w * (ref.dof_vel - char.dof_vel).square()).sum(dim=-1)
+
+    position = (ref.root_pos - char.root_pos).square()
+    across, height = position[..., :2].sum(dim=-1), position[..., 2]
+    root_pose = 0.1 * angles[..., 0]
+    if track_root:
+        root_pose = root_pose + across
+    if root_height_obs:
+        root_pose = root_pose + height
+
+    distances = (ref_vectors - vectors).square().sum(dim=-1)
+    root_vel = distances[..., 0] + 0.1 * distances[..., 1]
+    key_pos = distances[..., 2:].sum(dim=-1)
+    return torch.stack([pose, vel, root_pose, root_vel, key_pos], dim=-1)
+
+
+def _own_frame(char: CharState, key_ids: Tensor, world_axes: bool) -> tuple[Tensor, Tensor]:
+    """Rotations [N, 1 + J, 4] of root and joints; vectors [N, 2 + K, 3]: root velocity, angular velocity, key bodies
+    from the root. Those of the root in world axes or in the own heading frame."""
+    key_pos = char.body_pos.index_select(-2, key_ids) - char.root_pos.unsqueeze(-2)
+    vectors = torch.cat([char.root_vel.unsqueeze(-2), char.root_ang_vel.unsqueeze(-2), key_pos], dim=-2)
+    root_rot = char.root_rot
+    if not world_axes:
+        inverse = heading_quat_inv(root_rot)
+        root_rot, vectors = quat_mul(inverse, root_rot), quat_rotate(inverse.unsqueeze(-2), vectors)
+    return torch.cat([root_rot.unsqueeze(-2), char.joint_rot], dim=-2), vectors
+
+
+def tracking_errors(char: CharState, ref: CharState) -> Tensor:
+    """The measures [N, 7] in the order of ``MEASURES``, in world axes.
+
+    Root position (m) and rotation (rad); means over bodies of position relative to the root (m) and of rotation (rad);
+    means of absolute component differences of dof velocity (rad/s), root velocity (m/s), angular velocity (rad/s).
+    """
+    root_offset = char.root_pos - ref.root_pos
+    body_offset = char.body_pos - ref.body_pos - root_offset.unsqueeze(-2)
+    body_angle = quat_diff_angle(char.body_rot, ref.body_rot)
+    return torch.stack([
+        torch.linalg.vector_norm(root_offset, dim=-1),
+        body_angle[..., 0],  # body 0 is the root
+        torch.linalg.vector_norm(body_offset, dim=-1).mean(dim=-1),
+        body_angle.mean(dim=-1),
+        (char.dof_vel - ref.dof_vel).abs().mean(dim=-1),
+        (char.root_vel - ref.root_vel).abs().mean(dim=-1),
+        (char.root_ang_vel - ref.root_ang_vel).abs().mean(dim=-1),
+    ], dim=-1)
+
+
+class TrackingReward(Part):
+    """Reward for following the reference: sum of weight * exp(-scale * error).
+
+    Args:
+        weights, scales: [5] in the order of ``TERMS``.
+        joint_w: [J] and dof_w: [D], weights of the pose and velocity errors.
+    """
+
+    def __init__(
+        self, weights: Tensor, scales: Tensor, key_ids: Tensor, joint_w: Tensor, dof_w: Tensor,
+        track_root: bool, root_height_obs: bool,
+    ) -> None:
+        self._weights = weights
+        self._scales = scales
+        self._key_ids = key_ids
+        self._joint_w = joint_w
+        self._dof_w = dof_w
+        self._track_root = track_root
+        self._root_height_obs = root_height_obs
+
+    def reward(self, now: Snapshot) -> Tensor:
+        errors = reward_errors(
+            now.char, now.ref.now, self._key_ids, self._joint_w, self._dof_w, self._track_root, self._root_height_obs
+        )
+        return (self._weights * torch.exp(-self._scales * errors)).sum(dim=-1)
+
+    def describe(self) -> str:
+        return f"tracking reward (root {'in the world' if self._track_root else 'in heading frames'})"
+
+
+class TrackingError(Part):
+    """Mean tracking errors over all steps since the diagnostics were cleared."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._means = Means(MEASURES, device)
+
+    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+        self._means.add(tracking_errors(now.char, now.ref.now), valid)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return self._means.means()
+
+    def clear_diagnostics(self) -> None:
+        self._means.clear()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return self._means.buffers()
+
+    def describe(self) -> str:
+        return "tracking errors"

@@ -1,0 +1,125 @@
+"""SGD with momentum and AdamW on one flat parameter tensor.
+
+The parameters become views of a flat tensor, the gradient and the moments are flat too: a step is a handful of
+kernels, the exchange between processes is one all-reduce, and everything can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from mimickit.config import Config
+from mimickit.util.distributed import Distributed
+from mimickit.util.failures import MimicKitError
+
+MOMENTUM = 0.9
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+_ALIGN = 64  # elements; keeps every parameter on a 256-byte boundary for fast matrix products
+
+
+class OptimizerConfig(Config):
+    """Mapping ``actor_optimizer`` and its like."""
+
+    type: Literal["SGD", "Adam"]
+    learning_rate: float = Field(gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0, description="SGD: added to the gradient; Adam: decoupled (AdamW)")
+    grad_clip: float = Field(0.0, ge=0.0, description="largest global gradient norm, 0 = off")
+
+
+class FlatOptimizer:
+    """One optimiser over all parameters of one network.
+
+    Per step: :meth:`set_gradient`, :meth:`exchange`, :meth:`step`; then :meth:`check_equal` now and then. Making one
+    broadcasts the root's parameters.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, dist: Distributed) -> None:
+        self._config = config
+        self._dist = dist
+        self._parameters = dict(parameters)
+        self._slices: dict[str, slice] = {}
+        size = 0
+        for name, parameter in self._parameters.items():
+            self._slices[name] = slice(size, size + parameter.numel())
+            size += -(-parameter.numel() // _ALIGN) * _ALIGN
+        first = next(iter(self._parameters.values()))
+        self._flat = torch.zeros(size, dtype=first.dtype, device=first.device)
+        for name, parameter in self._parameters.items():
+            self._flat[self._slices[name]].copy_(parameter.detach().reshape(-1))
+            parameter.data = self._flat[self._slices[name]].view(parameter.shape)
+        self._packed = torch.zeros(size + 1, dtype=first.dtype, device=first.device)  # gradient, then its weight
+        self.gradient = self._packed[:size]
+        self._moment1 = torch.zeros_like(self._flat)
+        self._moment2 = torch.zeros_like(self._flat) if config.type == "Adam" else None
+        self._count = torch.zeros((), dtype=torch.float64, device=first.device)
+        dist.broadcast_([self._flat])
+
+    def set_gradient(self, loss: torch.Tensor, weight: torch.Tensor | float = 1.0) -> None:
+        """Differentiate ``loss``; ``weight`` is this process's share when gradients are averaged over processes."""
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()))
+        for part, gradient in zip(self._slices.values(), gradients, strict=True):
+            self.gradient[part].copy_(gradient.reshape(-1))
+        if self._dist.world_size > 1:
+            self._packed[-1:].fill_(1.0).mul_(weight)
+            self.gradient.mul_(self._packed[-1])
+
+    def exchange(self) -> None:
+        """Average the gradient over processes by weight (zero when all weights are). Not for capture."""
+        if self._dist.world_size > 1:
+            self._dist.sum_(self._packed)
+
+    def step(self) -> None:
+        """Clip and apply the gradient."""
+        config, gradient = self._config, self.gradient
+        if self._dist.world_size > 1:
+            gradient.div_(self._packed[-1].clamp(min=torch.finfo(gradient.dtype).tiny))
+        if config.grad_clip > 0.0:
+            gradient.mul_((config.grad_clip / (gradient.norm() + 1e-6)).clamp(max=1.0))
+        if self._moment2 is None:
+            if config.weight_decay > 0.0:
+                gradient.add_(self._flat, alpha=config.weight_decay)
+            self._moment1.mul_(MOMENTUM).add_(gradient)
+            self._flat.add_(self._moment1, alpha=-config.learning_rate)
+            return
+        self._count.add_(1.0)
+        self._moment1.lerp_(gradient, 1.0 - BETA1)
+        self._moment2.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
+        scale1, scale2 = 1.0 - BETA1**self._count, 1.0 - BETA2**self._count
+        direction = self._moment1 / scale1 / ((self._moment2 / scale2).sqrt() + EPSILON)
+        self._flat.mul_(1.0 - config.learning_rate * config.weight_decay).add_(direction, alpha=-config.learning_rate)
+
+    def check_equal(self) -> None:
+        """Compare all parameters with the root's. Waits.
+
+        Raises:
+            MimicKitError: on every process, when they deviate on any; names the parameters and processes.
+        """
+        if self._dist.world_size == 1:
+            return
+        root = self._flat.clone()
+        self._dist.broadcast_([root])
+        equal = (self._flat == root).all().to(torch.int32)
+        if self._dist.min_(equal).item():
+            return
+        own = [name for name, part in self._slices.items() if not torch.equal(self._flat[part], root[part])]
+        found = self._dist.all_gather_object(own)
+        detail = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in enumerate(found) if names)
+        raise MimicKitError(f"parameters are no longer equal to those of process 0 ({detail})")
+
+    def broadcast(self) -> None:
+        """Overwrite the parameters by the root's, as after loading a model file."""
+        self._dist.broadcast_([self._flat])
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Moments and step count; the parameters belong to the model."""
+        state = {"moment1": self._moment1, "count": self._count}
+        return state if self._moment2 is None else {**state, "moment2": self._moment2}
+
+    def mutable(self) -> list[torch.Tensor]:
+        """Tensors that a step changes, for capture."""
+        return [self._flat, *self.state_tensors().values()]

@@ -1,0 +1,447 @@
+"""The training loop: roll out, learn, evaluate, save; stops politely and continues exactly.
+
+A continued run repeats what an uninterrupted one would have done: networks, optimizers, normalisers, counters,
+environments and the random state of torch on every process are in the checkpoint. Evaluations that were not due
+(at the end of a run) leave no trace in it, and one that a signal interrupted is made up for when the run continues.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mimickit.envs.base import EnvMode, VecEnv
+from mimickit.learning.agent import Agent
+from mimickit.learning.evaluate import Evaluation, evaluate, read_health
+from mimickit.learning.stats import Stat, reduce_stats
+from mimickit.learning.stopping import StopSignals
+from mimickit.learning.tracker import EpisodeTracker
+from mimickit.util.checkpoint import (
+    fill_tensors,
+    load_checkpoint,
+    resolve_checkpoint,
+    save_checkpoint,
+    save_model,
+    to_host,
+)
+from mimickit.util.distributed import Distributed
+from mimickit.util.failures import NonFiniteError, UserError
+from mimickit.util.files import write_json
+from mimickit.util.graphs import Graphed
+from mimickit.util.logging import Heartbeat, Logger, LoggerKind, Number, Progress, column_name, print_row, warn
+
+UNLIMITED = 2**63 - 1
+Outcome = Literal["completed", "budget", "interrupted"]
+State = tuple[dict[str, Any], dict[str, Any]]  # shared by all processes, own
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long to train and what to leave behind; docs/run_folder.md describes the files."""
+
+    out_dir: Path
+    max_samples: int = UNLIMITED  # over all processes, earlier runs included
+    max_iters: int | None = None  # of this process
+    time_budget_s: float | None = None  # of this process
+    output_samples: int | None = None  # evaluate and save at least so often, besides the agent's iters_per_output
+    output_seconds: float | None = None
+    save_int_models: bool = False
+    resume: Path | None = None  # run folder or checkpoint folder
+    logger: LoggerKind = "txt"
+    log_measures: bool = True  # the environment's diagnostics as log columns
+    fingerprint: str = ""  # of the configuration, compared on resume
+    agent_config: Mapping[str, Any] = field(default_factory=dict)  # for W&B
+    started: float | None = None  # time.time() when the process started
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Learning's part of ``result.json`` of a training."""
+
+    outcome: Outcome
+    samples: int
+    iterations: int
+    wall_s: float  # of this process
+    samples_per_s: float  # of this process, evaluations and checkpoints included
+    startup_s: float
+    nonfinite: int
+    contact_overflow: int
+    constraint_overflow: int
+    evaluation: dict[str, float] | None
+    measures: dict[str, float]
+    checkpoint: str | None
+    model_file: str
+    world_size: int
+    num_envs: int
+    peak_gpu_memory_bytes: int
+    signal: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions) -> TrainResult:
+    """Train until the samples, iterations or hours are used up or a signal comes. Every process calls it.
+
+    Raises:
+        UserError: ``options.resume`` does not fit.
+        NonFiniteError: a NaN or infinity in observations, rewards or losses.
+    """
+    with StopSignals() as signals:
+        return _Training(env, agent, dist, options, signals).run()
+
+
+@torch.no_grad()
+def roll_out(env: VecEnv, agent: Agent, steps: int, track: Callable[[], None]) -> None:
+    """``steps`` control steps in all environments; never waits for the device."""
+    for t in range(steps):
+        agent.act(t)
+        env.step(agent.action)
+        track()
+        agent.observe(t)
+
+
+class _Training:
+    def __init__(
+        self, env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions, signals: StopSignals
+    ) -> None:
+        self.env, self.agent, self.dist, self.options, self.signals = env, agent, dist, options, signals
+        self.out_dir = Path(options.out_dir)
+        self.tracker = EpisodeTracker(env.num_envs, env.device)
+        tracked = list(self.tracker.state_tensors().values())
+        self.track = Graphed(lambda: self.tracker.update(env.reward, env.done), env.device, state=tracked)
+
+        self.iteration = 0  # index of the iteration at hand
+        self.samples = 0
+        self.report: dict[str, float] = {}  # its numbers
+        self.pending = False  # its evaluation and output are still to be made
+        self.outcome: Outcome | None = None
+        self.evaluation: Evaluation | None = None
+        self.best = [-math.inf, -math.inf]  # return, episode length
+        self.checkpoint: Path | None = None
+        self.health = {"nonfinite": 0, "contact_overflow": 0, "constraint_overflow": 0}
+        self.peak_memory = 0
+        self.iterations_here = 0
+        self.wall_before = 0.0  # s, of the runs this one continues
+        self.signal: int | None = None  # that ended the run, received by any process
+
+    # --- the loop
+
+    def run(self) -> TrainResult:
+        self._start()
+        while self.pending or not self._ended():
+            if not self.pending:
+                self._iterate()
+            self._conclude()
+        if not self._model_file().exists():  # continued when nothing was left to do
+            self._save_models(improved=False)
+        self.progress.enter("done")
+        self.logger.close()
+        return self._result()
+
+    def _iterate(self) -> None:
+        """Roll out and learn: one iteration without its evaluation."""
+        steps = self.agent.config.steps_per_iter
+        self.env.set_mode(EnvMode.TRAIN)
+        self.agent.start_iteration(self.samples)
+        roll_out(self.env, self.agent, steps, self.track)
+        stats = self.agent.update(self.samples)
+        self.samples += self.dist.world_size * self.env.num_envs * steps
+        self.iterations_here += 1
+        self.report = self._collect(stats)
+        self.heartbeat.beat()
+        self.progress.enter("training")
+        self.progress.advance(self.iteration, self.samples)
+
+    def _conclude(self) -> None:
+        """Evaluate and save where due, log, and decide whether to go on."""
+        due = self.pending or self._output_due()
+        self.outcome = self._decide_outcome()
+        if self.outcome == "interrupted":
+            self._save_interrupted(self._state_before_output(due), due)
+        elif due or self.outcome:
+            self._output(due)
+        else:
+            self._print(self._row())
+            self.iteration += 1
+
+    def _output(self, due: bool) -> None:
+        """Evaluate, log, save. An output that was not due leaves the run to be continued as if it had not been."""
+        before = self._state_before_output(due)
+        self.progress.enter("evaluating")
+        evaluation = evaluate(
+            self.env, self.agent, self.dist, self.agent.config.test_episodes,
+            should_stop=lambda: bool(self.signals), on_step=self._sign_of_life)
+        if not evaluation.complete:
+            self.outcome = "interrupted"
+            self._save_interrupted(before, due)
+            return
+        self.evaluation = evaluation
+        self._check_health(read_health(self.env, self.dist))
+        improved = [evaluation.mean_return, evaluation.episode_length] > self.best
+        if improved:
+            self.best = [evaluation.mean_return, evaluation.episode_length]
+
+        row = self._row()
+        measures = [column_name(name) for name in evaluation.measures] if self.options.log_measures else []
+        self.logger.write(row, measures)
+        self._print(row)
+        self._save_models(improved)
+        self.tracker.clear()
+        self.env.set_mode(EnvMode.TRAIN)
+        self.env.reset()
+        self.iteration += 1
+        self.pending = False
+        self.last_output_samples, self.last_output_time = self.samples, time.monotonic()
+        if due:
+            self._save_checkpoint(self._state(self.iteration))
+        else:
+            shared, local = before
+            self._save_checkpoint(({**shared, "evaluation": asdict(evaluation), "best": self.best}, local))
+        self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
+        self.progress.enter("training")
+
+    # --- decisions
+
+    def _ended(self) -> bool:
+        limit = self.options.max_iters
+        if self.outcome is None and (
+            self.samples >= self.options.max_samples or (limit is not None and self.iterations_here >= limit)
+        ):
+            self.outcome = "completed"
+        return self.outcome is not None
+
+    def _decide_outcome(self) -> Outcome | None:
+        if self.report["vote.stop"] > 0:
+            return "interrupted"
+        if self.samples >= self.options.max_samples:
+            return "completed"
+        if self.options.max_iters is not None and self.iterations_here >= self.options.max_iters:
+            return "completed"
+        return "budget" if self.report["vote.budget"] > 0 else None
+
+    def _output_due(self) -> bool:
+        every = self.options.output_samples
+        return (
+            self.iteration % self.agent.config.iters_per_output == 0
+            or (every is not None and self.samples - self.last_output_samples >= every)
+            or self.report["vote.output"] > 0
+        )
+
+    def _collect(self, stats: Mapping[str, Stat]) -> dict[str, float]:
+        """All numbers of the iteration, equal on all processes: log columns, health, votes. The one wait."""
+        now, options, root = time.monotonic(), self.options, self.dist.is_root
+        votes = {
+            "vote.stop": bool(self.signals),
+            "vote.budget": root and options.time_budget_s is not None and now - self.begun >= options.time_budget_s,
+            "vote.output": root and options.output_seconds is not None
+            and now - self.last_output_time >= options.output_seconds,
+        }
+        mean_return, length, episodes = self.tracker.stats()
+        report = reduce_stats({
+            "Train_Return": mean_return, "Train_Episode_Length": length, "Train_Episodes": episodes,
+            **{f"method.{name}": stat for name, stat in stats.items()},
+            **{f"info.{name}": stat for name, stat in self.agent.info(self.samples).items()},
+            **{f"health.{name}": Stat(value, "sum") for name, value in self.env.health().items()},
+            **{name: Stat(torch.full((), float(vote), device=self.dist.device), "sum") for name, vote in votes.items()},
+        }, self.dist)
+        self.env.clear_health()
+        self._check_health({name: round(count) for name, count in _part(report, "health.").items()})
+        wrong = [name.split(".")[-1] for name, value in report.items() if not math.isfinite(value)]
+        if wrong:
+            raise NonFiniteError(f"iteration {self.iteration}: {', '.join(wrong)} not finite")
+        return report
+
+    def _check_health(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self.health[name] = self.health.get(name, 0) + count
+            if count and name != "nonfinite" and self.dist.is_root:
+                warn(f"iteration {self.iteration}: {name} {count}")
+        if self.health["nonfinite"]:
+            raise NonFiniteError(
+                f"iteration {self.iteration}: {self.health['nonfinite']} environment step(s) with a NaN or infinity in "
+                f"observation or reward"
+            )
+
+    # --- logging
+
+    def _row(self) -> dict[str, Number]:
+        report, evaluation = self.report, self.evaluation or Evaluation()
+        shown = evaluation.measures if self.options.log_measures else {}
+        return {
+            "Iteration": self.iteration,
+            "Wall_Time": self._wall_s() / 3600.0,
+            "Samples": self.samples,
+            "Test_Return": evaluation.mean_return,
+            "Test_Episode_Length": evaluation.episode_length,
+            "Test_Episodes": evaluation.episodes,
+            "Train_Return": report["Train_Return"],
+            "Train_Episode_Length": report["Train_Episode_Length"],
+            "Train_Episodes": round(report["Train_Episodes"]),
+            **_part(report, "method."),
+            **{column_name(name): value for name, value in shown.items()},
+            **_part(report, "info."),
+        }
+
+    def _print(self, row: Mapping[str, Number]) -> None:
+        if self.dist.is_root:
+            print_row(row, self.progress)
+
+    def _sign_of_life(self) -> None:
+        self.heartbeat.beat()
+        self.progress.write()
+
+    def _wall_s(self) -> float:
+        return self.wall_before + time.monotonic() - self.begun
+
+    # --- starting, saving and continuing
+
+    def _start(self) -> None:
+        options = self.options
+        self.begun = self.last_output_time = time.monotonic()
+        self.last_output_samples = 0
+        self.startup_s = time.time() - options.started if options.started is not None else 0.0
+        self.heartbeat = Heartbeat(self.out_dir, self.dist.rank)
+        self.env.set_mode(EnvMode.TRAIN)
+        self.env.clear_health()
+        if options.resume is None:
+            self.env.reset()
+        else:
+            self._resume(options.resume)
+        self.samples_before = self.samples
+        first_row = self.iteration if options.resume is not None else None
+        self.logger = Logger(self.out_dir, options.logger, first_row, options.agent_config, self.dist.is_root)
+        self.progress = Progress(self.out_dir, options.max_samples, self.dist.is_root)
+        self.progress.advance(self.iteration, self.samples)
+        self.progress.enter("compiling")
+
+    def _state_before_output(self, due: bool) -> State:
+        """State from which a continued run goes on with the output that is due, or else with the next iteration."""
+        return self._state(self.iteration if due else self.iteration + 1, pending=due)
+
+    def _state(self, iteration: int, pending: bool = False) -> State:
+        """What a checkpoint holds, on the host: the part all processes share and this process's own.
+
+        A continued run begins with ``iteration``: with its evaluation only if ``pending``, else with its rollout.
+        """
+        device = self.dist.device
+        shared = {
+            "agent": self.agent.state_tensors() if self.dist.is_root else {},
+            "iteration": iteration,
+            "samples": self.samples,
+            "wall_s": self._wall_s(),
+            "pending": pending,
+            "report": self.report,
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "best": self.best,
+            "output_samples": self.last_output_samples,
+        }
+        local = {
+            "env": self.env.state_dict(),
+            "tracker": self.tracker.state_tensors(),
+            "random_cpu": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+        return to_host(shared), to_host(local)
+
+    def _resume(self, path: Path) -> None:
+        found = load_checkpoint(resolve_checkpoint(path, self.dist), self.dist)
+        manifest, shared, local = found.manifest, found.shared, found.local
+        if manifest["num_envs"] != self.env.num_envs:
+            raise UserError(
+                f"{found.path} was written with num_envs {manifest['num_envs']}, this run has {self.env.num_envs}: an "
+                f"exact continuation needs the same number. Use --model_file with its model.pt for a warm start"
+            )
+        if manifest["fingerprint"] != self.options.fingerprint and self.dist.is_root:
+            warn(f"the configuration differs from the one that wrote {found.path}")
+        fill_tensors(self.agent.state_tensors(), shared["agent"], str(found.path))
+        fill_tensors(self.tracker.state_tensors(), local["tracker"], str(found.path))
+        self.env.load_state_dict(local["env"])
+        self.iteration, self.samples = shared["iteration"], shared["samples"]
+        self.pending = shared["pending"]
+        self.report = {k: 0.0 if k.startswith("vote.") else v for k, v in shared["report"].items()}
+        self.best, self.wall_before = shared["best"], shared["wall_s"]
+        self.last_output_samples = shared["output_samples"]
+        self.evaluation = Evaluation(**shared["evaluation"]) if shared["evaluation"] else None
+        self.checkpoint = found.path
+        torch.set_rng_state(local["random_cpu"])
+        if self.dist.device.type == "cuda":
+            torch.cuda.set_rng_state(local["random_cuda"], self.dist.device)
+
+    def _save_interrupted(self, state: State, due: bool) -> None:
+        received = torch.tensor(self.signals.received or 0, device=self.dist.device)
+        self.signal = int(self.dist.max_(received).item())
+        self._save_checkpoint(state)
+        self._save_models(improved=False)
+        self.pending = False
+        if not due:
+            self.iteration += 1
+
+    def _save_checkpoint(self, state: State) -> None:
+        shared, local = state
+        manifest = {
+            "samples": self.samples, "num_envs": self.env.num_envs, "fingerprint": self.options.fingerprint,
+            "time": time.time(),
+        }
+        self.checkpoint = save_checkpoint(
+            self.out_dir / "checkpoints", shared["iteration"], shared, local, manifest, self.dist)
+
+    def _save_models(self, improved: bool) -> None:
+        if not self.dist.is_root:
+            return
+        tensors = self.agent.model_tensors()
+        save_model(self._model_file(), tensors)
+        if self.options.save_int_models:
+            save_model(self.out_dir / "int_models" / f"model_{self.iteration:010d}.pt", tensors)
+        if improved and self.evaluation is not None:
+            best = self.out_dir / "checkpoints" / "best"
+            save_model(best / "model.pt", tensors)
+            entries = {"iteration": self.iteration, "samples": self.samples, **asdict(self.evaluation)}
+            write_json(best / "evaluation.json", entries)
+
+    def _model_file(self) -> Path:
+        return self.out_dir / "model.pt"
+
+    def _result(self) -> TrainResult:
+        assert self.outcome is not None
+        wall = time.monotonic() - self.begun
+        last = self.evaluation
+        evaluation = None if last is None else {
+            "return": last.mean_return, "episode_length": last.episode_length, "episodes": last.episodes}
+        return TrainResult(
+            outcome=self.outcome,
+            samples=self.samples,
+            iterations=self.iteration,
+            wall_s=wall,
+            samples_per_s=(self.samples - self.samples_before) / max(wall, 1e-9),
+            startup_s=self.startup_s,
+            nonfinite=self.health["nonfinite"],
+            contact_overflow=self.health["contact_overflow"],
+            constraint_overflow=self.health["constraint_overflow"],
+            evaluation=evaluation,
+            measures=dict(last.measures) if last else {},
+            checkpoint=str(self.checkpoint) if self.checkpoint else None,
+            model_file=str(self._model_file()),
+            world_size=self.dist.world_size,
+            num_envs=self.env.num_envs,
+            peak_gpu_memory_bytes=max(self.peak_memory, _device_memory(self.dist.device)),
+            signal=self.signal,
+        )
+
+
+def _part(report: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in report.items() if name.startswith(prefix)}
+
+
+def _device_memory(device: torch.device) -> int:
+    """Bytes in use on a CUDA device by all its users (physics allocates outside torch); 0 on CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free

@@ -1,0 +1,92 @@
+"""The minibatch steps of one network: draw, differentiate, average over processes, step; captured as graphs on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mimickit.learning.buffer import MinibatchSampler
+from mimickit.learning.optimizers import FlatOptimizer
+from mimickit.learning.stats import Stat
+from mimickit.util.distributed import Distributed
+from mimickit.util.graphs import Graphed
+
+EQUALITY_CHECK_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """Result of a loss function on one minibatch, all 0-d."""
+
+    loss: torch.Tensor  # mean over the samples that count
+    weight: torch.Tensor  # how many count; this process's share in averages over processes
+    stats: Sequence[torch.Tensor]  # in the order of the update's stat names
+
+
+class NetworkUpdate:
+    """All minibatch steps of an iteration for one network.
+
+    Args:
+        loss_fn: sample indices [B] -> :class:`BatchLoss`. Captured on CUDA: fixed shapes, no waiting.
+        stat_names: columns that the loss function's stats fill; their means over all steps are reported.
+        batch: samples of a minibatch.
+        steps: optimiser steps of an iteration.
+        use_graphs: False runs eagerly on CUDA.
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable[[torch.Tensor], BatchLoss],
+        stat_names: Sequence[str],
+        optimizer: FlatOptimizer,
+        batch: int,
+        steps: int,
+        dist: Distributed,
+        use_graphs: bool = True,
+    ) -> None:
+        device = dist.device
+        self.optimizer = optimizer
+        self._loss_fn = loss_fn
+        self._names = tuple(stat_names)
+        self._batch = batch
+        self._steps = steps
+        self._dist = dist
+        self._index = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)  # stats, weights
+        self._total_steps = 0
+        state = [self._sums, *optimizer.mutable()]
+        if dist.world_size == 1:
+            self._graphs = [Graphed(self._differentiate_and_step, device, state=state, enabled=use_graphs)]
+        else:
+            self._graphs = [
+                Graphed(self._differentiate, device, state=state, enabled=use_graphs),
+                Graphed(optimizer.step, device, state=[*state, optimizer.gradient], enabled=use_graphs),
+            ]
+
+    def run(self, sampler: MinibatchSampler) -> dict[str, Stat]:
+        """Make all steps of an iteration. Does not wait for the device (but for the equality check now and then)."""
+        self._sums.zero_()
+        for _ in range(self._steps):
+            self._index.copy_(sampler.draw(self._batch))
+            if self._dist.world_size == 1:
+                self._graphs[0]()
+            else:
+                self._graphs[0]()
+                self.optimizer.exchange()
+                self._graphs[1]()
+            if self._total_steps % EQUALITY_CHECK_STEPS == 0:
+                self.optimizer.check_equal()
+            self._total_steps += 1
+        *sums, weight = self._sums.clone().unbind()
+        return {name: Stat(total / self._steps, "mean", weight) for name, total in zip(self._names, sums, strict=True)}
+
+    def _differentiate(self) -> None:
+        result = self._loss_fn(self._index)
+        self.optimizer.set_gradient(result.loss, result.weight)
+        self._sums += torch.stack([x.detach().double() for x in (*result.stats, result.weight)])
+
+    def _differentiate_and_step(self) -> None:
+        self._differentiate()
+        self.optimizer.step()

@@ -1,0 +1,88 @@
+"""One helper for CUDA graphs: run a function as it is on CPU, capture it once and replay it on CUDA.
+
+Rules for a function that is captured: fixed shapes, results written into tensors that outlive the call, no host
+synchronisation, no Python decision on tensor values, no tensors made from host data. Python code runs only while
+warming up and capturing; a replay repeats the recorded kernels on the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+class Graphed:
+    """Callable that replays ``fn`` as a CUDA graph, or simply calls it on CPU.
+
+    The graph is captured at the first call. ``fn`` then runs ``warmup`` times on a side stream (libraries allocate
+    their workspaces there); afterwards ``state`` and the device's default random generator are put back, so that the
+    first call has exactly the effect of one ``fn()``, and every call draws the same random numbers as without a graph.
+
+    Args:
+        fn: function without arguments; what it returns (static tensors) every call returns again.
+        device: where its tensors live.
+        warmup: runs before capture, at least 1.
+        state: tensors that ``fn`` reads and changes (counters, accumulators, parameters, optimizer moments). Tensors
+            that ``fn`` only overwrites need not be listed.
+        enabled: ``False`` runs eagerly on CUDA too, for debugging.
+
+    Python attributes that ``fn`` changes are not put back: it must not change any.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[], Any],
+        device: torch.device | str,
+        warmup: int = 3,
+        state: Sequence[torch.Tensor] = (),
+        enabled: bool = True,
+    ) -> None:
+        if warmup < 1:
+            raise ValueError(f"warmup must be at least 1, got {warmup}")
+        self._fn = fn
+        self._device = torch.device(device)
+        self._warmup = warmup
+        self._state = tuple(state)
+        self._use_graph = enabled and self._device.type == "cuda"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Any = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls replay a graph by now."""
+        return self._graph is not None
+
+    def __call__(self) -> Any:
+        if not self._use_graph:
+            return self._fn()
+        if self._graph is None:
+            self._capture()
+        self._graph.replay()
+        return self._result
+
+    def _capture(self) -> None:
+        with torch.cuda.device(self._device):
+            saved = [tensor.detach().clone() for tensor in self._state]
+            random_state = torch.cuda.get_rng_state(self._device)
+
+            main = torch.cuda.current_stream()
+            side = torch.cuda.Stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                for _ in range(self._warmup):
+                    self._fn()
+            main.wait_stream(side)
+
+            with torch.no_grad():
+                for tensor, value in zip(self._state, saved, strict=True):
+                    tensor.copy_(value)
+            torch.cuda.set_rng_state(random_state, self._device)
+
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: a communication library's watchdog thread may query events meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._result = self._fn()
+            torch.cuda.set_rng_state(random_state, self._device)
+            self._graph = graph

@@ -1,0 +1,224 @@
+"""Rotations as pure functions on batched tensors.
+
+Quaternions are (x, y, z, w), Hamilton product, active: ``quat_mul(a, b)`` applies ``b`` first. Z is up, angles are in
+radians, and every function works on any leading shape (written ``...``) with ordinary broadcasting. There are no
+branches on values, no host data and no masks by index, so all of it can be captured in a CUDA graph.
+
+An *exponential map* is axis times angle, 3 numbers. The *tangent-normal* form is columns X and Z of the rotation
+matrix, 6 numbers: a continuous representation for networks (Zhou et al. 2019, "On the Continuity of Rotation
+Representations in Neural Networks").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TINY_ANGLE = 1e-5  # below this (rad, or norm of xyz) a rotation counts as the identity
+_TINY_NORM = 1e-9
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """Angles [...] brought into (-pi, pi]."""
+    return torch.atan2(torch.sin(angle), torch.cos(angle))
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Vectors [..., n] divided by their norm; shorter ones than 1e-9 are divided by 1e-9."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_TINY_NORM)
+
+
+def cross(a: Tensor, b: Tensor) -> Tensor:
+    """Cross product [..., 3] with full broadcasting (torch's own wants equally many dimensions)."""
+    return torch.linalg.cross(*torch.broadcast_tensors(a, b))
+
+
+def quat_normalize(q: Tensor) -> Tensor:
+    """Unit quaternions [..., 4] from any non-zero ones."""
+    return normalize(q)
+
+
+def quat_pos(q: Tensor) -> Tensor:
+    """The same rotations [..., 4] with w >= 0; q and -q are one rotation."""
+    return torch.where(q[..., 3:] < 0, -q, q)
+
+
+def quat_conj(q: Tensor) -> Tensor:
+    """Conjugate [..., 4]: the inverse rotation of a unit quaternion."""
+    return torch.cat([-q[..., :3], q[..., 3:]], dim=-1)
+
+
+def quat_mul(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product a * b of [..., 4] and [..., 4]: apply b, then a."""
+    u, s = a[..., :3], a[..., 3:]
+    v, t = b[..., :3], b[..., 3:]
+    xyz = s * v + t * u + cross(u, v)
+    w = s * t - (u * v).sum(dim=-1, keepdim=True)
+    return torch.cat([xyz, w], dim=-1)
+
+
+def quat_rotate(q: Tensor, v: Tensor) -> Tensor:
+    """Vectors v [..., 3] rotated by q [..., 4]."""
+    u = q[..., :3]
+    t = 2.0 * cross(u, v)
+    return v + q[..., 3:] * t + cross(u, t)
+
+
+def axis_angle_to_quat(axis: Tensor, angle: Tensor) -> Tensor:
+    """Rotation by angle [...] about axis [..., 3] (normalised here) as quaternion [..., 4]."""
+    half = 0.5 * angle.unsqueeze(-1)
+    xyz = normalize(axis) * torch.sin(half)
+    return normalize(torch.cat([xyz, torch.cos(half).expand_as(xyz[..., :1])], dim=-1))
+
+
+def quat_to_axis_angle(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Axis [..., 3] and angle [...] in [0, pi] of quaternions [..., 4]; the identity has axis (0, 0, 1), angle 0."""
+    q = quat_pos(q)
+    length = torch.linalg.vector_norm(q[..., :3], dim=-1)
+    tiny = length <= _TINY_ANGLE
+    angle = torch.where(tiny, 0.0, 2.0 * torch.atan2(length, q[..., 3]))
+    axis = q[..., :3] / torch.where(tiny, 1.0, length).unsqueeze(-1)
+    up = torch.zeros_like(axis)
+    up[..., 2] = 1.0
+    return torch.where(tiny.unsqueeze(-1), up, axis), angle
+
+
+def quat_to_exp_map(q: Tensor) -> Tensor:
+    """Exponential map [..., 3] of quaternions [..., 4]; its norm is at most pi."""
+    q = quat_pos(q)
+    length = torch.linalg.vector_norm(q[..., :3], dim=-1, keepdim=True)
+    tiny = length <= _TINY_ANGLE
+    scale = 2.0 * torch.atan2(length, q[..., 3:]) / torch.where(tiny, 1.0, length)
+    return torch.where(tiny, 0.0, scale) * q[..., :3]
+
+
+def exp_map_to_quat(e: Tensor) -> Tensor:
+    """Quaternion [..., 4] of exponential maps [..., 3] of any norm; the angle is wrapped to (-pi, pi] first."""
+    length = torch.linalg.vector_norm(e, dim=-1, keepdim=True)
+    angle = wrap_angle(length)
+    tiny = angle.abs() <= _TINY_ANGLE
+    half = torch.where(tiny, 0.0, 0.5 * angle)
+    xyz = e * (torch.sin(half) / length.clamp_min(_TINY_NORM))
+    return torch.cat([xyz, torch.cos(half)], dim=-1)
+
+
+def quat_diff(q0: Tensor, q1: Tensor) -> Tensor:
+    """World-frame difference q1 * conj(q0) [..., 4]: the rotation that takes q0 to q1."""
+    return quat_mul(q1, quat_conj(q0))
+
+
+def quat_angle(q: Tensor) -> Tensor:
+    """Rotation angle [...] in [0, pi] of quaternions [..., 4]."""
+    length = torch.linalg.vector_norm(q[..., :3], dim=-1)
+    return torch.where(length <= _TINY_ANGLE, 0.0, 2.0 * torch.atan2(length, q[..., 3].abs()))
+
+
+def quat_diff_angle(q0: Tensor, q1: Tensor) -> Tensor:
+    """Angle [...] in [0, pi] between rotations [..., 4]."""
+    return quat_angle(quat_diff(q0, q1))
+
+
+def quat_twist_angle(q: Tensor, axis: Tensor) -> Tensor:
+    """Signed angle [...] in [-pi, pi] of the part of q [..., 4] that turns about the unit axis [..., 3].
+
+    Swing-twist decomposition; where the twist is undefined (half a turn about a perpendicular axis) it is 0.
+    """
+    p = (q[..., :3] * axis).sum(dim=-1)
+    w = q[..., 3]
+    return 2.0 * torch.atan2(torch.where(w < 0, -p, p), w.abs())
+
+
+def quat_to_tan_norm(q: Tensor) -> Tensor:
+    """Tangent (q applied to X) and normal (q applied to Z), [..., 6], of unit quaternions [..., 4]."""
+    x, y, z, w = q.unbind(dim=-1)
+    x2, y2, z2 = 2.0 * x, 2.0 * y, 2.0 * z
+    yy, xz, wy = y * y2, x * z2, w * y2
+    return torch.stack([
+        1.0 - (yy + z * z2), x * y2 + w * z2, xz - wy,
+        xz + wy, y * z2 - w * x2, 1.0 - (x * x2 + yy),
+    ], dim=-1)
+
+
+def tan_norm_to_quat(tan_norm: Tensor) -> Tensor:
+    """Unit quaternion [..., 4], w >= 0, nearest in spirit to a possibly imperfect tangent-normal pair [..., 6].
+
+    The tangent is kept and normalised, the normal is made perpendicular to it (Gram-Schmidt). A vanishing tangent
+    counts as X; a normal that vanishes or is parallel to the tangent is replaced by a perpendicular of it. All angles
+    up to pi are exact (Shepperd 1978: of four formulas the best conditioned one is used).
+    """
+    eye = torch.eye(3, dtype=tan_norm.dtype, device=tan_norm.device)
+    tangent, normal = tan_norm[..., :3], tan_norm[..., 3:]
+    size = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
+    tangent = torch.where(size > 1e-8, tangent / size.clamp_min(_TINY_NORM), eye[0])
+    spare = torch.where(tangent[..., 2:].abs() < 0.9, eye[2], -eye[0])  # never parallel to the tangent
+    flat = _reject(normal, tangent)
+    spare = _reject(spare, tangent)
+    size = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+    limit = 1e-6 * torch.linalg.vector_norm(normal, dim=-1, keepdim=True).clamp_min(1e-6)
+    normal = normalize(torch.where(size > limit, flat / size.clamp_min(1e-30), spare))
+    return matrix_to_quat(torch.stack([tangent, cross(normal, tangent), normal], dim=-1))
+
+
+def _reject(v: Tensor, unit: Tensor) -> Tensor:
+    return v - (v * unit).sum(dim=-1, keepdim=True) * unit
+
+
+def matrix_to_quat(m: Tensor) -> Tensor:
+    """Unit quaternion [..., 4], w >= 0, of rotation matrices [..., 3, 3] (columns are the images of X, Y, Z)."""
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(dim=-1) for row in m.unbind(dim=-2))
+    candidates = torch.stack([  # each row is 4 * q_k * q, k = x, y, z, w
+        1 + m00 - m11 - m22, m01 + m10, m02 + m20, m21 - m12,
+        m01 + m10, 1 - m00 + m11 - m22, m12 + m21, m02 - m20,
+        m02 + m20, m12 + m21, 1 - m00 - m11 + m22, m10 - m01,
+        m21 - m12, m02 - m20, m10 - m01, 1 + m00 + m11 + m22,
+    ], dim=-1).unflatten(-1, (4, 4))
+    best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(dim=-1)
+    index = best[..., None, None].expand(*best.shape, 1, 4)
+    return quat_pos(normalize(candidates.gather(-2, index).squeeze(-2)))
+
+
+def heading(q: Tensor) -> Tensor:
+    """Direction [...] in (-pi, pi] of the rotated X axis seen from above. Jumps when that axis passes the vertical."""
+    x, y, z, w = q.unbind(dim=-1)
+    return torch.atan2(2.0 * (x * y + w * z), 1.0 - 2.0 * (y * y + z * z))
+
+
+def yaw_quat(angle: Tensor) -> Tensor:
+    """Rotation by angle [...] about +Z, [..., 4]."""
+    half = 0.5 * angle
+    zero = torch.zeros_like(half)
+    return torch.stack([zero, zero, torch.sin(half), torch.cos(half)], dim=-1)
+
+
+def heading_quat(q: Tensor) -> Tensor:
+    """Rotation [..., 4] about +Z by the heading of q [..., 4]."""
+    return yaw_quat(heading(q))
+
+
+def heading_quat_inv(q: Tensor) -> Tensor:
+    """Rotation [..., 4] about +Z that takes the heading of q [..., 4] to zero."""
+    return yaw_quat(-heading(q))
+
+
+def slerp(q0: Tensor, q1: Tensor, t: Tensor) -> Tensor:
+    """Spherical interpolation [..., 4] along the shorter arc, t [...] from 0 (q0) to 1 (q1); unit result.
+
+    Shoemake 1985, "Animating rotation with quaternion curves". Nearly equal rotations are blended linearly.
+    """
+    t = t.unsqueeze(-1)
+    dot = (q0 * q1).sum(dim=-1, keepdim=True)
+    half = torch.acos(dot.abs().clamp_max(1.0))
+    sine = torch.sin(half)
+    close = sine < 1e-3
+    sine = torch.where(close, 1.0, sine)
+    w0 = torch.where(close, 1.0 - t, torch.sin((1.0 - t) * half) / sine)
+    w1 = torch.where(close, t, torch.sin(t * half) / sine)
+    return normalize(w0 * q0 + torch.where(dot < 0, -w1, w1) * q1)
+
+
+def euler_to_quat(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:
+    """Quaternion [..., 4] of Rz(yaw) Ry(pitch) Rx(roll), the convention of URDF; angles [...]."""
+    zero = torch.zeros_like(roll)
+    qx = torch.stack([torch.sin(0.5 * roll), zero, zero, torch.cos(0.5 * roll)], dim=-1)
+    qy = torch.stack([zero, torch.sin(0.5 * pitch), zero, torch.cos(0.5 * pitch)], dim=-1)
+    return quat_mul(yaw_quat(yaw), quat_mul(qy, qx))

@@ -1,0 +1,99 @@
+"""Which devices are here, and who uses them: one lock file per device, released by the system when a process dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def gpu_names() -> list[str]:
+    """Names of all NVIDIA GPUs of the machine, without loading any GPU library."""
+    if shutil.which("nvidia-smi"):
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+        names = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, flags=re.MULTILINE)
+        if names:
+            return names
+    return [path.name for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] | None = None) -> list[str]:
+    """``cuda:0`` ... as a process with this environment sees them, at most as many as the machine has."""
+    environ = os.environ if environ is None else environ
+    count = len(gpu_names() if gpus is None else gpus)
+    mask = environ.get("CUDA_VISIBLE_DEVICES")
+    if mask is not None:
+        entries = [entry.strip() for entry in mask.split(",")]
+        valid = entries.index("-1") if "-1" in entries else len(entries)  # CUDA stops at the first invalid entry
+        count = min(count, len([entry for entry in entries[:valid] if entry]))
+    return [f"cuda:{i}" for i in range(count)]
+
+
+def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int]:
+    """Devices to lease from and how many a case takes: up to two, all of one host's when ``sessions`` run beside."""
+    if sessions <= 1:
+        return list(visible[:2]), min(2, len(visible))
+    return list(visible), max(1, min(2, len(visible) // sessions))
+
+
+def physical_name(device: str, environ: Mapping[str, str] | None = None) -> str:
+    """Name of a device that two sessions with different ``CUDA_VISIBLE_DEVICES`` agree on."""
+    environ = os.environ if environ is None else environ
+    mask = [entry.strip() for entry in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    index = int(device.split(":")[1]) if ":" in device else 0
+    return f"cuda-{mask[index] if index < len(mask) else index}"
+
+
+@contextmanager
+def file_lock(path: Path, shared: bool = False) -> Iterator[IO[str]]:
+    """Hold an flock on ``path``; waits for it. The system releases it when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield file
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """Take an exclusive flock now, or None when someone holds it. Close the file to release."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+@contextmanager
+def lease(pool: Sequence[str], count: int, lock_dir: Path,
+          waiting: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
+    """Hold ``count`` devices of ``pool``, all or none at a time; CPU entries need no lock.
+
+    Args:
+        pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
+        waiting: called once a second while devices are busy; raise in it to give up.
+    """
+    if any(device == "cpu" for device in pool):
+        yield list(pool[:count])
+        return
+    while True:
+        with ExitStack() as held:
+            taken: list[str] = []
+            for device in pool:
+                lock = try_lock(lock_dir / f"{physical_name(device)}.lock") if len(taken) < count else None
+                if lock is not None:
+                    held.enter_context(lock)
+                    taken.append(device)
+            if len(taken) == count:
+                yield taken
+                return
+        waiting()
+        time.sleep(1.0)

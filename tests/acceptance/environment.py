@@ -1,0 +1,71 @@
+"""Content of ``environment.json``: what the session ran on. Nothing heavy is imported: versions come from metadata."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.devices import gpu_names
+from tests.acceptance.settings import Settings
+
+PACKAGES = ("torch", "newton", "warp-lang", "mujoco-warp", "mujoco", "numpy", "pytest")
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Commit, versions, GPUs, driver, environment of the stages, options and command line."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "command": sys.argv,
+        "git_commit": output(["git", "-C", str(settings.repo), "rev-parse", "HEAD"]),
+        "git_changed": bool(output(["git", "-C", str(settings.repo), "status", "--porcelain"])),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "driver": driver_version(),
+        "gpus": gpu_names(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "profile": settings.profile_name,
+        "profile_reason": settings.profile_reason,
+        "sizes": settings.profile.model_dump(),
+        "devices": list(settings.pool),
+        "devices_per_case": settings.per_case,
+        "engine_config": settings.engine_config,
+        "runner": list(settings.runner),
+        "train_env": dict(settings.train_env),
+        "viz_env": dict(settings.viz_env),
+        "long_mode": settings.long_mode,
+        "long_budget_hours": settings.long_budget_hours,
+        "long_success_policy": settings.long_success_policy,
+    }
+
+
+def version(package: str) -> str | None:
+    """Installed version of a package, None when it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver, None without one."""
+    path = Path("/proc/driver/nvidia/version")
+    if path.is_file():
+        return path.read_text().splitlines()[0]
+    return output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+
+
+def output(command: list[str]) -> str | None:
+    """A command's output, None when it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,108 @@
+"""Runs one command so that nothing of it outlives the pytest process.
+
+``python guard.py command ...`` is the leader of a stage's process group. It watches its standard input, a pipe whose
+other end only pytest holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below
+it. As a child subreaper (prctl, Linux) it also adopts processes that left the group, as torchrun's workers do, so a
+finished or killed command leaves nothing behind either. SIGTERM and SIGINT go to the command alone, once: it has to
+tell its own children, and a second signal would mean "at once" to them. Exit code: the command's, 128 + signal when
+a signal ended it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+KILLED = 128 + signal.SIGKILL
+
+
+def descendants(pid: int) -> list[int]:
+    """Living (not zombie) processes below ``pid``, whatever their group or session."""
+    children: dict[int, list[int]] = {}
+    dead = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+            if state == "Z":
+                dead.add(int(stat.parent.name))
+    found, frontier = [], [pid]
+    while frontier:
+        below = children.get(frontier.pop(), [])
+        found += below
+        frontier += below
+    return [process for process in found if process not in dead]
+
+
+def kill_descendants(pid: int) -> None:
+    """SIGKILL everything below ``pid`` until nothing is left (new ones may appear while we kill)."""
+    deadline = time.monotonic() + 10.0
+    while (below := descendants(pid)) and time.monotonic() < deadline:
+        for process in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def dump_stacks(pid: int) -> int:
+    """Send SIGUSR1 to every process below ``pid`` that handles it (faulthandler prints its stacks); how many did."""
+    count = 0
+    for process in descendants(pid):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{process}/status").read_text()
+            caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+            if caught >> (signal.SIGUSR1 - 1) & 1:
+                os.kill(process, signal.SIGUSR1)
+                count += 1
+    return count
+
+
+def main(command: list[str]) -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    child = process.pid
+
+    def forward(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # a child's end wakes the select
+    try:
+        while True:
+            ready = select.select([0, woken], [], [], 0.2)[0]
+            if 0 in ready and not os.read(0, 1):  # end of file: pytest is gone or gave up
+                return KILLED
+            if woken in ready:
+                os.read(woken, 4096)
+            while (ended := reap())[0]:
+                if ended[0] == child:
+                    process.returncode = ended[1]
+                    return ended[1] if ended[1] >= 0 else 128 - ended[1]
+    finally:
+        kill_descendants(os.getpid())
+
+
+def reap() -> tuple[int, int]:
+    """(pid, exit code) of one ended child, adopted ones included; (0, 0) when none has ended."""
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return 0, 0
+    return pid, os.waitstatus_to_exitcode(status) if pid else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,244 @@
+"""What happened: ``ledger.jsonl``, one line an event, flushed to disk; every table is rebuilt from it.
+
+Events (all with ``event``, ``time`` and, but for the session's, ``case``):
+
+* ``session_start``: session, pid, profile, cases (names selected), command
+* ``stage_start``, ``stage_end``: variant, num_envs, stage, fingerprint, key, degraded, devices, out_dir, log; the end
+  adds the fields of StageResult
+* ``case_end``: row, the case's line in best_by_case.tsv
+* ``case_reused``: an earlier session's row stands
+* ``session_end``: status
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimickit.util.files import write_json, write_text
+from tests.acceptance.devices import file_lock
+from tests.acceptance.stages import read_json
+
+STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
+COLUMNS = (
+    "case", "method", "case_type", "variant", "num_envs",
+    *(f"{short}_{what}" for short in STAGE_COLUMNS for what in ("ok", "rc", "elapsed_s")),
+    "samples", "samples_per_s", "test_return", "test_episode_length", "test_episodes", "test_measures",
+    "gate_verdict", "gate_detail", "final_ok", "note",
+    "out_dir", "probe_out_dir", "long_out_dir", "probe_train_log", "long_train_log", "test_log", "viz_log",
+    "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key",
+)
+
+
+@dataclass
+class AttemptState:
+    """What the ledger says about one attempt: the last event of each stage, in order of starting."""
+
+    variant: str
+    num_envs: int
+    fingerprint: str
+    about: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    train_seconds: float = 0.0  # of long_train, all sessions together
+
+    def note(self) -> str:
+        """``in_progress_probe`` ... ``ok``, or ``<class>_in_<stage>``, ``interrupted_in_<stage>``."""
+        if not self.stages:
+            return ""
+        stage, last = list(self.stages.items())[-1]
+        if last["event"] == "stage_start":
+            return f"in_progress_{stage.split('_')[0]}"
+        if last["outcome"] == "ok":
+            return "ok" if stage == "viz" else f"{stage}_done"
+        return f"{last['failure_class'] or last['outcome']}_in_{stage}"
+
+
+@dataclass
+class CaseState:
+    """One case: its attempts in order, the row of its last recorded end, the stage that runs now."""
+
+    attempts: dict[tuple[str, int], AttemptState] = field(default_factory=dict)
+    row: dict[str, Any] | None = None
+    running: dict[str, Any] | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.row is not None and str(self.row["final_ok"]) == "1"
+
+
+@dataclass
+class State:
+    """All that the ledger says."""
+
+    cases: dict[str, CaseState] = field(default_factory=dict)
+    session: dict[str, Any] = field(default_factory=dict)
+    status: str = "starting"
+    touched: set[str] = field(default_factory=set)  # cases the last session ended or reused
+
+    def case(self, name: str) -> CaseState:
+        return self.cases.setdefault(name, CaseState())
+
+
+def fold(events: Iterable[Mapping[str, Any]]) -> State:
+    """The state after all events, in order."""
+    state = State()
+    for event in events:
+        kind = event["event"]
+        if kind == "session_start":
+            state.session, state.status, state.touched = dict(event), "starting", set()
+        elif kind == "session_end":
+            state.status = event["status"]
+        elif kind == "stage_start":
+            state.status = "running"
+            _start(state.case(event["case"]), dict(event))
+        elif kind == "stage_end":
+            case = state.case(event["case"])
+            attempt = case.attempts[event["variant"], event["num_envs"]]
+            attempt.stages[event["stage"]] = dict(event)
+            attempt.train_seconds += event["elapsed_s"] if event["stage"] == "long_train" else 0.0
+            case.running = None
+        elif kind == "case_end":
+            state.case(event["case"]).row = dict(event["row"])
+            state.touched.add(event["case"])
+        elif kind == "case_reused":
+            state.touched.add(event["case"])
+    return state
+
+
+def _start(case: CaseState, event: dict[str, Any]) -> None:
+    rung = event["variant"], event["num_envs"]
+    attempt = case.attempts.get(rung)
+    if attempt is None or attempt.fingerprint != event["fingerprint"] or event["afresh"]:
+        case.attempts.pop(rung, None)  # to the end of the order
+        attempt = case.attempts[rung] = AttemptState(*rung, event["fingerprint"], {})
+    stage = event["stage"]
+    attempt.about = {name: event[name] for name in ("devices", "degraded", "folder")}
+    order = list(attempt.stages)
+    for later in order[order.index(stage):] if stage in order else []:
+        del attempt.stages[later]  # what came after an earlier run of this stage does not count any more
+    attempt.stages[stage] = event
+    case.row, case.running = None, event
+
+
+class Ledger:
+    """The ledger of one root folder. Safe for several processes: appending and rebuilding hold a lock."""
+
+    def __init__(self, out: Path, repo: Path) -> None:
+        self.out, self.repo = out, repo
+        self.path = out / "ledger.jsonl"
+
+    def events(self) -> list[dict[str, Any]]:
+        """All whole lines; a line that a power cut left half written is passed over."""
+        if not self.path.is_file():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def state(self) -> State:
+        return fold(self.events())
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Write one event to disk, then bring the tables up to date."""
+        line = json.dumps({"event": event, "time": time.time(), **fields}, default=str) + "\n"
+        self.out.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.out / ".ledger.lock"):
+            with self.path.open("a+b") as file:
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else "\n" + line
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            state = self.state()
+            self.write_tables(state, [fields["case"]] if "case" in fields else [])
+
+    def write_tables(self, state: State, changed_cases: Iterable[str]) -> None:
+        """Replace the tables; ``attempts.json`` of the changed cases only."""
+        write_json(self.out / "progress.json", progress(state, self.repo))
+        write_text(self.out / "best_by_case.tsv", to_tsv(COLUMNS, rows(state)))
+        for name in changed_cases:
+            case = state.case(name)
+            write_json(self.out / "runs" / f"{name}_args" / "attempts.json", attempts_table(name, case))
+
+    def rebuild(self) -> None:
+        """All tables from the ledger alone."""
+        with file_lock(self.out / ".ledger.lock"):
+            state = self.state()
+            self.write_tables(state, state.cases)
+
+    def refresh_progress(self) -> dict[str, Any]:
+        """Rewrite ``progress.json`` with the running stages' newest numbers, and return it."""
+        with file_lock(self.out / ".ledger.lock"):
+            now = progress(self.state(), self.repo)
+            write_json(self.out / "progress.json", now)
+        return now
+
+
+def rows(state: State) -> list[dict[str, Any]]:
+    """Rows of best_by_case.tsv: every case with a recorded end, sorted."""
+    return [case.row for _, case in sorted(state.cases.items()) if case.row is not None]
+
+
+def progress(state: State, repo: Path) -> dict[str, Any]:
+    """Content of progress.json: counts over the selected cases and what runs now."""
+    selected = state.session.get("cases", [])
+    ended = [name for name in selected if name in state.touched]
+    passed = [name for name in ended if state.case(name).passed]
+    running = [running_stage(name, state.case(name).running, repo) for name in selected if state.case(name).running]
+    return {
+        "status": state.status, "done": len(ended), "total": len(selected), "passed": len(passed),
+        "failed": len(ended) - len(passed), "running": running, "session": state.session.get("session", ""),
+        "pid": state.session.get("pid"), "profile": state.session.get("profile", ""), "time": time.time(),
+        **(running[0] if running else dict.fromkeys(("case", "stage", "rung", "samples", "samples_per_s", "eta_s"))),
+    }
+
+
+def running_stage(name: str, event: Mapping[str, Any], repo: Path) -> dict[str, Any]:
+    """A running stage with the numbers of its own progress.json (None before it wrote any)."""
+    own = read_json(repo / event["out_dir"] / "progress.json")
+    if own.get("time", event["time"]) < event["time"]:
+        own = {}  # of an earlier run in the same folder
+    return {
+        "case": name, "stage": event["stage"], "rung": f"{event['variant']}_e{event['num_envs']}",
+        "samples": own.get("samples"), "max_samples": own.get("max_samples"), "phase": own.get("phase"),
+        "samples_per_s": own.get("samples_per_s"), "eta_s": own.get("eta_s"), "since": event["time"],
+    }
+
+
+def attempts_table(name: str, case: CaseState) -> dict[str, Any]:
+    """Content of attempts.json."""
+    return {"case": f"{name}_args.txt", "attempts": [
+        {
+            "variant": a.variant, "num_envs": a.num_envs, "note": a.note(), "fingerprint": a.fingerprint, **a.about,
+            "versions": next((s["result"]["versions"] for s in a.stages.values()
+                              if s.get("result", {}).get("versions")), {}),
+            "stages": {stage: {
+                "outcome": s.get("outcome", "running"), "failure_class": s.get("failure_class", ""),
+                "rc": s.get("rc"), "elapsed_s": s.get("elapsed_s"), "message": s.get("message", ""),
+                "out_dir": s["out_dir"], "log": s["log"], "started": s.get("started", s["time"]),
+                "result": s.get("result", {}),
+            } for stage, s in a.stages.items()},
+        } for a in case.attempts.values()
+    ]}
+
+
+def to_tsv(columns: Sequence[str], table: Iterable[Mapping[str, Any]]) -> str:
+    """Tab separated text with a header; tabs and line ends inside values become spaces."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writerow(columns)
+    for row in table:
+        writer.writerow([" ".join(str("" if row.get(c) is None else row[c]).split()) for c in columns])
+    return text.getvalue()

@@ -1,0 +1,301 @@
+"""A case's whole life: climb the ladder, train, test, film, judge; continue where an earlier session stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from tests.acceptance import ladder
+from tests.acceptance.cases import Case, read_inputs
+from tests.acceptance.commands import Attempt, digest
+from tests.acceptance.devices import file_lock, lease
+from tests.acceptance.judge import GateVerdict, Verdict, check_viz, judge_case, measure
+from tests.acceptance.ledger import STAGE_COLUMNS, AttemptState, CaseState, Ledger
+from tests.acceptance.settings import Settings
+from tests.acceptance.stages import StageResult, StageSpec, read_json, run_stage, with_checkpoint_policy
+
+NOT_REACHED = "an earlier stage failed"
+
+
+class CaseRun:
+    """Runs one case. Use as a context manager: it holds the devices."""
+
+    def __init__(self, settings: Settings, case: Case, ledger: Ledger) -> None:
+        self.settings, self.case, self.ledger = settings, case, ledger
+        self.stages: dict[str, StageResult] = {}
+        self.attempt: Attempt | None = None
+        self.reused_row: dict[str, Any] | None = None
+        self._afresh: set[ladder.Rung] = set()  # rungs this session started from nothing
+        self._held = ExitStack()
+
+    def __enter__(self) -> CaseRun:
+        self.inputs = read_inputs(self.settings.repo, self.case, self.settings.engine_config)
+        self.key = case_key(self.settings, self.case)
+        state = self._state()
+        if reusable(state, self.key, self.settings.resume_skip_status):
+            self.reused_row = state.row
+            self.ledger.append("case_reused", case=self.case.name)
+            return self
+        pool, count = self.settings.pool, self.settings.per_case
+        if not self.case.trainable:
+            pool, count = self.settings.view_devices or pool, 1
+        self.devices = tuple(self._held.enter_context(
+            lease(pool, count, self.settings.lock_dir, waiting=self._give_up_if_stopped)))
+        self._held.enter_context(file_lock(self.settings.out / ".running.lock", shared=True))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._held.close()
+
+    # stages
+
+    def train(self) -> StageResult:
+        """Climb down the ladder until a rung trains to the end, or the case's training has ended."""
+        if self.reused_row is not None:
+            return self._reused(self._train_stage)
+        rungs = self.rungs()
+        history = earlier_memory_trials(rungs, self._state()) if self.settings.resume_skip_status != "none" else []
+        result = StageResult(self._train_stage, "not_run")
+        while (rung := ladder.next_rung(rungs, history)) is not None:
+            self.attempt = Attempt(self.settings, self.case, self.inputs, rung, rungs[0].num_envs, self.devices)
+            result = self._train_attempt()
+            history.append(ladder.Trial(rung, "ok" if result.ok else result.failure_class))
+        return result
+
+    def test(self, trained: StageResult) -> StageResult:
+        """Test what was trained; not run when training failed."""
+        return self._after(trained, "test")
+
+    def view(self, tested: StageResult) -> StageResult:
+        """Film one episode; not run when the test failed."""
+        return self._after(tested, "viz")
+
+    def finish(self) -> Verdict:
+        """Judge the case and write its row."""
+        if self.reused_row is not None:
+            row = self.reused_row
+            gate = GateVerdict(row["gate_verdict"], row["gate_detail"])
+            return Verdict(str(row["final_ok"]) == "1", row["failed_stage"], row["failure_class"], row["message"], gate)
+        verdict = judge_case(self.case.stages, self.stages, self.settings.target(self.case.name).gates,
+                             self.settings.profile.enforce_gates)
+        self.ledger.append("case_end", case=self.case.name, row=self.row(verdict))
+        return verdict
+
+    # ladder and resume
+
+    @property
+    def _train_stage(self) -> str:
+        return "long_train" if self.case.trainable else "bootstrap_train"
+
+    def rungs(self) -> list[ladder.Rung]:
+        """Sizes to try: the option, the case's own list, the profile's list, or halving from the args file's size."""
+        settings, profile = self.settings, self.settings.profile
+        if not self.case.trainable:
+            return [ladder.Rung("default", profile.nontrainable_num_envs)]
+        sizes = (settings.ladder or settings.target(self.case.name).env_ladder or profile.env_ladder
+                 or ladder.halving(self.case.num_envs))
+        return ladder.rungs(self.case.variants(settings.repo), sizes)
+
+    def _state(self) -> CaseState:
+        return self.ledger.state().case(self.case.name)
+
+    def _attempt_state(self) -> AttemptState | None:
+        """What the ledger knows of this attempt, if it still is the same attempt."""
+        rung = self.attempt.rung
+        known = self._state().attempts.get((rung.variant, rung.num_envs))
+        return known if known is not None and known.fingerprint == self.attempt.fingerprint else None
+
+    def _train_attempt(self) -> StageResult:
+        """The training stages of the current rung, from the first one that is not done."""
+        afresh = self.settings.resume_skip_status == "none" and self.attempt.rung not in self._afresh
+        self._start_afresh = afresh or self._attempt_state() is None
+        if self._start_afresh:
+            shutil.rmtree(self.attempt.folder, ignore_errors=True)
+        self._afresh.add(self.attempt.rung)
+        self.stages = {}
+        for stage in self.case.stages[:-2]:
+            result = self._do(stage)
+            if not result.ok:
+                break
+        return result
+
+    def _after(self, before: StageResult, stage: str) -> StageResult:
+        """A stage after training; a transient failure gets a second chance, training is never repeated."""
+        if self.reused_row is not None:
+            return self._reused(stage)
+        if not before.ok:
+            self.stages[stage] = StageResult(stage, "not_run", message=NOT_REACHED)
+            return self.stages[stage]
+        result = self._do(stage)
+        if result.failure_class in ladder.TRANSIENT:
+            result = self._do(stage)
+        return result
+
+    def _do(self, stage: str) -> StageResult:
+        """Run a stage of the current attempt, or take its recorded success."""
+        known = self._attempt_state()
+        budget_used = known.train_seconds if known is not None and stage == "long_train" else 0.0
+        spec = self.attempt.spec(stage, budget_used)
+        done = self._recorded(known, spec)
+        if done is None:
+            done = self._run(spec)
+        self.stages[stage] = done
+        return done
+
+    def _recorded(self, known: AttemptState | None, spec: StageSpec) -> StageResult | None:
+        """An earlier success of this stage that still holds: same attempt, same key, its files still there."""
+        event = known.stages.get(spec.stage) if known is not None and not self._start_afresh else None
+        if event is None or event.get("outcome") != "ok" or event["key"] != dict(spec.key):
+            return None
+        left = {"probe_train": self.attempt.resume_from() is not None,
+                "long_train": self.attempt.model_file.is_file(),
+                "viz": (self.attempt.folder / "viz.mp4").is_file()}
+        return StageResult.from_event(event, reused=True) if left.get(spec.stage, True) else None
+
+    def _run(self, spec: StageSpec) -> StageResult:
+        attempt, settings = self.attempt, self.settings
+        about = {
+            "case": self.case.name, "variant": attempt.rung.variant, "num_envs": attempt.rung.num_envs,
+            "stage": spec.stage, "fingerprint": attempt.fingerprint, "key": dict(spec.key),
+            "degraded": attempt.degraded, "devices": list(attempt.devices), "folder": settings.relative(attempt.folder),
+            "out_dir": settings.relative(spec.out_dir), "log": settings.relative(spec.log),
+            "afresh": self._start_afresh, "started": time.time(),
+        }
+        if spec.stage == "viz":  # an older film must not pass for this one
+            for path in (attempt.folder / "viz.mp4", *attempt.folder.glob("viz_*.png")):
+                path.unlink(missing_ok=True)
+        self.ledger.append("stage_start", **about)
+        self._start_afresh = False
+        final: list[StageResult] = []
+
+        def record(result: StageResult) -> None:
+            final.append(self._examine(result, spec))
+            self.ledger.append("stage_end", **{**final[0].to_event(), **about})
+
+        run_stage(spec, record, settings.stop_file.exists)
+        return final[0]
+
+    def _examine(self, result: StageResult, spec: StageSpec) -> StageResult:
+        """What the process cannot say itself: whether its video shows something, whether a budget was reached."""
+        result = replace(result, log=self.settings.relative(result.log))
+        if spec.stage == "viz" and result.ok:
+            problem = check_viz(self.attempt.folder / "viz.mp4", result.result, self.settings.profile.viz_episodes)
+            if problem:
+                result = replace(result, outcome="failed", failure_class="failed", message=f"video check: {problem}")
+        if spec.stage == "long_train" and self.settings.long_success_policy == "budget_checkpoint":
+            result = with_checkpoint_policy(result, spec, self._budget_reached(result, spec))
+        return result
+
+    def _budget_reached(self, result: StageResult, spec: StageSpec) -> bool:
+        if self.settings.long_mode == "time_budget":
+            known = self._attempt_state()
+            used = (known.train_seconds if known else 0.0) + result.elapsed_s
+            return used >= 3600 * self.settings.long_budget_hours or result.failure_class == "timeout"
+        samples = read_json(spec.out_dir / "progress.json").get("samples") or 0
+        return samples >= self.settings.profile.long_max_samples or result.failure_class == "timeout"
+
+    def _give_up_if_stopped(self) -> None:
+        if self.settings.stop_file.exists():
+            raise KeyboardInterrupt
+
+    # results
+
+    def _reused(self, stage: str) -> StageResult:
+        ok = str(self.reused_row["final_ok"]) == "1"
+        return StageResult(stage, "ok" if ok else "failed", log=self.reused_row.get(f"{stage}_log", ""), reused=True)
+
+    def row(self, verdict: Verdict) -> dict[str, Any]:
+        """The case's line in best_by_case.tsv. A nontrainable case's bootstrap_train stands in the ``long`` columns."""
+        attempt, settings, case = self.attempt, self.settings, self.case
+        train = self.stages.get(self._train_stage)
+        test = self.stages.get("test")
+        tested: Mapping[str, Any] = test.result if test is not None else {}
+        row: dict[str, Any] = {
+            "case": case.file, "method": case.method, "case_type": case.case_type, "variant": attempt.rung.variant,
+            "num_envs": attempt.rung.num_envs, "samples": train.result.get("samples") if train else None,
+            "samples_per_s": train.result.get("samples_per_s") if train else None,
+            **{name: tested.get(name) for name in ("test_return", "test_episode_length", "test_episodes")},
+            "test_measures": " ".join(f"{name}={measure(tested, name)}" for name in tested.get("measures") or {}),
+            "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
+            "note": note(verdict, attempt.degraded), "out_dir": settings.relative(attempt.folder),
+            "probe_out_dir": settings.relative(attempt.folder / "probe_train") if case.trainable else "",
+            "long_out_dir": settings.relative(attempt.folder / self._train_stage),
+            "probe_train_log": settings.relative(attempt.log("probe_train")) if case.trainable else "",
+            "long_train_log": settings.relative(attempt.log(self._train_stage)),
+            "test_log": settings.relative(attempt.log("test")), "viz_log": settings.relative(attempt.log("viz")),
+            "viz_video": settings.relative(attempt.folder / "viz.mp4"), "failed_stage": verdict.failed_stage,
+            "failure_class": verdict.failure_class, "message": verdict.message, "degraded": int(attempt.degraded),
+            "profile": settings.profile_name, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "key": self.key,
+        }
+        for short, stage in STAGE_COLUMNS.items():
+            name = self._train_stage if short == "long" else stage
+            done = self.stages.get(name)
+            row[f"{short}_ok"] = "" if done is None or done.outcome == "not_run" else int(done.ok)
+            row[f"{short}_rc"] = done.rc if done is not None else None
+            row[f"{short}_elapsed_s"] = done.elapsed_s if done is not None and done.outcome != "not_run" else None
+        return row
+
+
+def note(verdict: Verdict, degraded: bool) -> str:
+    """``ok``, ``<class>_in_<stage>``; with ``degraded`` when a smaller rung was needed."""
+    words = "ok" if verdict.final_ok else f"{verdict.failure_class}_in_{verdict.failed_stage}"
+    return f"{words} degraded" if degraded else words
+
+
+def case_key(settings: Settings, case: Case) -> str:
+    """What a case's verdict depends on: its inputs, sizes and gates. A verdict under another key does not count."""
+    inputs = read_inputs(settings.repo, case, settings.engine_config)
+    return digest({
+        "sha256": dict(inputs.sha256), "profile": settings.profile_name, "sizes": settings.profile.model_dump(),
+        "long_mode": settings.long_mode, "budget": settings.long_budget_hours,
+        "gates": [gate.model_dump() for gate in settings.target(case.name).gates],
+    })
+
+
+def passed(state: CaseState, key: str) -> bool:
+    """Whether the case passed under this key."""
+    return state.passed and state.row.get("key") == key
+
+
+def reusable(state: CaseState, key: str, policy: str) -> bool:
+    """Whether a case's recorded end stands under ``--resume-skip-status``."""
+    if policy == "all":
+        return state.row is not None and state.row.get("key") == key
+    return policy == "ok" and passed(state, key)
+
+
+def earlier_memory_trials(rungs: Sequence[ladder.Rung], state: CaseState) -> list[ladder.Trial]:
+    """Rungs that ran out of memory in earlier sessions, in order: they need not be tried again.
+
+    Other failures are forgotten: their cause may have been repaired. So are these when no rung would be left.
+    """
+    history = []
+    for rung in rungs:
+        known = state.attempts.get((rung.variant, rung.num_envs))
+        classes = {event.get("failure_class") for event in known.stages.values()} if known is not None else set()
+        if not classes & ladder.MEMORY:
+            return history
+        history.append(ladder.Trial(rung, "oom_gpu" if "oom_gpu" in classes else "oom_host"))
+    return []
+
+
+def close_open_stages(ledger: Ledger, settings: Settings) -> list[str]:
+    """Record the end of stages whose pytest was killed: interrupted, as long as their files show signs of life."""
+    closed = []
+    for name, case in ledger.state().cases.items():
+        if (event := case.running) is None:
+            continue
+        out_dir = settings.repo / event["out_dir"]
+        seen = [path.stat().st_mtime for path in (settings.repo / event["log"], *out_dir.glob("heartbeat/*"),
+                                                  out_dir / "progress.json") if path.exists()]
+        result = StageResult(event["stage"], "interrupted", message="the session that ran it was killed",
+                             elapsed_s=round(max([*seen, event["time"]]) - event["time"], 2), log=event["log"])
+        about = {key: value for key, value in event.items() if key not in ("event", "time")}
+        ledger.append("stage_end", **{**result.to_event(), **about})
+        closed.append(name)
+    return closed

@@ -1,0 +1,201 @@
+"""Everything a session decided before it starts: profile data, options, devices. Plain values, no pytest objects."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mimickit.config import Config, build, load_yaml
+from mimickit.util.failures import UserError
+from mimickit.util.names import nearest
+from tests.acceptance.devices import training_pool
+
+HERE = Path(__file__).parent
+PROFILES_FILE = HERE / "profiles.yaml"
+TARGETS_FILE = HERE / "targets.yaml"
+DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
+
+
+class Profile(Config):
+    """Sizes of one profile (seconds, samples, iterations, episodes). A timeout of 0 means none.
+
+    Attributes:
+        enforce_gates: learning gates decide; otherwise they are only reported.
+        hang_seconds: a process whose heartbeat is older than this hangs.
+        startup_seconds: longest time until a training process' first heartbeat.
+        stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
+        cpu_processes: training processes where no GPU is used.
+        max_episode_steps: test and viz stop episodes after so many steps.
+        env: environment of every stage; train_set: ``--set`` values of trainable cases.
+    """
+
+    enforce_gates: bool
+    env_ladder: tuple[int, ...] | None
+    probe_iters: int
+    long_max_samples: int
+    output_samples: int
+    output_seconds: float
+    test_episodes: int
+    viz_episodes: int
+    nontrainable_num_envs: int
+    nontrainable_max_samples: int
+    max_episode_steps: int | None
+    probe_timeout: float
+    long_timeout: float
+    test_timeout: float
+    viz_timeout: float
+    hang_seconds: float
+    startup_seconds: float
+    stop_grace: float
+    cpu_processes: int
+    video_width: int
+    video_height: int
+    rand_seed: int
+    env: dict[str, str]
+    train_set: tuple[str, ...]
+
+
+class ProfilesFile(Config):
+    profiles: dict[str, Profile]
+    train_env: dict[str, str]
+    viz_env: dict[str, str]
+
+
+class Gate(Config):
+    """``measure op bound``, a condition on the test stage's result, and where the bound comes from."""
+
+    measure: str
+    op: Literal[">=", "<=", ">", "<"]
+    bound: float
+    source: str
+
+
+class Target(Config):
+    gates: tuple[Gate, ...] = ()
+    env_ladder: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One session's decisions; the same in every pytest-xdist worker.
+
+    Attributes:
+        repo: repository root, the working directory of all stages.
+        out: ``output/train/<root-out>``.
+        profile: sizes after options were applied; profile_reason says why this profile.
+        pool, per_case: devices to lease from, and how many a trainable case takes.
+        view_devices: devices of nontrainable cases; empty means the first of the leased ones.
+        ladder: the ``--env-ladder`` option.
+    """
+
+    repo: Path
+    out: Path
+    profile_name: str
+    profile_reason: str
+    profile: Profile
+    targets: Mapping[str, Target]
+    train_env: Mapping[str, str]
+    viz_env: Mapping[str, str]
+    pool: tuple[str, ...]
+    per_case: int
+    view_devices: tuple[str, ...] = ()
+    engine_config: str = DEFAULT_ENGINE
+    runner: tuple[str, ...] = (sys.executable, "mimickit/run.py")
+    ladder: tuple[int, ...] | None = None
+    scale_steps: bool = True
+    long_mode: Literal["max_samples", "time_budget"] = "max_samples"
+    long_budget_hours: float | None = None
+    long_success_policy: Literal["strict_exit", "budget_checkpoint"] = "strict_exit"
+    resume_skip_status: Literal["ok", "all", "none"] = "ok"
+
+    @property
+    def lock_dir(self) -> Path:
+        return self.repo / "output" / ".device_locks"
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists while the session is being interrupted: pytest-xdist workers end their stages when they see it."""
+        return self.out / ".stop"
+
+    def target(self, case_name: str) -> Target:
+        return self.targets.get(case_name, Target())
+
+    def header(self) -> str:
+        devices = f"{self.per_case} of {len(self.pool)}" if len(self.pool) > self.per_case else " ".join(self.pool)
+        where = self.relative(self.out)
+        return f"profile {self.profile_name} ({self.profile_reason}), devices {devices}, files in {where}"
+
+    def relative(self, path: Path | str) -> str:
+        """A path relative to the repository root, for tables and messages."""
+        path = Path(path)
+        return str(path.relative_to(self.repo)) if path.is_relative_to(self.repo) else str(path)
+
+
+def load_profiles(path: Path = PROFILES_FILE) -> ProfilesFile:
+    return build(ProfilesFile, load_yaml(path), str(path))
+
+
+def load_targets(path: Path = TARGETS_FILE) -> dict[str, Target]:
+    return {name: build(Target, data or {}, f"{path}: {name}") for name, data in load_yaml(path).items()}
+
+
+def choose_profile(asked: str | None, known: Mapping[str, Profile], cuda: list[str]) -> tuple[str, str]:
+    """Name of the profile and the reason. Raises UserError for an unknown name."""
+    if asked is not None:
+        if asked not in known:
+            raise UserError(f"--longcycle-profile {asked}: allowed are {', '.join(known)}{nearest(asked, known)}")
+        return asked, "asked for with --longcycle-profile"
+    if cuda:
+        return "full", f"{len(cuda)} CUDA device{'s' if len(cuda) > 1 else ''} found"
+    return "smoke", "no CUDA device found"
+
+
+def choose_devices(asked: list[str] | None, profile_name: str, cuda: list[str], cpu_processes: int,
+                   sessions: int) -> tuple[tuple[str, ...], int]:
+    """Devices to lease from and number per case. The smoke profile uses CPU processes unless told otherwise."""
+    if asked:
+        return tuple(asked), len(asked)
+    if cuda and profile_name != "smoke":
+        pool, per_case = training_pool(cuda, sessions)
+        return tuple(pool), per_case
+    return ("cpu",) * cpu_processes, cpu_processes
+
+
+def parse_env(text: str | None, default: Mapping[str, str]) -> dict[str, str]:
+    """``KEY=VALUE,KEY=VALUE`` as a mapping, ``none`` as an empty one, nothing as the default."""
+    if text is None:
+        return dict(default)
+    if text.strip().lower() in ("", "none"):
+        return {}
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    if wrong := [key for key, equals, _ in pairs if not equals or not key]:
+        raise UserError(f"--train-env {text}: '{wrong[0]}' is not KEY=VALUE (or give: none)")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def parse_ladder(text: str | None) -> tuple[int, ...] | None:
+    """``4096,1024,256`` as integers. Raises UserError for anything else."""
+    if text is None:
+        return None
+    try:
+        ladder = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        ladder = ()
+    if not ladder or min(ladder) < 1:
+        raise UserError(f"--env-ladder {text}: give positive whole numbers separated by commas, 4096,2048,1024")
+    return ladder
+
+
+def parse_list(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def parse_runner(text: str | None) -> tuple[str, ...]:
+    """The program that runs a stage; ``{python}`` stands for the running interpreter."""
+    if text is None:
+        return sys.executable, "mimickit/run.py"
+    return tuple(part.replace("{python}", sys.executable) for part in shlex.split(text))

@@ -1,0 +1,278 @@
+"""Run one stage as its own process group, watch over it, and tell how it ended from its exit code and its files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, read_failures
+from tests.acceptance import guard
+
+Outcome = Literal["ok", "failed", "interrupted", "not_run"]
+POLL = 0.05  # s
+KILL_WAIT = 15.0  # s, for the guard to kill what is below it
+TAIL_LINES = 15
+
+# Last resort, for processes that died before they could write failures/rank_<r>.json: (pattern in the log, class).
+LOG_SIGNS = (
+    (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY", "oom_gpu"),
+    (r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc", "oom_host"),
+    (r"illegal memory access|device-side assert|CUDA_ERROR_|CUDA error", "cuda_fault"),
+    (r"NCCL (error|WARN)|ncclUnhandled|ProcessGroupNCCL.*(timeout|aborted)", "nccl"),
+    (r"No space left on device|Disk quota exceeded", "disk"),
+)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What to run and how to watch it.
+
+    Attributes:
+        stage: name of the stage.
+        argv: the command; cwd: where it runs; env: what is added to the environment.
+        out_dir: the stage's own folder; log: its log file, appended to; result_file: what it writes at the end.
+        mode: ``train`` or ``test``, which the result has to confirm.
+        timeout: s, 0 for none; hang_seconds: oldest heartbeat allowed.
+        startup_seconds: a training process has to give its first sign of life within; 0 expects none.
+        ranks: processes that have to give a sign of life.
+        key: what the stage's outcome depends on; another key means that an earlier outcome does not count.
+    """
+
+    stage: str
+    argv: tuple[str, ...]
+    cwd: Path
+    env: Mapping[str, str]
+    out_dir: Path
+    log: Path
+    result_file: Path
+    mode: str
+    timeout: float
+    hang_seconds: float
+    startup_seconds: float
+    ranks: int
+    grace: float
+    key: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended. ``result`` is its result file's content, {} when it wrote none."""
+
+    stage: str
+    outcome: Outcome
+    failure_class: str = ""
+    message: str = ""
+    rc: int | None = None
+    elapsed_s: float = 0.0
+    result: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
+    tail: str = ""
+    reused: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "ok"
+
+    def to_event(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any], reused: bool = False) -> StageResult:
+        known = {name: event[name] for name in cls.__dataclass_fields__ if name in event}
+        return cls(**{**known, "reused": reused})
+
+
+def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
+              stop_requested: Callable[[], bool] = lambda: False) -> StageResult:
+    """Run a stage to its end.
+
+    ``record`` is called exactly once, also when the wait is interrupted (Ctrl-C, SIGTERM, pytest-timeout): then the
+    stage gets SIGTERM and ``grace`` seconds to write a checkpoint, whatever is left is killed, the outcome is
+    ``interrupted``, and the interruption goes on. ``stop_requested`` true counts as Ctrl-C.
+    """
+    prepare(spec)
+    begin, oom_before = time.time(), oom_kills()
+    offset = log_header(spec)
+    with spec.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd, env={**os.environ, **spec.env},
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def finish(outcome: Outcome, failure_class: str, message: str) -> StageResult:
+        done = StageResult(spec.stage, outcome, failure_class, message, process.returncode,
+                           round(time.time() - begin, 2), read_json(spec.result_file), str(spec.log),
+                           log_tail(spec.log, offset))
+        record(done)
+        return done
+
+    try:
+        ending = watch(process, spec, begin, stop_requested)
+        if ending is not None:
+            guard.dump_stacks(process.pid)
+            time.sleep(0.5)
+            stop(process, spec.grace)
+        kill(process)
+    except BaseException as interruption:
+        stop(process, spec.grace)
+        finish("interrupted", "", f"stopped by {type(interruption).__name__}")
+        raise
+    if ending is not None:
+        return finish("failed", *ending)
+    return finish(*judge_end(spec, process.returncode, offset, oom_kills() > oom_before))
+
+
+def prepare(spec: StageSpec) -> None:
+    """Make the folder; remove what an earlier run of this stage said about its end and its life."""
+    spec.out_dir.mkdir(parents=True, exist_ok=True)
+    spec.result_file.unlink(missing_ok=True)
+    for folder in ("failures", "heartbeat"):
+        shutil.rmtree(spec.out_dir / folder, ignore_errors=True)
+
+
+def watch(process: subprocess.Popen, spec: StageSpec, begin: float,
+          stop_requested: Callable[[], bool]) -> tuple[str, str] | None:
+    """Wait for the end; (class, message) when patience ran out first."""
+    while process.poll() is None:
+        if stop_requested():
+            raise KeyboardInterrupt
+        now = time.time()
+        if spec.timeout and now - begin > spec.timeout:
+            return "timeout", f"still running after {spec.timeout:g} s"
+        if silence := silent(spec, now - begin, now):
+            return "hang", silence
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL)
+    return None
+
+
+def silent(spec: StageSpec, elapsed: float, now: float) -> str:
+    """Why the heartbeats mean a hang, or an empty string."""
+    beats = {}
+    for path in (spec.out_dir / "heartbeat").glob("rank_*"):
+        with contextlib.suppress(OSError):  # being replaced
+            beats[path.name] = now - path.stat().st_mtime
+    for name, age in beats.items():
+        if age > spec.hang_seconds:
+            return f"no sign of life from {name} for {age:.0f} s"
+    if spec.startup_seconds and len(beats) < spec.ranks and elapsed > spec.startup_seconds:
+        return f"{len(beats)} of {spec.ranks} processes gave a sign of life within {elapsed:.0f} s"
+    return ""
+
+
+def stop(process: subprocess.Popen, grace: float) -> None:
+    """Ask the command to end (SIGTERM), wait up to ``grace`` seconds, kill the rest. A second Ctrl-C kills at once."""
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Close the guard's pipe, which makes it kill everything below it; kill the group if even the guard hangs."""
+    process.stdin.close()
+    try:
+        process.wait(KILL_WAIT)
+    except subprocess.TimeoutExpired:
+        guard.kill_descendants(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool) -> tuple[Outcome, str, str]:
+    """(outcome, failure class, message) of a process that ended by itself."""
+    result, failures = read_json(spec.result_file), read_failures(spec.out_dir)
+    if rc == 0 and not result:
+        return "failed", "no_result", f"exit code 0, but no readable {spec.result_file.name}"
+    if rc == 0 and result.get("mode") != spec.mode:
+        return "failed", "no_result", f"the result is of mode {result.get('mode')!r}, expected {spec.mode!r}"
+    if rc == 0 and result.get("ok") is True:
+        return "ok", "", str(result.get("outcome", ""))
+    if failures:
+        root = failures[0]
+        name = root.get("failure_class")
+        return "failed", name if name in FAILURE_CLASSES else "failed", f"{root.get('type')}: {root.get('message')}"
+    if rc in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return "failed", "preempted", f"stopped from outside by {signal.Signals(rc - 128).name}"
+    if rc == 128 + signal.SIGKILL:
+        if oom_killed:
+            return "failed", "oom_host", "killed by the system: out of memory"
+        return "failed", "preempted", "killed from outside by SIGKILL"
+    for pattern, name in LOG_SIGNS:
+        if found := re.search(pattern, log_since(spec.log, offset)):
+            return "failed", name, f"exit code {rc}, no failure file; the log says: {found.group()}"
+    if rc == EXIT_USER_ERROR:
+        return "failed", "config", "wrong input, see the log"
+    if rc == 0:
+        return "failed", "failed", f"the result says ok={result.get('ok')}"
+    return "failed", "failed", f"exit code {rc} without a failure file"
+
+
+def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached: bool) -> StageResult:
+    """The ``budget_checkpoint`` policy: training that reached its budget and left a model counts, however it ended.
+
+    Except for ends that say something about the training itself (NaN, memory, wrong input, a full disk).
+    """
+    forgivable = ("failed", "timeout", "hang", "nccl", "cuda_fault", "preempted", "no_result")
+    if result.outcome == "failed" and result.failure_class in forgivable and target_reached \
+            and (spec.out_dir / "model.pt").is_file():
+        known = read_json(spec.out_dir / "progress.json")
+        return replace(result, outcome="ok", message=f"accepted with a checkpoint at its budget ({result.message})",
+                       result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result})
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds a mapping, {} when there is none or it cannot be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def log_header(spec: StageSpec) -> int:
+    """Append time and command to the log; the position where this run's own lines begin."""
+    spec.log.parent.mkdir(parents=True, exist_ok=True)
+    with spec.log.open("ab") as log:
+        settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in spec.env.items())
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        log.write(f"=== {stamp} {spec.stage}: {settings} {shlex.join(spec.argv)}\n".encode())
+        return log.tell()
+
+
+def log_since(path: Path, offset: int, limit: int = 1_000_000) -> str:
+    """Text of a log from ``offset``, at most its last ``limit`` bytes."""
+    with path.open("rb") as log:
+        end = log.seek(0, os.SEEK_END)
+        log.seek(max(offset, end - limit))
+        return log.read().decode(errors="replace")
+
+
+def log_tail(path: Path, offset: int) -> str:
+    """Last lines of a log, from this run only."""
+    return "\n".join(log_since(path, offset, 20_000).splitlines()[-TAIL_LINES:])
+
+
+def oom_kills() -> int:
+    """Processes the system has killed for memory since boot; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), flags=re.MULTILINE)
+        return int(found.group(1)) if found else 0
+    return 0

@@ -1,0 +1,39 @@
+"""The acceptance suite: every case of args/ through its whole life. ``pytest -m longcycle``, see docs/longcycle.md.
+
+The fixtures run the stages in order and hand on how they ended; they assert nothing. The test judges.
+"""
+
+import pytest
+
+from tests.acceptance.lifecycle import CaseRun
+from tests.acceptance.report import explain
+
+
+@pytest.fixture
+def case_run(longcycle_case, longcycle_settings, longcycle_ledger):
+    """The case with its devices leased."""
+    with CaseRun(longcycle_settings, longcycle_case, longcycle_ledger) as run:
+        yield run
+
+
+@pytest.fixture
+def trained(case_run):
+    """probe_train and long_train (or bootstrap_train), down the ladder until one attempt fits."""
+    return case_run.train()
+
+
+@pytest.fixture
+def tested(case_run, trained):
+    return case_run.test(trained)
+
+
+@pytest.fixture
+def viewed(case_run, tested):
+    return case_run.view(tested)
+
+
+@pytest.mark.longcycle
+def test_longcycle(case_run, trained, tested, viewed):
+    verdict = case_run.finish()
+    reason = explain(case_run.case, verdict, case_run.stages, case_run.reused_row, case_run.settings.repo)
+    assert verdict.final_ok, reason

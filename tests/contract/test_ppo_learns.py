@@ -1,0 +1,92 @@
+"""PPO improves clearly where there is something to learn, and does not where there is not."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
+from mimickit.learning.evaluate import run_test
+from mimickit.learning.trainer import TrainOptions, train
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.logging import read_log
+from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+
+LEARNED = 14.0  # return of an episode; 20 at best, near 4 untrained
+
+
+def build(dist, num_envs=64, seed=0, **env_keys):
+    seed_process(seed, dist.rank)
+    env = ToyEnv(num_envs, **env_keys)
+    return env, build_agent(env, parse_agent_config(AGENT_CONFIG), dist)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_ppo_learns_and_the_saved_model_does_what_it_learned(tmp_path):
+    dist = Distributed.single()
+    env, agent = build(dist)
+    untrained = run_test(env, agent, dist, 64)
+    result = train(env, agent, dist, TrainOptions(tmp_path, max_samples=40 * 1024))
+    assert untrained.test_return < 6.0
+    assert result.evaluation["return"] > LEARNED
+    assert result.evaluation["episodes"] == 64
+    assert result.outcome == "completed"
+    assert (result.samples, result.iterations) == (40 * 1024, 40)
+    assert result.measures["distance_err"] < 0.5
+
+    other_env, other = build(dist, seed=123)
+    load_agent_model(other, tmp_path / "model.pt")
+    assert run_test(other_env, other, dist, 64).test_return > LEARNED
+
+    columns, rows = read_log(tmp_path / "log.txt")
+    assert columns == [
+        "Iteration", "Wall_Time", "Samples", "Test_Return", "Test_Episode_Length", "Test_Episodes", "Train_Return",
+        "Train_Episode_Length", "Train_Episodes", "Critic_Loss", "Actor_Loss", "Clip_Frac", "Imp_Ratio",
+        "Action_Bound_Loss", "Adv_Mean", "Adv_Std", "Distance_Err", "Obs_Norm_Mean", "Obs_Norm_Std", "Exp_Prob",
+    ]
+    assert [row[0] for row in rows] == ["0", "39"]
+
+
+def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
+    dist = Distributed.single()
+    env, agent = build(dist, shuffle=True)
+    result = train(env, agent, dist, TrainOptions(tmp_path, max_samples=40 * 1024))
+    assert result.evaluation["return"] < LEARNED / 2
+
+
+def test_two_processes_stay_equal_and_learn(tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(_train_one_rank, (port, tmp_path), nprocs=2)
+    _, rows = read_log(tmp_path / "log.txt")
+    assert rows[-1][2] == str(30 * 2 * 16 * 32)
+    assert float(rows[-1][3]) > LEARNED
+    assert sorted(p.name for p in (tmp_path / "heartbeat").iterdir()) == ["rank_0", "rank_1"]
+
+
+def _train_one_rank(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist = Distributed.from_env("cpu", timeout_s=120)
+    env, agent = build(dist, num_envs=32)
+    result = train(env, agent, dist, TrainOptions(folder, max_iters=30))
+    assert result.world_size == 2
+    assert result.evaluation["episodes"] == 64
+    for name, tensor in agent.state_tensors().items():
+        root = tensor.clone()
+        dist.broadcast_([root])
+        assert torch.equal(root, tensor), name
+    positions = dist.all_gather_object(env.obs.tolist())
+    assert positions[0] != positions[1]  # different rollouts
+    dist.shutdown()

@@ -1,0 +1,254 @@
+"""The training loop: what it leaves behind, how it stops, and that a continued run equals an uninterrupted one."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mimickit.envs.base import EnvMode
+from mimickit.learning.agents import build_agent, parse_agent_config
+from mimickit.learning.tracker import EpisodeTracker
+from mimickit.learning.trainer import TrainOptions, roll_out, train
+from mimickit.util.checkpoint import find_latest, load_checkpoint
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import NonFiniteError, UserError
+from mimickit.util.logging import read_log
+from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+
+ALONE = Distributed.single()
+PER_ITER = 16 * 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(folder, env=None, seed=0, agent_keys=None, **options):
+    seed_process(seed, 0)
+    env = env or ToyEnv(16)
+    config = {**AGENT_CONFIG, "test_episodes": 16, **(agent_keys or {})}
+    agent = build_agent(env, parse_agent_config(config), ALONE)
+    result = train(env, agent, ALONE, TrainOptions(folder, **options))
+    return result, agent, env
+
+
+def last_checkpoint(folder):
+    return load_checkpoint(find_latest(folder), ALONE)
+
+
+def assert_same_checkpoint(folder_a, folder_b):
+    a, b = last_checkpoint(folder_a), last_checkpoint(folder_b)
+    for name in a.shared["agent"]:
+        assert torch.equal(a.shared["agent"][name], b.shared["agent"][name]), name
+    for part in ("env", "tracker"):
+        for name in a.local[part]:
+            assert torch.equal(a.local[part][name], b.local[part][name]), name
+    assert torch.equal(a.local["random_cpu"], b.local["random_cpu"])
+    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best"}:
+        assert a.shared[name] == b.shared[name], name
+
+
+@pytest.mark.parametrize("every", [100, 3, 2])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, every, optimizer):
+    keys = {"iters_per_output": every, "actor_optimizer": {"type": optimizer, "learning_rate": 1e-3},
+            "exp_prob_beg": 1.0, "exp_prob_end": 0.5, "exp_anneal_samples": 2000, "normalizer_samples": 4 * PER_ITER}
+    whole = run(tmp_path / "whole", agent_keys=keys, max_iters=6)
+    run(tmp_path / "parts", agent_keys=keys, max_iters=3)
+    parts = run(tmp_path / "parts", seed=99, agent_keys=keys, max_iters=3, resume=tmp_path / "parts")
+    assert parts[0].samples == whole[0].samples == 6 * PER_ITER
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    assert parts[0].evaluation == whole[0].evaluation
+    columns, rows = read_log(tmp_path / "whole" / "log.txt")
+    timeless = [i for i, name in enumerate(columns) if name != "Wall_Time"]
+    found = read_log(tmp_path / "parts" / "log.txt")[1]
+    assert [[r[i] for i in timeless] for r in found if r[0] in [x[0] for x in rows]] == [
+        [r[i] for i in timeless] for r in rows]
+
+
+class Interrupting(ToyEnv):
+    """Sends SIGTERM to the process itself after ``at`` steps in training, or at the first step of a later test."""
+
+    def __init__(self, at, in_test=False):
+        super().__init__(16)
+        self.at, self.in_test = at, in_test
+
+    def step(self, action):
+        super().step(action)
+        testing = self.mode is EnvMode.TEST
+        if self.at is not None and self.steps_made > self.at and testing == self.in_test:
+            self.at = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("in_test", "every"), [(False, 100), (False, 2), (True, 2)])
+def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_exactly(tmp_path, in_test, every):
+    keys = {"iters_per_output": every}
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run(tmp_path / "whole", agent_keys=keys, max_samples=6 * PER_ITER)
+    stopped, _, _ = run(tmp_path / "parts", env=Interrupting(60, in_test), agent_keys=keys, max_samples=6 * PER_ITER)
+    assert stopped.outcome == "interrupted"
+    assert stopped.signal == signal.SIGTERM
+    assert stopped.samples < 6 * PER_ITER
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    result, _, _ = run(
+        tmp_path / "parts", seed=5, agent_keys=keys, max_samples=6 * PER_ITER, resume=tmp_path / "parts")
+    assert result.outcome == "completed"
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    iterations = [r[0] for r in read_log(tmp_path / "parts" / "log.txt")[1]]
+    assert iterations == [r[0] for r in read_log(tmp_path / "whole" / "log.txt")[1]]
+
+
+def test_files_of_a_run(tmp_path):
+    result, _, _ = run(tmp_path, max_iters=5, save_int_models=True, agent_keys={"iters_per_output": 2})
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert names == {
+        "log.txt", "progress.json", "model.pt", "heartbeat/rank_0", "checkpoints/best/model.pt",
+        "checkpoints/best/evaluation.json", *(f"int_models/model_{i:010d}.pt" for i in (0, 2, 4)),
+        *(f"checkpoints/{i:010d}/{name}" for i in (3, 5) for name in ("manifest.json", "rank_0.pt", "shared.pt")),
+    }
+    assert result.checkpoint == str(tmp_path / "checkpoints" / "0000000005")
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert (progress["phase"], progress["iteration"], progress["samples"]) == ("done", 4, 5 * PER_ITER)
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {
+        "_obs_norm._count", "_obs_norm._mean", "_a_norm._std", "_model._actor_layers.0.weight",
+        "_model._action_dist._mean_net.bias", "_model._action_dist._logstd_net", "_model._critic_out.weight",
+    } <= set(model)
+    assert model["_obs_norm._count"].dtype == torch.int64
+    assert model["_obs_norm._count"].tolist() == [5 * PER_ITER]
+    assert model["_obs_norm._mean"].dtype == torch.float32
+    assert result.to_dict()["nonfinite"] == 0
+
+
+@pytest.mark.parametrize(("options", "outputs", "outcome"), [
+    ({"max_samples": 5 * PER_ITER}, ["0", "4"], "completed"),
+    ({"max_samples": 5 * PER_ITER, "output_samples": 2 * PER_ITER}, ["0", "2", "4"], "completed"),
+    ({"max_samples": 3 * PER_ITER, "output_seconds": 0.0}, ["0", "1", "2"], "completed"),
+    ({"time_budget_s": 0.0}, ["0"], "budget"),
+    ({"max_samples": 1}, ["0"], "completed"),
+])
+def test_when_outputs_are_made_and_runs_end(tmp_path, options, outputs, outcome):
+    result, _, _ = run(tmp_path, **options)
+    assert [r[0] for r in read_log(tmp_path / "log.txt")[1]] == outputs
+    assert result.outcome == outcome
+    assert result.evaluation["episodes"] == 16
+
+
+def test_training_goes_on_from_fresh_episodes_in_train_mode(tmp_path):
+    resets = []
+
+    class Watching(ToyEnv):
+        def reset(self):
+            resets.append(self.mode)
+            super().reset()
+
+    run(tmp_path, env=Watching(16), max_iters=2)
+    assert resets == [EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that wait for a device, or bring host data to it, when they run on CUDA."""
+
+    refused = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.refused, f"{name} waits for the device"
+        if name in ("index", "index_put_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "boolean indexing waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keys", [{}, {"agent_name": "Dummy"}, {
+    "actor_optimizer": {"type": "SGD", "learning_rate": 1e-3, "weight_decay": 0.1, "grad_clip": 1.0},
+    "model": {**AGENT_CONFIG["model"], "actor_std_type": "CONSTANT"}, "action_entropy_weight": 0.1,
+    "action_reg_weight": 0.1, "exp_prob_end": 0.2, "exp_anneal_samples": 100,
+}])
+def test_rolling_out_and_learning_never_wait_for_the_device(keys):
+    seed_process(0, 0)
+    env = ToyEnv(16)
+    config = {"agent_name": "Dummy"} if keys.get("agent_name") else {**AGENT_CONFIG, **keys}
+    agent = build_agent(env, parse_agent_config(config), ALONE)
+    tracker = EpisodeTracker(16, "cpu")
+    with NoWaiting():
+        agent.start_iteration(50)
+        roll_out(env, agent, agent.config.steps_per_iter, lambda: tracker.update(env.reward, env.done))
+        stats = agent.update(50)
+        tracker.stats()
+        agent.info(50)
+    assert all(torch.isfinite(stat.value) for stat in stats.values())
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        env.reward.sum().item()
+
+
+def test_nothing_left_to_do_keeps_the_result(tmp_path):
+    done, _, _ = run(tmp_path, max_samples=2 * PER_ITER)
+    again, _, _ = run(tmp_path, max_samples=2 * PER_ITER, resume=tmp_path)
+    assert again.samples == done.samples
+    assert again.evaluation == done.evaluation
+    assert again.checkpoint == done.checkpoint
+    assert again.iterations == 2
+
+
+def test_other_sizes_cannot_be_continued(tmp_path):
+    run(tmp_path, max_iters=1)
+    with pytest.raises(UserError, match=r"num_envs 16, this run has 8.*--model_file"):
+        run(tmp_path, env=ToyEnv(8), max_iters=1, resume=tmp_path)
+    smaller = {"model": {**AGENT_CONFIG["model"], "actor_net": "fc_2layers_256units"}}
+    with pytest.raises(UserError, match="_actor_layers"):
+        run(tmp_path, agent_keys=smaller, max_iters=1, resume=tmp_path)
+
+
+def test_changed_configuration_is_mentioned(tmp_path, capsys):
+    run(tmp_path, max_iters=1, fingerprint="a")
+    run(tmp_path, max_iters=1, fingerprint="b", resume=tmp_path)
+    assert "the configuration differs" in capsys.readouterr().err
+
+
+def test_nonfinite_environment_steps_fail_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"iteration 0: 1 environment step"):
+        run(tmp_path, env=ToyEnv(16, nan_at=3), max_iters=1)
+
+
+def test_nonfinite_losses_fail_the_run(tmp_path):
+    class Infinite(ToyEnv):
+        def step(self, action):
+            super().step(action)
+            self.reward.fill_(float("inf"))
+
+    with pytest.raises(NonFiniteError, match=r"iteration 0: .*Critic_Loss"):
+        run(tmp_path, env=Infinite(16), max_iters=1)
+
+
+def test_too_large_minibatches_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"actor_batch_size = 17\.0 exceeds steps_per_iter = 16"):
+        run(tmp_path, agent_keys={"actor_batch_size": 17}, max_iters=1)
+
+
+def test_value_passes_in_slices_change_nothing(tmp_path):
+    whole = run(tmp_path / "a", max_iters=2)
+    sliced = run(tmp_path / "b", max_iters=2, agent_keys={"critic_eval_batch_size": 5})
+    for name, tensor in whole[1].model_tensors().items():
+        torch.testing.assert_close(sliced[1].model_tensors()[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_dummy_agent_runs_the_common_loop(tmp_path):
+    env = ToyEnv(16)
+    agent = build_agent(env, parse_agent_config(None), ALONE)
+    result = train(env, agent, ALONE, TrainOptions(tmp_path, max_samples=128))
+    assert result.samples == 16 * 32
+    assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {
+        f"{norm}.{name}" for norm in ("_obs_norm", "_a_norm") for name in ("_count", "_mean", "_std")}
+    assert torch.equal(agent.action, torch.zeros(16, 2))
+    assert agent.model_tensors()["_obs_norm._count"].item() == 16 * 32
+    columns, _ = read_log(tmp_path / "log.txt")
+    assert columns[-3:] == ["Distance_Err", "Obs_Norm_Mean", "Obs_Norm_Std"]
+    assert "Critic_Loss" not in columns

@@ -1,0 +1,199 @@
+"""Video and pictures: a real off-screen renderer, and a check that tells a good video from a bad one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimickit.engines.engine import WorldSpec
+from mimickit.engines.engine_config import EngineConfig
+from mimickit.util.failures import DisplayError, UserError
+from mimickit.util.video import check_video
+
+pytestmark = pytest.mark.sim
+
+ROOT = Path(__file__).resolve().parents[2]
+HUMANOID = ROOT / "data" / "assets" / "humanoid" / "humanoid.xml"
+CONFIG = EngineConfig(engine_name="newton", control_mode="pos", control_freq=30, sim_freq=240, env_spacing=5)
+WIDTH, HEIGHT = 320, 180
+
+# rest pose of the humanoid: body origins with the pelvis at 0.9 m, all rotations identity
+OFFSETS = {
+    "pelvis": (0, 0, 0), "torso": (0, 0, 0.236), "head": (0, 0, 0.46), "right_upper_arm": (-0.024, -0.183, 0.48),
+    "right_lower_arm": (-0.024, -0.458, 0.48), "right_hand": (-0.024, -0.717, 0.48),
+    "left_upper_arm": (-0.024, 0.183, 0.48), "left_lower_arm": (-0.024, 0.458, 0.48),
+    "left_hand": (-0.024, 0.717, 0.48), "right_thigh": (0, -0.085, 0), "right_shin": (0, -0.085, -0.42),
+    "right_foot": (0, -0.085, -0.83), "left_thigh": (0, 0.085, 0), "left_shin": (0, 0.085, -0.42),
+    "left_foot": (0, 0.085, -0.83),
+}
+POSE = torch.tensor(list(OFFSETS.values()), dtype=torch.float32) + torch.tensor([0.0, 0.0, 0.9])
+IDENTITY = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(len(OFFSETS), 1)
+
+
+def standing() -> SimpleNamespace:
+    """What a recorder reads of an engine, without an engine."""
+    return SimpleNamespace(
+        spec=WorldSpec(HUMANOID), config=CONFIG, body_names=tuple(OFFSETS), body_pos=POSE.clone()[None],
+        body_rot=IDENTITY.clone()[None],
+    )
+
+
+def turn(engine: SimpleNamespace, angle: float) -> None:
+    """Turn the whole body about the vertical axis."""
+    c, s = np.cos(angle), np.sin(angle)
+    matrix = torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float32)
+    engine.body_pos[0] = POSE @ matrix.T
+    engine.body_rot[0] = torch.tensor([0.0, 0.0, np.sin(angle / 2), np.cos(angle / 2)], dtype=torch.float32)
+
+
+def colored(image: np.ndarray) -> np.ndarray:
+    return image.max(axis=2).astype(int) - image.min(axis=2) > 40
+
+
+@pytest.fixture(scope="module")
+def recorder_class():
+    from mimickit.engines.newton_viewer import VideoRecorder
+
+    return VideoRecorder
+
+
+def test_video_of_a_turning_character(tmp_path, recorder_class):
+    engine, path = standing(), tmp_path / "run" / "viz.mp4"
+    recorder = recorder_class(engine, path, fps=30, width=WIDTH + 1, height=HEIGHT, show_reference=True,
+                              ref_offset=(1.5, 0.0, 0.0))
+    for frame in range(20):
+        turn(engine, 0.15 * frame)
+        image = recorder.capture((POSE, IDENTITY))
+        assert image.shape == (HEIGHT, WIDTH, 3)
+    assert not path.exists()  # nothing half-written stands under the name
+    result = recorder.close()
+    assert (result["file"], result["frames"], result["fps"]) == (str(path), 20, 30.0)
+    assert (result["width"], result["height"]) == (WIDTH, HEIGHT)
+    assert [Path(p).name for p in result["png"]] == [
+        "viz_00000.png", "viz_00006.png", "viz_00013.png", "viz_00019.png"
+    ]
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(["viz.mp4", *(Path(p).name for p in result["png"])])
+
+    measures = check_video(path, 20)
+    assert measures["character_share"] > 0.01
+    assert measures["movement"] > 0.002
+
+    image = np.asarray(Image.open(result["png"][0]).convert("RGB")).astype(int)
+    mask = colored(image)
+    blue = mask & (image[..., 2] > image[..., 1] + 10)  # the character
+    green = mask & (image[..., 1] > image[..., 2] + 30)  # the reference, 1.5 m to its right
+    assert blue.sum() > 300 and green.sum() > 300
+    assert abs(np.argwhere(blue)[:, 1].mean() - WIDTH / 2) < 0.06 * WIDTH
+    assert np.argwhere(green)[:, 1].mean() > np.argwhere(blue)[:, 1].mean() + 0.1 * WIDTH
+    rows = np.argwhere(blue)[:, 0]
+    assert rows.min() > 0.2 * HEIGHT and rows.max() < 0.9 * HEIGHT  # from head to foot inside the picture
+
+
+def test_camera_follows_or_stands(tmp_path, recorder_class):
+    columns = {}
+    for mode in ("track", "still"):
+        engine = standing()
+        with recorder_class(engine, tmp_path / f"{mode}.mp4", 30, WIDTH, HEIGHT, camera_mode=mode, num_png=0) as rec:
+            rec.capture()
+            engine.body_pos[..., 0] += 1.0
+            columns[mode] = np.argwhere(colored(rec.capture()))[:, 1].mean()
+    assert abs(columns["track"] - WIDTH / 2) < 0.06 * WIDTH
+    assert columns["still"] > 0.6 * WIDTH
+
+
+def test_an_interrupted_recording_leaves_no_file(tmp_path, recorder_class):
+    with pytest.raises(KeyError), recorder_class(standing(), tmp_path / "a.mp4", 30, WIDTH, HEIGHT) as recorder:
+        recorder.capture()
+        raise KeyError("interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reference_poses_are_required_when_shown(tmp_path, recorder_class):
+    with pytest.raises(ValueError, match="reference"), \
+            recorder_class(standing(), tmp_path / "a.mp4", 30, WIDTH, HEIGHT, show_reference=True) as recorder:
+        recorder.capture()
+
+
+def test_missing_display_libraries_are_a_paragraph(tmp_path):
+    """A machine without EGL, acted out by hiding the library from the loader in a process of its own."""
+    code = (
+        "import ctypes.util, ctypes\n"
+        "real = ctypes.CDLL.__init__\n"
+        "def init(self, name, *a, **k):\n"
+        "    if name and ('EGL' in str(name)): raise OSError('libEGL.so.1: cannot open shared object file')\n"
+        "    real(self, name, *a, **k)\n"
+        "ctypes.CDLL.__init__ = init\n"
+        "from mimickit.engines.newton_viewer import open_viewer\n"
+        "from mimickit.util.failures import DisplayError\n"
+        "try: open_viewer(64, 64)\n"
+        "except DisplayError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    for word in ("libegl1", "libgl1", "libgl1-mesa-dri", "PYGLET_HEADLESS", "--video false"):
+        assert word in done.stdout
+    assert issubclass(DisplayError, UserError) and DisplayError.failure_class == "viz_gl"
+
+
+# --- the check itself must be able to fail -------------------------------------------------------------------------
+
+
+def write_video(path: Path, frames: list[np.ndarray]) -> Path:
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def scene(column: int | None) -> np.ndarray:
+    """A grey chequered ground and a blue bar."""
+    rows, columns = np.mgrid[0:90, 0:160]
+    image = np.repeat((120 + 60 * ((rows // 16 + columns // 16) % 2))[..., None], 3, axis=2).astype(np.uint8)
+    if column is not None:
+        image[30:70, column : column + 8] = (60, 90, 220)
+    return image
+
+
+def test_check_accepts_a_moving_character(tmp_path):
+    measures = check_video(write_video(tmp_path / "good.mp4", [scene(20 + 3 * i) for i in range(15)]), 15)
+    assert measures["frames"] == 15
+    assert measures["visible_frames"] == 1.0
+    assert measures["character_share"] == pytest.approx(320 / (90 * 160), rel=0.5)
+
+
+@pytest.mark.parametrize(("frames", "message"), [
+    ([np.full((90, 160, 3), 128, np.uint8)] * 15, "blank"),
+    ([scene(40)] * 15, "nothing moves"),
+    ([scene(None)] * 15, "character is visible in 0%"),
+    ([scene(20 + 3 * i) for i in range(14)], "14 frames decoded, expected 15"),
+    ([scene(20 + 3 * i) for i in range(10)] + [scene(None)] * 5, "character is visible in 67%"),
+])
+def test_check_refuses(tmp_path, frames, message):
+    with pytest.raises(ValueError, match=message):
+        check_video(write_video(tmp_path / "bad.mp4", frames), 15)
+
+
+def test_check_refuses_broken_files(tmp_path):
+    good = write_video(tmp_path / "good.mp4", [scene(20 + 3 * i) for i in range(15)]).read_bytes()
+    (tmp_path / "truncated.mp4").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("truncated.mp4", "empty.mp4", "missing.mp4"):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            check_video(tmp_path / name, 15)

@@ -1,0 +1,178 @@
+"""Interruptions and continuing: nothing is lost, nothing runs twice, nothing is left behind."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.suite.conftest import CASES, TRAINED
+
+
+def wait_for(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return value
+
+
+def running(project, stage):
+    """The pid of a stage's process once it trains, else None."""
+    calls = [call for call in project.calls() if call["stage"] == stage]
+    beats = list(project.out.glob(f"runs/*/*/{stage}/heartbeat/rank_0"))
+    return calls[-1]["pid"] if calls and beats else None
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 2), (signal.SIGTERM, 2)])
+def test_interrupted_then_lf(project, number, code):
+    project.rules({"stage": "long_train", "do": "slow", "times": 1})
+    session = project.start("--long-max-samples", "100000")
+    pid = wait_for(lambda: running(project, "long_train"))
+    time.sleep(0.3)
+    session.send_signal(number)
+    assert session.wait(20) == code
+    assert not alive(pid)
+    assert project.progress()["status"] == "interrupted"
+    text = (project.path / "session.txt").read_text()
+    assert f"NOT RUN  {TRAINED}: interrupted_in_long_train" in text and f"NOT RUN  {CASES[2]}" in text
+    assert "0/3 final_ok=1" in text
+    stopped = max(int(path.read_text()) for path in project.out.glob("runs/*/*/long_train/checkpoints/*/samples"))
+    project.forget_calls()
+    project.rules()
+
+    result = project.run("--lf", "--long-max-samples", "100000")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*3/3 final_ok=1*"])
+    assert project.stages() == ["long_train", "test", "viz"]
+    assert project.calls()[0]["resumed"] == stopped > 0
+    assert project.calls()[0]["flags"]["resume"][0].endswith("/long_train")
+    assert "=== " in (project.out / f"runs/{TRAINED}_args/default_e8/long_train.log").read_text().split("says hello")[1]
+
+
+def test_sigkill_leaves_no_process_and_can_be_continued(project):
+    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
+    session = project.start()
+    trainer = wait_for(lambda: running(project, "long_train"))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    session.kill()
+    session.wait()
+    wait_for(lambda: not alive(trainer) and not alive(sleeper), 5.0)
+    assert project.progress()["status"] == "running"
+    project.forget_calls()
+    project.rules()
+    result = project.run("--lf")
+    assert result.ret == 0
+    assert project.stages() == ["long_train", "test", "viz"]
+    ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
+    assert [e["outcome"] for e in ends] == ["interrupted", "ok"]
+    assert "was killed" in ends[0]["message"] and ends[0]["elapsed_s"] >= 0
+
+
+def test_a_hung_process_group_is_killed_whole(project):
+    project.rules({"stage": "bootstrap_train", "do": "spawn"})
+    project.profiles(hang_seconds=1, stop_grace=1)
+    project.run("--cases", CASES[1])
+    assert not alive(int((project.path / "sleeper.pid").read_text()))
+
+
+def test_lf_runs_what_has_not_passed_and_keeps_training(project):
+    project.rules({"stage": "test", "case": TRAINED, "do": "crash"})
+    result = project.run()
+    assert result.ret == 1
+    assert project.stages() == ["probe_train", "long_train", "test"]
+    project.forget_calls()
+    project.rules()
+    result = project.run("--lf")
+    assert result.ret == 0
+    assert [(c["case"], c["stage"]) for c in project.calls()] == [(TRAINED, "test"), (TRAINED, "viz")]
+    result.stdout.fnmatch_lines([f"ok *{CASES[1]}*(reused)", "*3/3 final_ok=1*"])
+    project.forget_calls()
+    result = project.run("--lf")
+    assert result.ret == 0 and not project.calls()
+    result.stdout.fnmatch_lines(["*every selected case has passed already*", "*3/3 final_ok=1*"])
+
+
+def test_the_same_root_continues_and_skip_status_chooses(project):
+    project.rules({"stage": "viz", "case": TRAINED, "do": "crash"})
+    project.run()
+    project.forget_calls()
+    result = project.run()  # ok: passed cases are reused, the failed one restarts at viz
+    assert [(c["case"], c["stage"]) for c in project.calls()] == [(TRAINED, "viz")]
+    result.assert_outcomes(passed=2, failed=1)
+    project.forget_calls()
+    result = project.run("--resume-skip-status", "all")
+    assert not project.calls() and result.ret == 1
+    result.stdout.fnmatch_lines([f"*{TRAINED}: stage viz failed*", "*log: *viz.log*", "*2/3 final_ok=1*"])
+    project.rules()
+    project.run("--resume-skip-status", "none", "--cases", TRAINED)
+    assert project.stages() == ["probe_train", "long_train", "test", "viz"]
+    assert project.calls()[0]["resumed"] == 0
+
+
+def test_changed_inputs_do_not_reuse_results(project):
+    project.run("--cases", TRAINED)
+    project.forget_calls()
+    (project.path / "data/char.xml").write_text("<mujoco><!-- heavier --></mujoco>")
+    assert project.run("--cases", TRAINED).ret == 0
+    assert project.stages() == ["probe_train", "long_train", "test", "viz"]
+
+
+def test_more_samples_continue_training(project):
+    project.run("--cases", TRAINED)
+    project.forget_calls()
+    assert project.run("--cases", TRAINED, "--long-max-samples", "2000").ret == 0
+    assert project.stages() == ["long_train", "test", "viz"]
+    assert project.calls()[0]["resumed"] == 1024
+
+
+def test_memory_rungs_are_remembered_after_an_interruption(project):
+    project.rules({"stage": "probe_train", "above_envs": 16, "do": "oom"},
+                  {"stage": "test", "do": "crash", "times": 1})
+    ladder = ["--cases", TRAINED, "--env-ladder", "64,16"]
+    assert project.run(*ladder).ret == 1
+    project.forget_calls()
+    project.rules()
+    assert project.run(*ladder, "--lf").ret == 0
+    assert project.stages() == ["test", "viz"]
+
+
+def test_two_sessions_do_not_share_a_root(project):
+    project.rules({"stage": "long_train", "do": "slow"})
+    first = project.start("--cases", TRAINED, "--long-max-samples", "1000000")
+    wait_for(lambda: running(project, "long_train"))
+    second = project.run("--cases", TRAINED)
+    assert second.ret != 0
+    second.stderr.fnmatch_lines(["*another session works in output/train/longcycle_smoke*"])
+    os.kill(first.pid, signal.SIGINT)
+    first.wait(20)
+
+
+def test_live_progress_reaches_the_terminal(project):
+    project.rules({"stage": "long_train", "do": "slow"})
+    session = project.start("--cases", TRAINED, "--long-max-samples", "2000")
+    session.wait(20)
+    text = (project.path / "session.txt").read_text()
+    line = next(line for line in text.splitlines() if "long_train default_e8" in line)
+    assert line.startswith(f"[1/1] {TRAINED}") and "100/s" in line and "ETA 1:00" in line
+
+
+def test_xdist_interrupt_ends_stages_with_a_checkpoint(project):
+    project.rules({"stage": "long_train", "do": "slow"})
+    session = project.start("-n", "2", "--cases", f"{TRAINED},{CASES[1]}", "--long-max-samples", "1000000")
+    pid = wait_for(lambda: running(project, "long_train"))
+    time.sleep(0.3)
+    session.send_signal(signal.SIGTERM)
+    assert session.wait(30) != 0
+    assert not alive(pid)
+    ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
+    assert [e["outcome"] for e in ends] == ["interrupted"]
+    assert ends[0]["result"]["outcome"] == "interrupted"

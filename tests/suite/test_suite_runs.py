@@ -1,0 +1,267 @@
+"""Whole sessions of the acceptance suite around the fake trainer: what runs, what is recorded, how it ends."""
+
+import json
+
+import pytest
+
+from tests.suite.conftest import CASES, TRAINED
+
+FIRST = f"*test_longcycle[[]{TRAINED}[]]*"
+
+
+def test_all_three_cases_pass(project):
+    result = project.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([
+        "*profile smoke (no CUDA device found), devices cpu cpu*",
+        "*gates are reported, not enforced*",
+        "*3/3 final_ok=1 | trainable 1/1 | nontrainable 2/2 | deepmimic 1/1 dof 1/1 view 1/1*",
+    ])
+    assert [(c["case"], c["stage"]) for c in project.calls()] == [
+        *((TRAINED, stage) for stage in ("probe_train", "long_train", "test", "viz")),
+        *((case, stage) for case in CASES[1:] for stage in ("bootstrap_train", "test", "viz")),
+    ]
+    assert (project.path / "heavy.txt").read_text() == ""
+    assert project.progress()["status"] == "finished"
+    assert {k: project.progress()[k] for k in ("done", "total", "passed", "failed")} == {
+        "done": 3, "total": 3, "passed": 3, "failed": 0}
+
+
+def test_stages_are_started_as_the_contract_says(project):
+    project.run("--cases", TRAINED)
+    probe, long, test, viz = project.calls()
+    assert (probe["flags"]["max_iters"], probe["flags"]["devices"]) == (["2"], ["cpu", "cpu"])
+    assert probe["flags"]["engine_config"] == ["data/engines/newton_engine.yaml"]
+    folder = "output/train/longcycle_smoke/runs/deepmimic_humanoid_ppo_args/default_e8"
+    assert long["flags"]["resume"] == [f"{folder}/probe_train"] and long["resumed"] == 2 * 8 * 16
+    assert long["flags"]["max_samples"] == ["1000"] and long["flags"]["output_samples"] == ["1024"]
+    assert test["flags"]["devices"] == ["cpu"] and test["flags"]["model_file"] == [f"{folder}/long_train/model.pt"]
+    assert (viz["flags"]["video"], test["flags"]["video"]) == (["true"], ["false"])
+    assert (probe["nccl"], long["nccl"], test["nccl"]) == ("1", "1", None)
+    assert (viz["mesa"], test["mesa"]) == ("3.3", None)
+    left = {path.name for path in (project.path / folder).iterdir()}
+    assert left >= {"probe_train", "long_train", "probe_train.log", "long_train.log", "test.log", "viz.log",
+                    "test.json", "viz.mp4"}
+    assert "fake test of deepmimic_humanoid_ppo says hello" in (project.path / folder / "test.log").read_text()
+
+
+def test_older_scripts_read_the_table(project):
+    project.run()
+    rows = project.rows()
+    assert sorted(rows) == sorted(CASES)
+    row = rows[TRAINED]
+    assert row["case"] == "deepmimic_humanoid_ppo_args.txt" and row["final_ok"] == "1"
+    for column in ("out_dir", "long_out_dir", "test_log", "viz_log", "probe_out_dir", "probe_train_log",
+                   "long_train_log"):
+        assert (project.path / row[column]).exists(), column
+    assert all((project.path / rows[case]["long_out_dir"]).is_dir() for case in CASES)
+    assert (row["method"], row["case_type"], row["variant"], row["num_envs"]) == (
+        "deepmimic", "trainable", "default", "8")
+    assert [row[f"{s}_{w}"] for s in ("probe", "long", "test", "viz") for w in ("ok", "rc")] == ["1", "0"] * 4
+    assert (row["test_return"], row["gate_verdict"], row["note"], row["samples"]) == ("9.0", "fail", "ok", "1024")
+    assert float(row["long_elapsed_s"]) > 0 and row["samples_per_s"] == "100.0"
+
+
+def test_manifest_and_environment(project):
+    project.run("--cases", TRAINED, "--train-env", "NCCL_DEBUG=INFO")
+    head, line = (project.out / "case_manifest.tsv").read_text().splitlines()
+    entry = dict(zip(head.split("\t"), line.split("\t"), strict=True))
+    assert {"case", "method", "case_type", "mode", "agent_config", "env_config"} <= set(entry)
+    assert (entry["motion_file"], entry["char_file"]) == ("data/a.pkl", "data/char.xml")
+    digests = dict(pair.split("=") for pair in entry["sha256"].split())
+    assert len(digests["data/char.xml"]) == 64 and digests["data/a.pkl"] == "missing"
+    environment = json.loads((project.out / "environment.json").read_text())
+    assert environment["train_env"] == {"NCCL_DEBUG": "INFO"} and environment["versions"]["torch"]
+    assert project.calls()[0]["nccl"] is None
+
+
+def test_tables_come_from_the_ledger_alone(project):
+    project.run()
+    before = (project.out / "best_by_case.tsv").read_text()
+    attempts = project.attempts()
+    (project.out / "best_by_case.tsv").unlink()
+    (project.out / "runs" / f"{TRAINED}_args" / "attempts.json").unlink()
+    with (project.out / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"event": "stage_sta')  # a power cut
+    from tests.acceptance.ledger import Ledger
+
+    Ledger(project.out, project.path).rebuild()
+    assert (project.out / "best_by_case.tsv").read_text() == before
+    assert project.attempts() == attempts
+    assert attempts[0]["note"] == "ok" and attempts[0]["versions"] == {"fake": "1"}
+    assert attempts[0]["stages"]["viz"]["outcome"] == "ok"
+    Ledger(project.out, project.path).append("session_end", status="finished")
+    assert project.events_tolerant()[-1]["event"] == "session_end"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}_args", "{}_args.txt", "args/{}_args.txt"])
+def test_cases_takes_every_form(project, form):
+    result = project.pytester.runpytest_subprocess(
+        "-m", "longcycle", "--collect-only", "-q", "--cases", f"{form.format(CASES[2])},{CASES[1]}")
+    result.stdout.fnmatch_lines([f"*test_longcycle[[]{CASES[1]}[]]", f"*test_longcycle[[]{CASES[2]}[]]"])
+    result.stdout.no_fnmatch_line(FIRST)
+    assert not (project.path / "output").exists()
+
+
+def test_unknown_case_names_the_nearest(project):
+    result = project.run("--cases", "deepmimic_humanoid_pp")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown case 'deepmimic_humanoid_pp' (did you mean 'deepmimic_humanoid_ppo'?)*"])
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--longcycle-profile", "ful"], "*ful: allowed are full, smoke*"),
+    (["--env-ladder", "4k"], "*--env-ladder 4k*"),
+    (["--long-mode", "time_budget"], "*--long-budget-hours*"),
+    (["--root-out", "../elsewhere"], "*folder name below output/train*"),
+    (["--train-env", "NCCL"], "*'NCCL' is not KEY=VALUE*"),
+    (["--probe-iters", "-1"], "*must not be negative*"),
+])
+def test_wrong_options_are_usage_errors(project, options, words):
+    result = project.run(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([words])
+
+
+def test_plain_pytest_never_runs_cases(project):
+    (project.path / "tests/unit/test_other.py").write_text("def test_other():\n    pass\n")
+    for options in ([], ["-m", ""]):
+        result = project.pytester.runpytest_subprocess(*options)
+        result.assert_outcomes(passed=1, deselected=3)
+    assert not project.calls() and not (project.path / "output").exists()
+    assert project.pytester.runpytest_subprocess("--cases", TRAINED).ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_nontrainable_can_be_left_out_and_nothing_selected_says_so(project):
+    result = project.run("--exclude-nontrainable", "--cases", CASES[1])
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["*no case selected*"])
+    result = project.run("--exclude-nontrainable")
+    result.stdout.fnmatch_lines(["*1/1 final_ok=1 | trainable 1/1 | deepmimic 1/1*"])
+    assert {call["case"] for call in project.calls()} == {TRAINED}
+
+
+@pytest.mark.parametrize(("behaviour", "failure_class", "cause"), [
+    ("crash", "failed", "*RuntimeError: the root cause*"),
+    ("nan", "nan", "*3 environments were not finite*"),
+    ("no_result", "no_result", "*exit code 0, but no readable result.json*"),
+    ("hang", "hang", "*no sign of life from rank_0*"),
+])
+def test_failed_training_is_told_and_nothing_follows(project, behaviour, failure_class, cause):
+    project.rules({"stage": "long_train", "do": behaviour})
+    project.profiles(hang_seconds=1, stop_grace=1)
+    result = project.run("--cases", f"{TRAINED},{CASES[1]}")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines([
+        f"*{TRAINED}: stage long_train failed, class {failure_class}:*", "*not run: test, viz*",
+        "*log: *default_e8/long_train.log", "* | fake long_train of deepmimic_humanoid_ppo says hello*"])
+    result.stdout.fnmatch_lines([cause])
+    result.stdout.fnmatch_lines([f"FAILED   {TRAINED}: long_train {failure_class}*", "*1/2 final_ok=1*"])
+    assert project.stages() == ["probe_train", "long_train"]
+    row = project.rows()[TRAINED]
+    assert (row["final_ok"], row["failure_class"], row["test_ok"]) == ("0", failure_class, "")
+    assert project.attempts()[0]["note"] == f"{failure_class}_in_long_train"
+
+
+def test_timeout(project):
+    project.rules({"stage": "test", "do": "hang"})
+    project.profiles(stop_grace=1)
+    result = project.run("--cases", CASES[1], "--test-timeout", "1")
+    result.stdout.fnmatch_lines(["*stage test failed, class timeout: still running after 1 s*"])
+    assert project.stages(CASES[1]) == ["bootstrap_train", "test"]
+
+
+@pytest.mark.parametrize("behaviour", ["oom", "oom_log_only"])
+def test_memory_climbs_down_and_keeps_samples_per_iteration(project, behaviour):
+    project.rules({"stage": "probe_train", "above_envs": 16, "do": behaviour})
+    result = project.run("--cases", TRAINED, "--env-ladder", "64,32,16")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*1/1 final_ok=1*"])
+    assert [c["num_envs"] for c in project.calls() if c["stage"] == "probe_train"] == [64, 32, 16]
+    steps = [v for c in project.calls() if c["stage"] == "long_train" for v in c["flags"]["set"]]
+    assert "agent.steps_per_iter=32" in steps  # the smoke profile's 8, times 64/16
+    row = project.rows()[TRAINED]
+    assert (row["num_envs"], row["degraded"], row["note"]) == ("16", "1", "ok degraded")
+    assert [a["note"] for a in project.attempts()] == ["oom_gpu_in_probe_train", "oom_gpu_in_probe_train", "ok"]
+
+
+def test_ladder_can_be_exhausted(project):
+    project.rules({"stage": "probe_train", "do": "oom"})
+    result = project.run("--cases", TRAINED, "--env-ladder", "64,32")
+    assert result.ret == 1 and project.stages() == ["probe_train"] * 2
+    result.stdout.fnmatch_lines([f"FAILED   {TRAINED}: probe_train oom_gpu*"])
+
+
+def test_hiutil_comes_first(project):
+    (project.path / "data/agents/deepmimic_humanoid_ppo_agent_hiutil.yaml").write_text("steps_per_iter: 32\n")
+    project.run("--cases", TRAINED)
+    assert project.rows()[TRAINED]["variant"] == "hiutil"
+    assert project.calls()[0]["flags"]["agent_config"] == ["data/agents/deepmimic_humanoid_ppo_agent_hiutil.yaml"]
+
+
+@pytest.mark.parametrize("behaviour", ["nccl", "killed"])
+def test_transient_failures_get_one_more_chance(project, behaviour):
+    project.rules({"stage": "long_train", "do": behaviour, "times": 1})
+    assert project.run("--cases", TRAINED).ret == 0
+    assert project.stages() == ["probe_train", "long_train", "long_train", "test", "viz"]
+    project.rules({"stage": "long_train", "do": behaviour})
+    project.forget_calls()
+    assert project.run("--cases", TRAINED, "--root-out", "again").ret == 1
+    assert project.stages() == ["probe_train", "long_train", "long_train"]
+
+
+@pytest.mark.parametrize(("stage", "behaviour", "failure_class"), [
+    ("test", "overflow", "overflow"), ("test", "nan_measure", "nan"), ("viz", "blank", "failed")])
+def test_what_exit_codes_do_not_tell(project, stage, behaviour, failure_class):
+    project.rules({"stage": stage, "do": behaviour})
+    assert project.run("--cases", CASES[2]).ret == 1
+    row = project.rows()[CASES[2]]
+    assert (row["failed_stage"], row["failure_class"], row[f"{stage}_rc"]) == (stage, failure_class, "0")
+
+
+def test_gates_decide_in_the_full_profile(project):
+    out = project.path / "output/train/longcycle"
+    (project.path / "targets.yaml").write_text(
+        f"{TRAINED}:\n  gates: [{{measure: test_return, op: '>=', bound: 8.0, source: here}}]\n"
+        f"{CASES[1]}:\n  gates: [{{measure: no_such, op: '<', bound: 8.0, source: here}}]\n")
+    full = ["--longcycle-profile", "full", "--devices-train", "cpu"]
+    result = project.run(*full)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([
+        f"FAILED   {CASES[1]}: test gate: learning gate: no_such is missing*",
+        f"FAILED   {CASES[2]}: test gate: learning gate: no learning gate in targets.yaml*", "*1/3 final_ok=1*"])
+    assert project.rows(out)[TRAINED]["gate_verdict"] == "pass"
+    project.rules({"stage": "test", "do": "weak"})
+    assert project.run(*full, "--root-out", "weak", "--cases", TRAINED).ret == 1
+    assert project.rows(out.with_name("weak"))[TRAINED]["gate_detail"] == "test_return 1 misses >= 8"
+
+
+def test_budget_checkpoint_policy(project):
+    project.rules({"stage": "long_train", "do": "fail_after_budget"})
+    assert project.run("--cases", TRAINED).ret == 1
+    assert project.run("--cases", TRAINED, "--root-out", "b", "--long-success-policy", "budget_checkpoint").ret == 0
+
+
+def test_time_budget_is_counted_over_sessions(project):
+    project.rules({"stage": "long_train", "do": "crash", "times": 1})
+    budget = ["--cases", TRAINED, "--long-mode", "time_budget", "--long-budget-hours", "1"]
+    project.run(*budget)
+    events = project.events()
+    used = sum(e["elapsed_s"] for e in events if e["event"] == "stage_end" and e["stage"] == "long_train")
+    project.rules({"stage": "long_train", "do": "nan"})
+    project.run(*budget)
+    first, second = (c for c in project.calls() if c["stage"] == "long_train")
+    assert first["flags"]["time_budget_hours"] == ["1.000000"] and "max_samples" not in first["flags"]
+    assert float(second["flags"]["time_budget_hours"][0]) == pytest.approx(1 - used / 3600, abs=1e-6)
+
+
+def test_xdist_runs_cases_side_by_side(project):
+    project.rules({"do": "slow"})
+    result = project.run("-n", "2", "--cases", f"{CASES[1]},{CASES[2]}")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*2/2 final_ok=1 | nontrainable 2/2 | dof 1/1 view 1/1*"])
+    assert project.progress()["status"] == "finished" and len(project.rows()) == 2
+    project.forget_calls()
+    result = project.run("-n", "2", "--cases", f"{CASES[1]},{CASES[2]}", "--lf")
+    assert result.ret == 0 and not project.calls()
+    result.stdout.fnmatch_lines(["*every selected case has passed already*", "*2/2 final_ok=1*"])

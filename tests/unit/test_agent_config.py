@@ -1,0 +1,48 @@
+"""Agent files."""
+
+from pathlib import Path
+
+import pytest
+
+from mimickit.config import load_yaml
+from mimickit.learning.agents import parse_agent_config
+from mimickit.learning.dummy_agent import DummyConfig
+from mimickit.learning.ppo_agent import PPOConfig
+from mimickit.util.failures import UserError
+
+FILE = Path(__file__).resolve().parents[2] / "data" / "agents" / "deepmimic_humanoid_ppo_agent.yaml"
+
+
+def test_shipped_file():
+    config = parse_agent_config(load_yaml(FILE), str(FILE))
+    assert isinstance(config, PPOConfig)
+    assert config.actor_optimizer.learning_rate == 1e-4  # text to YAML 1.1
+    assert config.normalizer_samples == 1e8
+    assert (config.actor_epochs, config.critic_epochs, config.steps_per_iter) == (5, 2, 32)
+    assert config.exp_anneal_samples == float("inf")
+    assert config.critic_eval_batch_size == 0
+
+
+def test_without_a_file_nothing_is_learned():
+    config = parse_agent_config(None)
+    assert isinstance(config, DummyConfig)
+    assert (config.discount, config.steps_per_iter, config.iters_per_output) == (0.99, 32, 100)
+    assert (config.test_episodes, config.normalizer_samples) == (10, 10000.0)
+
+
+def changed(**keys):
+    return {**load_yaml(FILE), **keys}
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (changed(agent_name="PP0"), r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, Dummy"),
+    ({"discount": 0.9}, r"missing key 'agent_name'"),
+    (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
+    ({k: v for k, v in load_yaml(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
+    (changed(actor_optimizer={"type": "Sgd", "learning_rate": 1}), r"actor_optimizer\.type.*'SGD' or 'Adam'"),
+    (changed(optimizer={}, update_epochs=5), r"older layout.*'optimizer' became actor_opt.*'update_epochs'"),
+    (changed(batch_size=4, critic_loss_weight=1.0), r"'batch_size' became actor_batch_size.*'critic_loss_weight'"),
+])
+def test_mistakes_are_named(data, message):
+    with pytest.raises(UserError, match=message):
+        parse_agent_config(data, "x.yaml")

@@ -1,0 +1,76 @@
+import pytest
+
+from mimickit.util.args import Args, parse_tokens
+from mimickit.util.failures import AssetMissingError, UserError
+
+
+def test_first_occurrence_wins_and_command_line_overrides_file(tmp_path):
+    file = tmp_path / "case_args.txt"
+    file.write_text("# comment line\n--num_envs 4096\n--devices cuda:0 cuda:1   # trailing words here\n--num_envs 7\n--x\n")
+    argv = f"stray --num_envs 4 --visualize true --num_envs 5 --offset -1.5 --arg_file {file}".split()
+    args = Args.from_argv(argv)
+    assert args.integer("num_envs") == 4
+    assert args.boolean("visualize", False) is True
+    assert args.number("offset") == -1.5
+    assert args.get("x") == []
+    assert args.get("devices") == ["cuda:0", "cuda:1"]  # A1: the comment is no value
+    assert "stray" not in args
+
+
+def test_arg_file_inside_a_file_is_ignored(tmp_path):
+    (tmp_path / "b.txt").write_text("--num_envs 3\n")
+    (tmp_path / "a.txt").write_text(f"--arg_file {tmp_path / 'b.txt'}\n--mode test\n")
+    args = Args.from_argv(["--arg_file", str(tmp_path / "a.txt")])
+    assert args.get("num_envs") is None and args.text("mode") == "test"
+
+
+def test_values_of_a_repeated_flag_are_dropped():
+    assert parse_tokens("--a 1 --b 2 --a 3 4 --c 5".split()) == {"a": ("1",), "b": ("2",), "c": ("5",)}
+
+
+@pytest.mark.parametrize("word, expected", [("TRUE", True), ("yes", True), ("T", True), ("0", False), ("off", False)])
+def test_boolean_words(word, expected):
+    assert Args.from_argv(["--video", word]).boolean("video", not expected) is expected
+
+
+def test_bare_boolean_is_true_and_default_holds_without_flag():
+    assert Args.from_argv(["--video", "--mode", "test"]).boolean("video", False) is True
+    assert Args.from_argv([]).boolean("video", True) is True
+
+
+def test_numbers_in_any_notation():
+    args = Args.from_argv(["--a", "2e9", "--b", "100_000", "--c", "9223372036854775807"])
+    assert (args.integer("a"), args.integer("b"), args.integer("c")) == (2_000_000_000, 100_000, 2**63 - 1)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--num_envs", "many"], "--num_envs many (command line): a number is needed"),
+    (["--num_envs", "1.5"], "whole number"),
+    (["--num_envs", "0"], "at least 1"),
+    (["--num_envs"], "needs a value"),
+    (["--num_envs", "nan"], "finite"),
+])
+def test_wrong_numbers_are_named(argv, message):
+    with pytest.raises(UserError, match=None) as error:
+        Args.from_argv(argv).integer("num_envs", minimum=1)
+    assert message in str(error.value)
+
+
+def test_misspelt_truth_value_is_an_error():
+    with pytest.raises(UserError, match="ture"):
+        Args.from_argv(["--video", "ture"]).boolean("video", False)
+
+
+def test_unknown_flag_names_the_nearest():
+    with pytest.raises(UserError, match=r"--num_env \(command line\) \(did you mean '--num_envs'\?\)"):
+        Args.from_argv(["--num_env", "3"]).require_known(["num_envs", "mode"])
+
+
+def test_choices():
+    with pytest.raises(UserError, match="allowed are train, test"):
+        Args.from_argv(["--mode", "trian"]).text("mode", choices=["train", "test"])
+
+
+def test_missing_args_file():
+    with pytest.raises(AssetMissingError, match="args/nothing"):
+        Args.from_argv(["--arg_file", "args/nothing_args.txt"])

@@ -1,0 +1,138 @@
+"""Model files and checkpoint folders."""
+
+import json
+
+import pytest
+import torch
+
+from mimickit.util.checkpoint import (
+    find_latest,
+    load_checkpoint,
+    load_model,
+    resolve_checkpoint,
+    save_checkpoint,
+    save_model,
+    to_host,
+)
+from mimickit.util.distributed import Distributed
+from mimickit.util.failures import AssetMissingError, UserError
+
+ALONE = Distributed.single()
+
+
+def save(folder, iteration, **more):
+    shared = {"agent": {"w": torch.full((3,), float(iteration))}, "iteration": iteration, "note": None}
+    return save_checkpoint(folder / "checkpoints", iteration, shared, {"x": torch.ones(2)}, more, ALONE)
+
+
+def test_round_trip(tmp_path):
+    path = save(tmp_path, 7, num_envs=4)
+    assert path.name == "0000000007"
+    found = load_checkpoint(path, ALONE)
+    assert torch.equal(found.shared["agent"]["w"], torch.full((3,), 7.0))
+    assert torch.equal(found.local["x"], torch.ones(2))
+    assert (found.manifest["iteration"], found.manifest["world_size"], found.manifest["num_envs"]) == (7, 1, 4)
+    assert set(found.manifest["files"]) == {"shared.pt", "rank_0.pt"}
+
+
+def test_newest_two_are_kept_and_others_are_left_alone(tmp_path):
+    (tmp_path / "checkpoints" / "best").mkdir(parents=True)
+    for iteration in (1, 2, 10):
+        save(tmp_path, iteration)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["0000000002", "0000000010", "best"]
+    assert find_latest(tmp_path).name == "0000000010"
+
+
+def test_same_iteration_is_replaced(tmp_path):
+    save(tmp_path, 3)
+    path = save(tmp_path, 3, samples=5)
+    assert load_checkpoint(path, ALONE).manifest["samples"] == 5
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0000000003"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "no_manifest", "bad_manifest"])
+def test_damaged_checkpoints_are_passed_over(tmp_path, damage):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    file = newest / "shared.pt"
+    data = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(data[:-10])
+    elif damage == "changed":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "no_manifest":
+        (newest / "manifest.json").unlink()
+    else:
+        (newest / "manifest.json").write_text('{"files": {"sha')
+    assert find_latest(tmp_path).name == "0000000001"
+    assert resolve_checkpoint(tmp_path, ALONE).name == "0000000001"
+
+
+def test_unfinished_folders_are_ignored_and_removed(tmp_path):
+    save(tmp_path, 1)
+    aside = tmp_path / "checkpoints" / ".tmp-0000000009"
+    aside.mkdir()
+    assert find_latest(tmp_path).name == "0000000001"
+    save(tmp_path, 2)
+    assert not aside.exists()
+
+
+def test_resolve_takes_a_run_folder_or_one_checkpoint(tmp_path):
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    assert resolve_checkpoint(tmp_path, ALONE) == second
+    assert resolve_checkpoint(first, ALONE) == first
+    with pytest.raises(AssetMissingError, match="no complete checkpoint"):
+        resolve_checkpoint(tmp_path / "elsewhere", ALONE)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "world_size": 2}))
+    with pytest.raises(UserError, match=r"2 process.*this run has 1.*--model_file"):
+        load_checkpoint(path, ALONE)
+
+
+def test_model_file_is_a_flat_mapping_without_shared_storage(tmp_path):
+    flat = torch.arange(1000.0)
+    save_model(tmp_path / "model.pt", {"a": flat[10:12], "n": torch.tensor([3])})
+    assert (tmp_path / "model.pt").stat().st_size < 3000
+    loaded = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.equal(loaded["a"], torch.tensor([10.0, 11.0]))
+    target = {"a": torch.zeros(2), "n": torch.zeros(1, dtype=torch.int64)}
+    load_model(tmp_path / "model.pt", target)
+    assert torch.equal(target["a"], torch.tensor([10.0, 11.0]))
+    assert target["n"].item() == 3
+
+
+def test_model_that_does_not_fit_changes_nothing(tmp_path):
+    save_model(tmp_path / "model.pt", {"a": torch.ones(2), "b": torch.ones(3), "x": torch.ones(1)})
+    target = {"a": torch.zeros(2), "b": torch.zeros(4), "c": torch.zeros(1)}
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path / "model.pt", target)
+    message = str(caught.value)
+    assert "missing c" in message
+    assert "unexpected x" in message
+    assert "b has shape (3,), expected (4,)" in message
+    assert torch.equal(target["a"], torch.zeros(2))
+
+
+def test_unreadable_model_files(tmp_path):
+    with pytest.raises(AssetMissingError, match="not found"):
+        load_model(tmp_path / "model.pt", {})
+    (tmp_path / "model.pt").write_bytes(b"no model")
+    with pytest.raises(UserError, match="not a readable model file"):
+        load_model(tmp_path / "model.pt", {})
+    torch.save({"a": [1, 2]}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="flat mapping"):
+        load_model(tmp_path / "model.pt", {})
+
+
+def test_to_host_copies():
+    tensor = torch.zeros(2)
+    copied = to_host({"a": [tensor, 1.5], "b": "text"})
+    tensor.fill_(1.0)
+    assert torch.equal(copied["a"][0], torch.zeros(2))
+    assert copied["a"][1] == 1.5

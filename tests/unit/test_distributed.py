@@ -1,0 +1,186 @@
+"""Collectives with one and with two processes."""
+
+import os
+import random
+import socket
+
+import numpy
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from mimickit.config import build
+from mimickit.learning import ppo
+from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
+from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.stats import Stat, reduce_stats
+from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import MimicKitError, UserError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    dist = Distributed.from_env("cpu")
+    x = torch.tensor([1.0, 2.0])
+    for operation in (dist.sum_, dist.mean_, dist.min_, dist.max_):
+        assert operation(x) is x
+    dist.broadcast_([x])
+    dist.barrier()
+    assert torch.equal(x, torch.tensor([1.0, 2.0]))
+    assert (dist.any(True), dist.any(False)) == (True, False)
+    assert dist.all_gather_object("a") == ["a"]
+    assert dist.broadcast_object("a") == "a"
+    assert dist.is_root
+    dist.shutdown()
+
+
+def test_incomplete_variables_are_named(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"RANK.*torchrun"):
+        Distributed.from_env("cpu")
+
+
+def test_devices_of_two_kinds_are_refused():
+    with pytest.raises(UserError, match="one kind"):
+        Distributed.from_env(["cpu", "cuda:0"])
+
+
+def test_seeds_differ_by_rank_and_repeat():
+    def draw(rank):
+        assert seed_process(2**33, rank) == 2**33 + 41 * rank
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    first = draw(0)
+    assert draw(0) == first
+    assert all(a != b for a, b in zip(draw(1), first, strict=True))
+
+
+def in_two_processes(function, *arguments):
+    """Run ``function(dist, *arguments)`` in two processes; any exception there fails the test."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    torch.multiprocessing.spawn(_child, (port, function, arguments), nprocs=2)
+
+
+def _child(rank, port, function, arguments):
+    torch.set_num_threads(1)
+    values = (rank, 2, rank, "127.0.0.1", port)
+    os.environ.update({name: str(value) for name, value in zip(VARIABLES, values, strict=True)})
+    for _ in range(2 if function is reentrant else 1):
+        dist = Distributed.from_env(["cpu", "cpu"], timeout_s=60)
+        function(dist, *arguments)
+        dist.shutdown()
+        dist.shutdown()
+
+
+def reentrant(dist):
+    assert dist.sum_(torch.tensor([dist.rank + 1])).item() == 3
+
+
+def worked_numbers(dist):
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0]][dist.rank])
+
+    mean, std = ppo.mean_and_std(dist.sum_(ppo.advantage_sums(x, torch.ones_like(x))))
+    assert mean.item() == pytest.approx(6.666667, rel=1e-6)
+    assert std.item() == pytest.approx(7.257180, rel=1e-6)
+
+    norm = MeanStdNormalizer(1, "cpu")
+    norm.record(x.unsqueeze(1))
+    norm.update(dist)
+    assert (norm.count.item(), norm.mean.item()) == (6, pytest.approx(6.666667, rel=1e-6))
+    assert norm.std.item() == pytest.approx(6.624869, rel=1e-6)
+
+    difference = MeanAbsNormalizer(1, "cpu")
+    difference.record(-x.unsqueeze(1))
+    difference.update(dist)
+    assert (difference.count.item(), difference.mean_abs.item()) == (6, pytest.approx(6.666667, rel=1e-6))
+
+    assert dist.sum_(torch.tensor([100 + dist.rank])).item() == 201
+    assert dist.mean_(torch.tensor([1.0 + 3.0 * dist.rank])).item() == 2.5
+    assert dist.min_(torch.tensor([5 + dist.rank])).item() == 5
+    assert dist.max_(torch.tensor([5 + dist.rank])).item() == 6
+    assert dist.any(dist.rank == 1) is True
+    assert dist.any(False) is False
+    assert dist.all_gather_object(dist.rank) == [0, 1]
+    assert dist.broadcast_object(f"from {dist.rank}") == "from 0"
+
+    t = torch.tensor
+    found = reduce_stats({
+        "return": Stat(t([5.0, 0.0][dist.rank]), "mean", t([2.0, 0.0][dist.rank])),  # nobody finished on rank 1
+        "weighted": Stat(t([1.0, 4.0][dist.rank]), "mean", t([1.0, 3.0][dist.rank])),
+        "plain": Stat(t([1.0, 4.0][dist.rank])),
+        "episodes": Stat(t([1, 2][dist.rank]), "sum"),
+        "min": Stat(t([1.0, 4.0][dist.rank]), "min"),
+        "max": Stat(t([1.0, 4.0][dist.rank]), "max"),
+    }, dist)
+    assert found == {"return": 5.0, "weighted": 3.25, "plain": 2.5, "episodes": 3.0, "min": 1.0, "max": 4.0}
+
+
+def optimizer(dist, start):
+    p = nn.Parameter(torch.tensor([start]))
+    return p, FlatOptimizer({"p": p}, build(OptimizerConfig, {"type": "SGD", "learning_rate": 0.1}, "test"), dist)
+
+
+def one_step(dist):
+    p, flat = optimizer(dist, [1.0, 2.0][dist.rank])
+    assert p.item() == 1.0  # broadcast
+    flat.set_gradient([1.0, 3.0][dist.rank] * p.sum())
+    flat.exchange()
+    flat.step()
+    assert p.item() == pytest.approx(0.8)
+
+
+def weighted_step(dist):
+    p, flat = optimizer(dist, 1.0)
+    flat.set_gradient([1.0, 3.0][dist.rank] * p.sum(), weight=torch.tensor([3.0, 1.0][dist.rank]))
+    flat.exchange()
+    flat.step()
+    assert p.item() == pytest.approx(1.0 - 0.1 * 1.5)
+    flat.set_gradient(5.0 * p.sum(), weight=0.0)  # nothing counted anywhere: only momentum moves
+    flat.exchange()
+    flat.step()
+    assert p.item() == pytest.approx(0.85 - 0.1 * 0.9 * 1.5)
+
+
+def deviating_parameters(dist):
+    p, flat = optimizer(dist, 1.0)
+    flat.check_equal()
+    if dist.rank == 1:
+        with torch.no_grad():
+            p += 1e-3
+    with pytest.raises(MimicKitError, match=r"process 1: p"):
+        flat.check_equal()
+
+
+def checkpoint_of_two(dist, folder):
+    shared = {"a": torch.tensor([1.0])} if dist.is_root else None
+    path = save_checkpoint(folder / "checkpoints", 4, shared, {"own": torch.tensor([dist.rank])}, {}, dist)
+    assert resolve_checkpoint(folder, dist) == path
+    found = load_checkpoint(path, dist)
+    assert found.local["own"].item() == dist.rank
+    assert found.shared["a"].item() == 1.0
+    assert sorted(found.manifest["files"]) == ["rank_0.pt", "rank_1.pt", "shared.pt"]
+
+
+def all_checks(dist, folder):
+    worked_numbers(dist)
+    one_step(dist)
+    weighted_step(dist)
+    deviating_parameters(dist)
+    checkpoint_of_two(dist, folder)
+
+
+def test_two_processes(tmp_path):
+    in_two_processes(all_checks, tmp_path)
+
+
+def test_start_and_stop_twice_in_one_process():
+    in_two_processes(reentrant)

@@ -1,0 +1,129 @@
+"""Engine files: what is accepted, what is refused and how; contact capacities; the compile lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from mimickit.engines.engine_config import CAPACITY_FILE, contact_capacity, load_engine_config, make_engine_config
+from mimickit.util.failures import AssetMissingError, UserError
+
+ENGINES = Path(__file__).resolve().parents[2] / "data" / "engines"
+MINIMAL = {"engine_name": "newton", "env_spacing": 5}
+
+
+def test_shipped_newton_file():
+    config = load_engine_config(ENGINES / "newton_engine.yaml")
+    assert (config.control_mode, config.control_freq, config.sim_freq, config.env_spacing) == ("pos", 30, 240, 5)
+    assert config.substeps == 8
+
+
+def test_defaults_are_upstreams():
+    config = make_engine_config(MINIMAL, "here")
+    assert (config.control_mode, config.control_freq, config.sim_freq) == ("none", 10, 60)
+    assert config.ground_contact_height == 0.3
+    assert (config.solver_iterations, config.solver_ls_iterations, config.impratio) == (20, 20, 10)
+    assert config.spherical_limits is False
+
+
+@pytest.mark.parametrize("name", ["isaac_gym", "isaac_lab"])
+def test_other_engines_are_refused_by_name(name):
+    with pytest.raises(UserError) as caught:
+        load_engine_config(ENGINES / f"{name}_engine.yaml")
+    message = str(caught.value)
+    assert f"'{name}' is not supported" in message
+    assert "supported: newton" in message
+    assert "--engine_config data/engines/newton_engine.yaml" in message
+    assert f"{name}_engine.yaml" in message
+
+
+def test_an_environments_engine_block_wins():
+    config = load_engine_config(ENGINES / "newton_engine.yaml", {"ground_contact_height": 0.15, "sim_freq": 120})
+    assert config.ground_contact_height == 0.15
+    assert config.substeps == 4
+    other = load_engine_config(ENGINES / "isaac_gym_engine.yaml", {"engine_name": "newton"})
+    assert other.sim_freq == 120
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"sim_freq": 100, "control_freq": 30}, "sim_freq 100 must be a multiple of control_freq 30"),
+    ({"sim_freq": 30, "control_freq": 60}, "must be a multiple"),
+    ({"control_freq": 0}, "control_freq"),
+    ({"control_mode": "position"}, "'pos'"),
+    ({"sim_frequency": 240}, "did you mean 'sim_freq'"),
+    ({"njmax": -1}, "njmax"),
+])
+def test_wrong_values_are_refused(change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_engine_config({**MINIMAL, **change}, "some_engine.yaml")
+    assert "some_engine.yaml" in str(caught.value)
+
+
+def test_missing_keys_and_files():
+    with pytest.raises(UserError, match="missing key 'engine_name'"):
+        make_engine_config({"env_spacing": 5}, "here")
+    with pytest.raises(UserError, match="missing key 'env_spacing'"):
+        make_engine_config({"engine_name": "newton"}, "here")
+    with pytest.raises(AssetMissingError, match=r"nowhere\.yaml"):
+        load_engine_config("nowhere.yaml")
+
+
+def test_capacities(tmp_path):
+    file = tmp_path / "capacity.yaml"
+    file.write_text("default: {njmax: 300, nconmax: 100}\ncharacters:\n  biped: {njmax: 90, nconmax: 30}\n")
+    config = make_engine_config(MINIMAL, "here")
+    capacity, known = contact_capacity(Path("a/biped.xml"), config, file)
+    assert (capacity.njmax, capacity.nconmax, known) == (90, 30, True)
+    capacity, known = contact_capacity(Path("a/stranger.xml"), config, file)
+    assert (capacity.njmax, capacity.nconmax, known) == (300, 100, False)
+    capacity, known = contact_capacity(
+        Path("a/stranger.xml"), make_engine_config({**MINIMAL, "njmax": 70, "nconmax": 20}, "here"), file
+    )
+    assert (capacity.njmax, capacity.nconmax, known) == (70, 20, True)
+
+
+def test_shipped_capacities():
+    capacity, known = contact_capacity(Path("humanoid.xml"), make_engine_config(MINIMAL, "here"), CAPACITY_FILE)
+    assert known
+    assert capacity.njmax < 450  # sized from a measurement, not from the worst case
+
+
+def _compile(cache_dir: str, key: str, log: str) -> None:
+    from mimickit.engines.kernel_cache import compile_lock
+
+    with compile_lock(key, Path(cache_dir)) as cold:
+        if cold:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write("begin\n")
+            time.sleep(0.4)
+            with open(log, "a", encoding="utf-8") as file:
+                file.write("end\n")
+
+
+def test_only_one_process_compiles(tmp_path):
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_compile, args=(str(tmp_path / "cache"), "k", str(log))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert log.read_text() == "begin\nend\n"
+
+
+def test_compile_lock_is_per_key_and_not_marked_after_a_failure(tmp_path, capsys):
+    from mimickit.engines.kernel_cache import compile_lock
+
+    with pytest.raises(RuntimeError, match="no compiler"), compile_lock("a", tmp_path):
+        raise RuntimeError("no compiler")
+    with compile_lock("a", tmp_path) as cold:
+        assert cold
+    with compile_lock("a", tmp_path) as cold:
+        assert not cold
+    with compile_lock("b", tmp_path) as cold:
+        assert cold
+    assert "compiling physics kernels" in capsys.readouterr().out

@@ -1,0 +1,33 @@
+"""Graphed functions on CPU; on CUDA the same checks run when a device is there."""
+
+import pytest
+import torch
+
+from mimickit.util.graphs import Graphed
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_call_has_the_effect_of_one(device):
+    total, noise = torch.zeros(3, device=device), torch.zeros(3, device=device)
+
+    def fn():
+        noise.copy_(torch.rand_like(noise))
+        total.add_(noise)
+        return total
+
+    torch.manual_seed(0)
+    expected = [torch.rand(3, device=device) for _ in range(3)]
+    torch.manual_seed(0)
+    graphed = Graphed(fn, device, state=[total])
+    for k in range(3):
+        assert graphed() is total
+        torch.testing.assert_close(noise, expected[k])
+        torch.testing.assert_close(total, sum(expected[:k + 1]))
+    assert graphed.captured == (device == "cuda")
+
+
+def test_warmup_must_be_positive():
+    with pytest.raises(ValueError, match="at least 1"):
+        Graphed(lambda: None, "cpu", warmup=0)

@@ -1,0 +1,62 @@
+"""Who may import whom, held by walking the source, and by looking at what a light import really loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = {  # package -> packages of ours it may import, beside itself
+    "util": set(),
+    "config": {"util"},
+    "anim": {"util", "config"},
+    "engines": {"util", "config"},
+    "envs": {"util", "config", "anim", "engines"},
+    "learning": {"util", "config", "envs.base"},
+}
+LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybullet", "matplotlib", "scipy"}
+
+
+def module_files():
+    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py"))
+
+
+def imports(tree, top_level_only=False):
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute: from mimickit.x import y"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", module_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(ROOT / "mimickit").with_suffix("").parts[0]
+    tree = ast.parse(path.read_text())
+    for name in imports(tree):
+        assert not name.startswith(("tests", "pytest")), f"{path}: imports {name}"
+        if name.startswith("mimickit."):
+            target = name.removeprefix("mimickit.")
+            package = target.split(".")[0]
+            assert package == own or package in ALLOWED[own] or target in ALLOWED[own], f"{path}: {own} imports {name}"
+    late = {name.split(".")[0] for name in imports(tree, top_level_only=True)} & LATE_ONLY
+    assert not late, f"{path}: import {late} inside the function that needs it"
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(' '.join(m for m in ('torch', 'warp', 'newton', 'pyglet', 'av') if m in sys.modules))"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_the_suite_stays_light():
+    modules = [p.stem for p in (ROOT / "tests" / "acceptance").glob("*.py") if p.stem not in ("__init__", "test_longcycle")]
+    assert loaded_by("; ".join(f"import tests.acceptance.{m}" for m in modules)) == []
+    assert loaded_by("import mimickit.util.args, mimickit.util.failures, mimickit.util.files, mimickit.util.video") == []
+
+
+def test_learning_does_not_load_physics():
+    assert loaded_by("import mimickit.learning.trainer") == ["torch"]

@@ -1,0 +1,125 @@
+"""PPO's mathematics against hand-computed numbers."""
+
+import pytest
+import torch
+
+from mimickit.envs.base import DoneFlag
+from mimickit.learning import ppo
+from mimickit.learning.policy import gaussian_entropy, gaussian_log_prob, mean_regularizer
+
+REWARD, NEXT = [1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]
+
+
+def column(values):
+    return torch.tensor(values).unsqueeze(1)
+
+
+@pytest.mark.parametrize(("done", "next_value", "td_lambda", "expected"), [
+    ([0, 0, 0, 0, 0], NEXT, 0.8, [28.803864, 36.116478, 42.384, 47.2, 50.0]),
+    ([0, 0, 1, 0, 0], [10.0, 20.0, 0.0, 40.0, 50.0], 0.8, [8.3872, 7.76, 3.0, 47.2, 50.0]),
+    ([0, 0, 2, 0, 0], [10.0, 20.0, 0.0, 40.0, 50.0], 0.8, [8.3872, 7.76, 3.0, 47.2, 50.0]),
+    ([0, 0, 3, 0, 0], NEXT, 0.8, [22.384, 27.2, 30.0, 47.2, 50.0]),
+    ([0, 0, 0, 0, 1], [10.0, 20.0, 30.0, 40.0, 0.0], 0.8, [16.710629, 19.320318, 19.056, 14.8, 5.0]),
+    ([0, 0, 0, 0, 0], NEXT, 0.0, [10.0, 20.0, 30.0, 40.0, 50.0]),
+    ([0, 0, 0, 0, 0], NEXT, 1.0, [40.951, 44.39, 47.1, 49.0, 50.0]),
+])
+def test_lambda_return(done, next_value, td_lambda, expected):
+    found = ppo.lambda_return(column(REWARD), column(next_value), column(done).int(), 0.9, td_lambda)
+    torch.testing.assert_close(found[:, 0], torch.tensor(expected), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(("fail", "succ", "expected_b"), [
+    (0.0, 0.0, [4.4155, 1.0, 5.405501, 1.0]),
+    (-1.0, 1.0, [-88.694, -98.0, 98.515, 100.0]),
+])
+def test_two_environments_do_not_mix(fail, succ, expected_b):
+    reward = torch.tensor([[0.5, 1.0], [0.25, 1.0], [0.75, 1.0], [1.0, 1.0]])
+    value = torch.tensor([[2.0, 50.0], [3.0, 60.0], [4.0, 70.0], [5.0, 80.0]])
+    done = torch.tensor([[0, 0], [3, 1], [0, 0], [0, 2]], dtype=torch.int32)
+    value = ppo.overwrite_terminal_values(value, done, 0.99, fail, succ)
+    found = ppo.lambda_return(reward, value, done, 0.99, 0.95)
+    torch.testing.assert_close(found[:, 0], torch.tensor([3.62741, 3.22, 6.543975, 5.95]), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(found[:, 1], torch.tensor(expected_b), rtol=1e-5, atol=0.0)
+
+
+def test_time_out_keeps_the_critics_value():
+    value = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    done = torch.tensor([[DoneFlag.NULL, DoneFlag.FAIL, DoneFlag.SUCC, DoneFlag.TIME]], dtype=torch.int32)
+    found = ppo.overwrite_terminal_values(value, done, 0.9, -1.0, 2.0)
+    torch.testing.assert_close(found, torch.tensor([[1.0, -10.0, 20.0, 4.0]]))
+
+
+def test_advantages_are_pooled_over_processes():
+    sums = [ppo.advantage_sums(torch.tensor(x), torch.ones(len(x))) for x in ([1.0, 2.0, 3.0, 4.0], [10.0, 20.0])]
+    mean, std = ppo.mean_and_std(sums[0] + sums[1])
+    assert mean.item() == pytest.approx(6.666667, rel=1e-6)
+    assert std.item() == pytest.approx(7.257180, rel=1e-6)
+
+
+def test_advantages_of_unflagged_samples_are_scaled_but_not_counted():
+    advantage, flag = torch.tensor([1.0, 3.0, 100.0]), torch.tensor([1.0, 1.0, 0.0])
+    mean, std = ppo.mean_and_std(ppo.advantage_sums(advantage, flag))
+    found = ppo.normalize_advantage(advantage, mean, std, 4.0)
+    torch.testing.assert_close(found, torch.tensor([-(0.5**0.5), 0.5**0.5, 4.0]))
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("flag", [[0.0, 0.0], [0.0, 1.0]])
+def test_deviation_of_fewer_than_two_samples_is_zero(flag):
+    _, std = ppo.mean_and_std(ppo.advantage_sums(torch.tensor([5.0, 7.0]), torch.tensor(flag)))
+    assert std.item() == 0.0
+
+
+BATCH = {
+    "obs": [[1.0, 1.0], [0.0, -1.0], [1.0, 0.0], [0.5, 0.5]],
+    "action": [[0.6, 1.4], [0.1, -1.4], [0.4, 0.1], [9.0, 9.0]],
+    "old": [0.0, 1.0, 0.5, 0.0], "advantage": [1.0, -0.5, 2.0, 3.0], "flag": [1.0, 1.0, 1.0, 0.0],
+}
+
+
+def batch_of_the_linear_policy():
+    data = {name: torch.tensor(values) for name, values in BATCH.items()}
+    mean = data["obs"] * torch.tensor([0.5, 1.5])
+    log_std = torch.full_like(mean, 0.2).log()
+    return data, mean, log_std, gaussian_log_prob(data["action"], mean, log_std)
+
+
+def test_actor_terms():
+    data, mean, log_std, log_prob = batch_of_the_linear_policy()
+    torch.testing.assert_close(log_prob[:3], torch.full((3,), 1.130999), rtol=1e-5, atol=0.0)
+    found = ppo.surrogate_loss(log_prob, data["old"], data["advantage"], data["flag"], 0.2)
+    assert found.loss.item() == pytest.approx(-1.010006, rel=1e-5)
+    assert found.clip_frac.item() == pytest.approx(0.666667, rel=1e-5)
+    assert found.imp_ratio.item() == pytest.approx(2.039401, rel=1e-5)
+
+    bound = ppo.flagged_mean(ppo.action_bound_loss(mean), data["flag"])
+    entropy = ppo.flagged_mean(gaussian_entropy(log_std), data["flag"])
+    regularizer = ppo.flagged_mean(mean_regularizer(mean), data["flag"])
+    assert bound.item() == pytest.approx(0.166667, rel=1e-5)
+    assert entropy.item() == pytest.approx(-0.380999, rel=1e-5)
+    assert regularizer.item() == pytest.approx(1.666667, rel=1e-5)
+    total = found.loss + 10.0 * bound - 0.01 * entropy + 0.1 * regularizer
+    assert total.item() == pytest.approx(0.827138, rel=1e-5)
+
+
+def test_a_batch_without_random_actions_contributes_nothing():
+    log_prob = torch.tensor([1.0, 1000.0], requires_grad=True)
+    found = ppo.surrogate_loss(log_prob, torch.zeros(2), torch.ones(2), torch.zeros(2), 0.2)
+    found.loss.backward()
+    assert found.loss.item() == 0.0
+    assert torch.equal(log_prob.grad, torch.zeros(2))
+
+
+def test_surrogate_gradient_stops_beyond_the_clip():
+    log_prob = torch.tensor([0.1, 0.5], requires_grad=True)  # ratios 1.105 and 1.649
+    ppo.surrogate_loss(log_prob, torch.zeros(2), torch.ones(2), torch.ones(2), 0.2).loss.backward()
+    torch.testing.assert_close(log_prob.grad, torch.tensor([-0.5 * 1.1051709, 0.0]))
+
+
+def test_action_bound_loss():
+    modes = torch.tensor([[0.5, 1.2, -1.5], [0.0, -1.0, 1.0], [2.0, 2.0, 2.0]])
+    torch.testing.assert_close(ppo.action_bound_loss(modes), torch.tensor([0.29, 0.0, 3.0]))
+
+
+def test_critic_loss_has_no_factor():
+    assert ppo.critic_loss(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0])).item() == 5.0

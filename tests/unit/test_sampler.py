@@ -1,0 +1,54 @@
+"""Minibatches and rollout storage."""
+
+import pytest
+import torch
+
+from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+
+
+@pytest.mark.parametrize(("num_envs", "steps", "batch", "epochs", "expected"), [
+    (4096, 32, 4, 5, (16384, 40)), (4096, 32, 2, 2, (8192, 32)), (100, 32, 3, 2, (300, 22)), (8, 32, 2.5, 1, (20, 13)),
+])
+def test_minibatch_plan(num_envs, steps, batch, epochs, expected):
+    assert minibatch_plan(steps, num_envs, batch, epochs) == expected
+
+
+@pytest.mark.parametrize(("capacity", "count"), [(12, 4), (10, 3), (10, 7), (5, 12)])
+def test_every_index_is_drawn_equally_often(capacity, count):
+    torch.manual_seed(0)
+    sampler = MinibatchSampler(capacity, "cpu")
+    draws = torch.cat([sampler.draw(count) for _ in range(capacity)])
+    assert torch.equal(torch.bincount(draws, minlength=capacity), torch.full((capacity,), count))
+    for start in range(0, capacity * count, capacity):  # each pass is a permutation
+        assert draws[start:start + capacity].sort().values.tolist() == list(range(capacity))
+
+
+def test_drawn_indices_survive_the_next_permutation():
+    torch.manual_seed(0)
+    sampler = MinibatchSampler(100, "cpu")
+    first = sampler.draw(100)
+    kept = first.clone()
+    second = sampler.draw(100)
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+
+
+def test_restart_forgets_the_present_pass():
+    torch.manual_seed(0)
+    sampler = MinibatchSampler(10, "cpu")
+    sampler.draw(7)
+    sampler.restart()
+    assert sampler.draw(10).sort().values.tolist() == list(range(10))
+
+
+def test_rollout_copies_and_flattens_time_first():
+    rollout = Rollout(3, 2, {"obs": (1,), "done": ()}, "cpu", dtypes={"done": torch.int32})
+    obs = torch.zeros(2, 1)
+    for t in range(3):
+        obs.copy_(torch.tensor([[10.0 * t], [10.0 * t + 1.0]]))
+        rollout.record(t, obs=obs, done=torch.tensor([t, -t], dtype=torch.int32))
+    obs.fill_(-1.0)
+    assert rollout.num_samples == 6
+    assert rollout.take("obs", torch.tensor([0, 1, 4]))[:, 0].tolist() == [0.0, 1.0, 20.0]
+    assert rollout.take("done", torch.tensor([5])).tolist() == [-2]
+    assert rollout["obs"].shape == (3, 2, 1)
