@@ -9,6 +9,7 @@ tests, and leaves the files that docs/run_folder.md describes. Several devices: 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import hashlib
 import json
 import os
@@ -55,7 +56,7 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "output_samples": ("N", "evaluate and checkpoint at least every N samples"),
     "output_seconds": ("S", "evaluate and checkpoint at least every S seconds"),
     "test_episodes": ("N [unlimited]", "test mode: episodes in all"),
-    "max_episode_steps": ("N", "test mode: count an episode as ended after so many control steps"),
+    "max_episode_steps": ("N", "tests and evaluations: count an episode as ended after so many control steps"),
     "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
     "resume": ("PATH", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder"),
     "out_dir": ("DIR [output/]", "where everything is written"),
@@ -133,7 +134,7 @@ class Request:
     result_file: Path
     num_envs: int
     seed: int
-    engine: Any  # EngineConfig, before the environment's own engine keys
+    engine: Any  # EngineConfig: file, then the environment's engine keys, then --set
     env: Any  # EnvConfig
     agent_data: Mapping[str, Any] | None
     agent: Any  # AgentConfig
@@ -146,8 +147,8 @@ def read_request(args: Args) -> Request:
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
-    from mimickit.envs.env_builder import check_files, load_env_config, merge_engine_config
+    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config, make_engine_config
+    from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config
 
     mode = args.text("mode", "train", choices=("train", "test"))
@@ -169,12 +170,13 @@ def read_request(args: Args) -> Request:
 
     changes = read_overrides(args.get("set") or [])
     env = load_env_config(files["env_config"], changes["env"])
-    engine = load_engine_config(files["engine_config"], changes["engine"])
+    engine = merge_engine_config(load_engine_config(files["engine_config"]), env)
+    if changes["engine"]:
+        engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]}, "--set")
     agent_data = merge(load_yaml(files["agent_config"]), changes["agent"]) if "agent_config" in files else None
     if agent_data is None and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
     agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
-    merge_engine_config(engine, env)
     check_files(env)
 
     out_dir = Path(args.text("out_dir", "output/"))
@@ -290,6 +292,7 @@ def launch(argv: list[str], request: Request) -> int:
 
 def run_stage(request: Request) -> int:
     """Build everything and train or test, in this process."""
+    gc.disable()  # importing and building make millions of objects and no garbage: a second saved
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent, load_agent_model
     from mimickit.util.distributed import Distributed, seed_process
@@ -307,6 +310,8 @@ def run_stage(request: Request) -> int:
         request.out_dir.mkdir(parents=True, exist_ok=True)
         write_json(request.out_dir / "progress.json", {"phase": "starting", "time": time.time()})
     env = build_env(request.env, request.engine, request.num_envs, dist.device)
+    gc.freeze()
+    gc.enable()
     if dist.is_root:
         print(env.describe(), flush=True)
     agent = build_agent(env, request.agent, dist)
@@ -339,6 +344,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         time_budget_s=None if hours is None else 3600.0 * hours,
         output_samples=args.integer("output_samples", minimum=1),
         output_seconds=args.number("output_seconds", minimum=0.0),
+        max_episode_steps=args.integer("max_episode_steps", minimum=1),
         save_int_models=args.boolean("save_int_models", False),
         resume=None if resume is None else Path(resume),
         logger=args.text("logger", "txt"),
@@ -358,22 +364,27 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
     from mimickit.learning.evaluate import run_test
     from mimickit.learning.stopping import StopSignals
-    from mimickit.util.logging import Heartbeat
+    from mimickit.util.logging import Heartbeat, Progress
 
     args = request.args
     recorder = open_recorder(request, env, dist)
     heartbeat = Heartbeat(request.out_dir, dist.rank)
+    progress = Progress(request.out_dir, UNLIMITED, dist.is_root)
+    progress.enter("testing")
 
     def on_step() -> None:
         heartbeat.beat()
+        progress.write()
         if recorder is not None:
             recorder.step(env)
 
     with StopSignals() as signals:
         result = run_test(
             env, agent, dist, args.integer("test_episodes", UNLIMITED, minimum=1), on_step=on_step,
-            should_stop=lambda: bool(signals), max_episode_steps=args.integer("max_episode_steps", minimum=1),
+            should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
+            max_episode_steps=args.integer("max_episode_steps", minimum=1),
         )
+    progress.enter("done")
     video = recorder.close() if recorder is not None else None
     if dist.is_root:
         write_result(request, {

@@ -1,4 +1,4 @@
-"""Pictures and video of world 0, rendered off-screen with OpenGL (EGL): no window, no X server.
+"""Pictures of world 0: video rendered off-screen with OpenGL (EGL, no X server), or a live window.
 
 The picture has its own small model (ground, character, reference character, objects) on the CPU and reads nothing but
 the engine's public body poses, so that it costs the same for one world and for thousands.
@@ -43,26 +43,95 @@ DISPLAY_HELP = (
     "libgl1-mesa-dri (and the Python package pyglet). PYGLET_HEADLESS=1 is set by the program before pyglet is "
     "imported; a program that imports pyglet itself must set it too. Without pictures: --video false"
 )
+WINDOW_HELP = (
+    "No window can be opened here ({reason}). It needs a display (DISPLAY or WAYLAND_DISPLAY) with OpenGL 3.3; "
+    "--visualize false does without, --video true records off screen instead"
+)
 
 
-def open_viewer(width: int, height: int):
-    """A headless ``newton.viewer.ViewerGL``.
+def open_viewer(width: int, height: int, headless: bool = True):
+    """A ``newton.viewer.ViewerGL``, off screen or in a window.
 
     Raises:
-        DisplayError: OpenGL through EGL does not work on this machine; the message names the packages.
+        DisplayError: OpenGL does not work on this machine; the message names the packages.
     """
-    os.environ["PYGLET_HEADLESS"] = "1"
+    if headless:
+        os.environ["PYGLET_HEADLESS"] = "1"
     try:
         import pyglet
 
-        pyglet.options["headless"] = True
+        pyglet.options["headless"] = headless
         from newton.viewer import ViewerGL
 
-        viewer = ViewerGL(width=width, height=height, headless=True)
+        return ViewerGL(width=width, height=height, headless=headless)
     except Exception as error:  # the libraries below raise a dozen types, ImportError and plain Exception among them
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DisplayError(DISPLAY_HELP.format(reason=reason[:300])) from error
-    return viewer
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        text = DISPLAY_HELP if headless else WINDOW_HELP
+        raise DisplayError(text.format(reason=reason)) from error
+
+
+class _Scene:
+    """World 0 in a viewer: the character, its reference beside it, objects, and a camera that follows.
+
+    Args:
+        engine: whose world 0 is shown; only ``spec``, ``config``, ``body_pos`` and ``body_rot`` are read.
+        show_reference: draw a second character, posed by what :meth:`draw` is given.
+        ref_offset: [3] m, added to the reference character's positions.
+    """
+
+    def __init__(
+        self, engine: NewtonEngine, width: int, height: int, headless: bool, camera_mode: CameraMode,
+        show_reference: bool, ref_offset: tuple[float, float, float],
+    ) -> None:
+        self._engine = engine
+        self._camera_mode = camera_mode
+        self._show_reference = show_reference
+        self._ref_offset = np.asarray(ref_offset, np.float32)
+        self._num_bodies = len(engine.body_names)
+        self._looks_at: np.ndarray | None = None  # m, the point on the ground that the camera was last moved to
+        with wp.ScopedDevice("cpu"), compile_lock(cache_key("viewer", show_reference), what="picture"):
+            self.viewer = open_viewer(width, height, headless)
+            model = _picture_model(engine.spec, engine.config, show_reference)
+            self.viewer.set_model(model)
+            self.viewer.set_world_offsets((0.0, 0.0, 0.0))
+            _set_scene(self.viewer)
+            self._state = model.state()
+            # bodies behind the character (and the reference) stand still where the model put them
+            self._body_q = self._state.body_q.numpy().copy()
+            self._render(0.0)  # loads the kernels
+        self._looks_at = None
+
+    def draw(self, time: float, reference: Poses | None) -> None:
+        """Render the engine's body poses at ``time`` (s)."""
+        b = self._num_bodies
+        self._body_q[:b] = _to_numpy(self._engine.body_pos[0], self._engine.body_rot[0])
+        if self._show_reference:
+            if reference is None:
+                raise ValueError("a picture with a reference character needs its poses in every frame")
+            self._body_q[b : 2 * b] = _to_numpy(*reference)
+            self._body_q[b : 2 * b, :3] += self._ref_offset
+        with wp.ScopedDevice("cpu"):
+            self._render(time)
+
+    def _render(self, time: float) -> None:
+        self._state.body_q.assign(self._body_q)
+        self._place_camera(self._body_q[0, :3])
+        self.viewer.begin_frame(time)
+        self.viewer.log_state(self._state)
+        self.viewer.end_frame()
+
+    def _place_camera(self, root: np.ndarray) -> None:
+        ground = np.array([root[0], root[1], 0.0])
+        if self._looks_at is None:
+            direction = np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]) - CAMERA_OFFSET
+            pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
+            yaw = np.degrees(np.arctan2(direction[1], direction[0]))
+            self.viewer.set_camera(wp.vec3(*(ground + CAMERA_OFFSET)), pitch=float(pitch), yaw=float(yaw))
+        elif self._camera_mode == "track":  # keep whatever offset and direction a person has chosen
+            camera = self.viewer.camera
+            moved = np.array(camera.pos, dtype=float) + ground - self._looks_at
+            self.viewer.set_camera(wp.vec3(*moved), pitch=camera.pitch, yaw=camera.yaw)
+        self._looks_at = ground
 
 
 class VideoRecorder:
@@ -72,7 +141,7 @@ class VideoRecorder:
     unfinished file after an exception.
 
     Args:
-        engine: whose world 0 is shown; only ``spec``, ``config``, ``body_pos`` and ``body_rot`` are read.
+        engine: whose world 0 is shown.
         path: mp4 file to write.
         fps: frames per second of the video; the control frequency shows real time.
         width, height: pixels; odd numbers are lowered by one, as yuv420p needs.
@@ -99,28 +168,11 @@ class VideoRecorder:
     ) -> None:
         import av
 
-        self._engine = engine
         self.path = Path(path)
         self.fps, self.width, self.height = float(fps), width - width % 2, height - height % 2
-        self._camera_mode = camera_mode
-        self._show_reference = show_reference
-        self._ref_offset = np.asarray(ref_offset, np.float32)
         self.frames = 0
         self._png = _EvenlySpaced(num_png)
-        self._camera_at: np.ndarray | None = None  # m, the point on the ground that it looks over
-        self._num_bodies = len(engine.body_names)
-
-        with wp.ScopedDevice("cpu"), compile_lock(cache_key("viewer", show_reference), what="picture"):
-            self._viewer = open_viewer(self.width, self.height)
-            model = _picture_model(engine.spec, engine.config, show_reference)
-            self._viewer.set_model(model)
-            self._viewer.set_world_offsets((0.0, 0.0, 0.0))
-            _set_scene(self._viewer)
-            self._state = model.state()
-            # bodies behind the character (and the reference) stand still where the model put them
-            self._body_q = self._state.body_q.numpy().copy()
-            self._render(self._body_q[0, :3])  # loads the kernels
-        self._camera_at = None
+        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset)
 
         self._stack = contextlib.ExitStack()
         temporary = self._stack.enter_context(atomic_path(self.path))
@@ -140,16 +192,8 @@ class VideoRecorder:
         """
         import av
 
-        b = self._num_bodies
-        poses = _to_numpy(self._engine.body_pos[0], self._engine.body_rot[0])
-        self._body_q[:b] = poses
-        if self._show_reference:
-            if reference is None:
-                raise ValueError("a recorder with show_reference needs the reference poses of every frame")
-            self._body_q[b : 2 * b] = _to_numpy(*reference)
-            self._body_q[b : 2 * b, :3] += self._ref_offset
-        with wp.ScopedDevice("cpu"):
-            image = self._render(poses[0, :3])
+        self._scene.draw(self.frames / self.fps, reference)
+        image = np.ascontiguousarray(self._scene.viewer.get_frame(render_ui=False).numpy())
         for packet in self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
             self._container.mux(packet)
         self._png.offer(self.frames, image)
@@ -168,7 +212,7 @@ class VideoRecorder:
             self._container.mux(packet)
         self._container.close()
         self._stack.close()
-        self._viewer.close()
+        self._scene.viewer.close()
         files = []
         for frame, image in self._png.chosen():
             file = self.path.with_name(f"{self.path.stem}_{frame:05d}.png")
@@ -189,24 +233,46 @@ class VideoRecorder:
             return
         self._container.close()
         self._stack.__exit__(kind, error, trace)
-        self._viewer.close()
+        self._scene.viewer.close()
 
-    def _render(self, root: np.ndarray) -> np.ndarray:
-        self._state.body_q.assign(self._body_q)
-        self._place_camera(root)
-        self._viewer.begin_frame(self.frames / self.fps)
-        self._viewer.log_state(self._state)
-        self._viewer.end_frame()
-        return np.ascontiguousarray(self._viewer.get_frame(render_ui=False).numpy())
 
-    def _place_camera(self, root: np.ndarray) -> None:
-        if self._camera_at is None or self._camera_mode == "track":
-            self._camera_at = np.array([root[0], root[1], 0.0])
-        position = self._camera_at + CAMERA_OFFSET
-        direction = self._camera_at + np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]) - position
-        pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
-        yaw = np.degrees(np.arctan2(direction[1], direction[0]))
-        self._viewer.set_camera(wp.vec3(*position), pitch=float(pitch), yaw=float(yaw))
+class LiveWindow:
+    """A window on world 0. SPACE pauses, the mouse and the arrow keys move the camera (Newton's viewer).
+
+    Args: as of :class:`VideoRecorder`.
+
+    Raises:
+        DisplayError: no window can be opened here.
+    """
+
+    def __init__(
+        self,
+        engine: NewtonEngine,
+        width: int = 1280,
+        height: int = 720,
+        camera_mode: CameraMode = "track",
+        show_reference: bool = False,
+        ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        self._scene = _Scene(engine, width, height, False, camera_mode, show_reference, ref_offset)
+        self._time = 0.0
+        self._dt = engine.control_dt
+
+    @property
+    def closed(self) -> bool:
+        """Whether somebody closed the window."""
+        return not self._scene.viewer.is_running()
+
+    def show(self, reference: Poses | None = None) -> None:
+        """Show the engine's body poses; returns when the viewer is not paused."""
+        self._scene.draw(self._time, reference)
+        while self._scene.viewer.is_paused() and not self.closed:
+            self._scene.draw(self._time, reference)
+        self._time += self._dt
+
+    def close(self) -> None:
+        """Close the window."""
+        self._scene.viewer.close()
 
 
 class _EvenlySpaced:

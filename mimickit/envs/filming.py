@@ -29,6 +29,7 @@ class EpisodeVideo:
         self._max_steps = max_steps
         self._steps = 0
         self._ended = False
+        self.closed = False  # nobody can stop a recording by closing a window
 
     def step(self, env: Env) -> None:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
@@ -57,6 +58,11 @@ class Window:
             ref_offset=env.ref_char_offset,
         )
         self._next = time.monotonic()
+
+    @property
+    def closed(self) -> bool:
+        """Whether somebody closed the window: the run should end."""
+        return self._window.closed
 
     def step(self, env: Env) -> None:
         """Show the step just made; waits until its time has come, and while the viewer is paused."""

@@ -51,6 +51,7 @@ class TrainOptions:
     time_budget_s: float | None = None  # of this process
     output_samples: int | None = None  # evaluate and save at least so often, besides the agent's iters_per_output
     output_seconds: float | None = None
+    max_episode_steps: int | None = None  # evaluations count an episode as ended after so many control steps
     save_int_models: bool = False
     resume: Path | None = None  # run folder or checkpoint folder
     logger: LoggerKind = "txt"
@@ -177,7 +178,8 @@ class _Training:
         self.progress.enter("evaluating")
         evaluation = evaluate(
             self.env, self.agent, self.dist, self.agent.config.test_episodes,
-            should_stop=lambda: bool(self.signals), on_step=self._sign_of_life)
+            should_stop=lambda: bool(self.signals), on_step=self._sign_of_life,
+            max_episode_steps=self.options.max_episode_steps)
         if not evaluation.complete:
             self.outcome = "interrupted"
             self._save_interrupted(before, due)

@@ -168,6 +168,7 @@ class Progress:
         self._written = -math.inf
         self._recent: deque[tuple[float, int]] = deque(maxlen=21)
         self._max_samples = max_samples
+        self._limited = max_samples < 2**62
         self.iteration = 0
         self.samples = 0
         self.phase = "starting"
@@ -183,7 +184,7 @@ class Progress:
     @property
     def eta_s(self) -> float | None:
         """Seconds until ``max_samples`` at the present speed, None while unknown or without a limit."""
-        if self.samples_per_s <= 0.0 or self._max_samples >= 2**62:
+        if self.samples_per_s <= 0.0 or not self._limited:
             return None
         return max(self._max_samples - self.samples, 0) / self.samples_per_s
 
@@ -194,10 +195,10 @@ class Progress:
         self.write()
 
     def enter(self, phase: str) -> None:
-        """Change the phase: starting, compiling, training, evaluating, done. Written at once when it is new."""
+        """Change the phase: starting, compiling, training, evaluating, testing, done. Written at once when it is new."""
         if phase != self.phase:
             self.phase = phase
-            self.write(now=phase in ("starting", "compiling", "done"))
+            self.write(now=phase in ("starting", "compiling", "testing", "done"))
 
     def write(self, now: bool = False) -> None:
         if not self._enabled or (not now and time.monotonic() - self._written < 1.0):
@@ -206,7 +207,7 @@ class Progress:
         write_json(self._path, {
             "iteration": self.iteration,
             "samples": self.samples,
-            "max_samples": self._max_samples,
+            "max_samples": self._max_samples if self._limited else None,
             "samples_per_s": self.samples_per_s,
             "eta_s": self.eta_s,
             "phase": self.phase,
@@ -215,9 +216,8 @@ class Progress:
 
     def describe(self) -> str:
         """``iteration 12 | 1.57M of 30M samples (5.2%) | 88.1k samples/s | 5m24s left``"""
-        limited = self._max_samples < 2**62
         share = f" of {_si(self._max_samples)} samples ({self.samples / self._max_samples:.1%})"
-        parts = [f"iteration {self.iteration}", f"{_si(self.samples)}{share if limited else ' samples'}"]
+        parts = [f"iteration {self.iteration}", f"{_si(self.samples)}{share if self._limited else ' samples'}"]
         if self.samples_per_s > 0:
             parts.append(f"{_si(self.samples_per_s)} samples/s")
         if self.eta_s is not None:

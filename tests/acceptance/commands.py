@@ -141,7 +141,9 @@ class Attempt:
 
     def _bootstrap(self) -> tuple[dict, dict, float]:
         profile = self.settings.profile
-        flags = {**self._train_flags(self.rung.num_envs), "max_samples": [str(profile.nontrainable_max_samples)]}
+        steps = profile.max_episode_steps or profile.nontrainable_max_samples  # its evaluation is no longer than itself
+        flags = {**self._train_flags(self.rung.num_envs), "max_samples": [str(profile.nontrainable_max_samples)],
+                 "max_episode_steps": [str(steps)]}
         return flags, {"max_samples": profile.nontrainable_max_samples}, profile.probe_timeout
 
     def _episodes(self, episodes: int) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -156,7 +158,7 @@ class Attempt:
     def _test(self) -> tuple[dict, dict, float]:
         profile = self.settings.profile
         flags, key = self._episodes(profile.test_episodes)
-        num_envs = profile.test_episodes if self.case.trainable else self.rung.num_envs
+        num_envs = max(profile.test_episodes, 1)  # all episodes side by side
         return {**flags, "num_envs": [str(num_envs)]}, key, profile.test_timeout
 
     def _viz(self) -> tuple[dict, dict, float]:

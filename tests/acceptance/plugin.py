@@ -358,7 +358,7 @@ class LiveLine(threading.Thread):
                 continue
             fresh = stages != self.shown
             if updating:
-                columns = os.get_terminal_size(self.terminal.fileno()).columns
+                columns = os.get_terminal_size(self.terminal.fileno()).columns or 120
                 start = "\n" if fresh else "\r"
                 self.terminal.write(f"{start}{report.live_line(progress)[:columns - 1]}\x1b[K")
             elif fresh or time.monotonic() - self.written >= LINE_EVERY:

@@ -126,7 +126,7 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
         kill(process)
     except BaseException as interruption:
         stop(process, spec.grace)
-        finish("interrupted", "", f"stopped by {type(interruption).__name__}")
+        finish("interrupted", "", f"stopped by {str(interruption) or type(interruption).__name__}")
         raise
     if ending is not None:
         return finish("failed", *ending)

@@ -93,6 +93,8 @@ def test_video_has_to_fit_its_result(sample_videos):
     result = {"video": {"frames": 10}, "test_episode_length": 10.0, "test_episodes": 1}
     assert "no PNG" in judge.check_viz(video, result, 1)
     assert "10 frames for 50 steps" in judge.check_viz(video, {**result, "test_episode_length": 50.0}, 1)
+    assert "10 frames for 5 steps" in judge.check_viz(video, {**result, "test_episode_length": 5.0}, 1)
+    assert "no PNG" in judge.check_viz(video, {**result, "test_episodes": 2}, 2), "one of two episodes was filmed"
     assert "names no video" in judge.check_viz(video, {**result, "video": None}, 1)
     assert "decoded" in judge.check_viz(video, {**result, "video": {"frames": 9}}, 1)
     assert "blank" in judge.check_viz(sample_videos / "blank.mp4", result, 1)

@@ -9,7 +9,7 @@ import pytest
 from tests.suite.conftest import CASES, TRAINED
 
 
-def wait_for(condition, seconds=15.0):
+def wait_for(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen"
@@ -58,18 +58,19 @@ def test_interrupted_then_lf(project, number, code):
     assert "=== " in (project.out / f"runs/{TRAINED}_args/default_e8/long_train.log").read_text().split("says hello")[1]
 
 
-def test_sigkill_leaves_no_process_and_can_be_continued(project):
+@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
     project.rules({"stage": "long_train", "do": "spawn", "times": 1})
-    session = project.start()
+    session = project.start("--cases", TRAINED, *options)
     trainer = wait_for(lambda: running(project, "long_train"))
     sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
     session.kill()
     session.wait()
-    wait_for(lambda: not alive(trainer) and not alive(sleeper), 5.0)
+    wait_for(lambda: not alive(trainer) and not alive(sleeper), 10.0)
     assert project.progress()["status"] == "running"
     project.forget_calls()
     project.rules()
-    result = project.run("--lf")
+    result = project.run("--lf", "--cases", TRAINED)
     assert result.ret == 0
     assert project.stages() == ["long_train", "test", "viz"]
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]

@@ -1,10 +1,11 @@
 """Whole sessions of the acceptance suite around the fake trainer: what runs, what is recorded, how it ends."""
 
 import json
+import re
 
 import pytest
 
-from tests.suite.conftest import CASES, TRAINED
+from tests.suite.conftest import CASES, ROOT, TRAINED
 
 FIRST = f"*test_longcycle[[]{TRAINED}[]]*"
 
@@ -265,3 +266,23 @@ def test_xdist_runs_cases_side_by_side(project):
     result = project.run("-n", "2", "--cases", f"{CASES[1]},{CASES[2]}", "--lf")
     assert result.ret == 0 and not project.calls()
     result.stdout.fnmatch_lines(["*every selected case has passed already*", "*2/2 final_ok=1*"])
+
+
+def test_the_tests_own_time_limit_does_not_end_cases(project):
+    ini = project.path / "pytest.ini"
+    ini.write_text(ini.read_text().replace("timeout = 600", "timeout = 1"))
+    project.rules({"stage": "long_train", "do": "slow"})
+    result = project.run("--cases", TRAINED, "--long-max-samples", "3500")  # 25 iterations of 0.05 s
+    assert result.ret == 0
+    assert project.events()[-1]["time"] - project.events()[0]["time"] > 1.0
+    result = project.run("--cases", CASES[1], "--timeout", "1", "--root-out", "limited")
+    result.stdout.fnmatch_lines(["*timeout: 1.0s*"])
+
+
+def test_the_page_names_every_option_and_only_those(project):
+    text = project.pytester.runpytest_subprocess("--help").stdout.str()
+    known = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", text))
+    begin = text.index("acceptance suite (pytest -m longcycle")
+    ours = set(re.findall(r"^  (--[a-z-]+)", text[begin:text.index("\n\n", begin)], flags=re.MULTILINE))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/longcycle.md").read_text()))
+    assert len(ours) > 20 and named - known == set() and ours - named == set()

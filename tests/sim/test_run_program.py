@@ -1,0 +1,109 @@
+"""The run program on the real humanoid: it trains with finite numbers, continues exactly, tests and stops politely."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mimickit.util.logging import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ["cuda:0"] if torch.cuda.is_available() else ["cpu"]
+
+
+def command(out, *flags, devices=DEVICES):
+    return [sys.executable, "mimickit/run.py", "--arg_file", "args/deepmimic_humanoid_ppo_args.txt", *flags,
+            "--engine_config", "data/engines/newton_engine.yaml", "--devices", *devices, "--num_envs", "4",
+            "--visualize", "false", "--rand_seed", "7", "--out_dir", str(out),
+            "--set", "env.episode_length=0.5", "agent.steps_per_iter=8", "agent.test_episodes=2",
+            "agent.iters_per_output=2"]
+
+
+def run(out, *flags, devices=DEVICES, code=0):
+    done = subprocess.run(command(out, *flags, devices=devices), cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads((Path(out) / "result.json").read_text())
+
+
+def test_training_continues_exactly(tmp_path):
+    """Four iterations in one go and in two runs end in the same place: counters, every logged number, every weight."""
+    whole = run(tmp_path / "whole", "--max_iters", "4")
+    first = run(tmp_path / "parts", "--max_iters", "1")
+    second = run(tmp_path / "parts", "--max_iters", "3", "--resume", str(tmp_path / "parts"))
+
+    assert (first["iterations"], second["iterations"], whole["iterations"]) == (1, 4, 4)
+    assert second["samples"] == whole["samples"] == 4 * 8 * 4
+    assert whole["nonfinite"] == whole["contact_overflow"] == whole["constraint_overflow"] == 0
+    header, rows = read_log(tmp_path / "whole" / "log.txt")
+    _, resumed = read_log(tmp_path / "parts" / "log.txt")
+    assert [row[0] for row in rows] == ["0", "2", "3"]
+    for column in set(header) - {"Wall_Time"}:
+        i = header.index(column)
+        for row, other in zip(rows[1:], resumed[-2:], strict=True):
+            assert abs(float(row[i]) - float(other[i])) <= 1e-5 * max(1.0, abs(float(row[i]))), (column, row[0])
+    model, other = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "parts"))
+    assert model.keys() == other.keys()
+    for name, tensor in model.items():
+        assert torch.isfinite(tensor).all()
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_two_processes_train_and_one_tests_with_video(tmp_path):
+    devices = ["cuda:0", "cuda:1"] if torch.cuda.device_count() > 1 else ["cpu", "cpu"]
+    trained = run(tmp_path / "train", "--max_samples", "128", devices=devices)
+    assert trained["world_size"] == 2 and trained["samples"] == 128 and trained["outcome"] == "completed"
+    assert {p.name for p in (tmp_path / "train" / "heartbeat").iterdir()} == {"rank_0", "rank_1"}
+
+    tested = run(tmp_path / "test", "--mode", "test", "--model_file", trained["model_file"], "--test_episodes", "4",
+                 "--video", "true", "--video_width", "160", "--video_height", "120")
+    assert tested["test_episodes"] == 4 and 1 <= tested["test_episode_length"] <= 15
+    assert set(tested["measures"]) >= {"root_pos_err", "body_pos_err", "success_rate"}
+    assert Path(tested["video"]["file"]).stat().st_size > 0 and len(tested["video"]["png"]) >= 1
+
+
+def test_sigterm_leaves_a_checkpoint_to_continue_from(tmp_path):
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(tmp_path / "run"), cwd=ROOT, **silent)
+    progress = tmp_path / "run" / "progress.json"
+    deadline = time.monotonic() + 120
+    while not progress.exists() or json.loads(progress.read_text()).get("samples", 0) < 64:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["ok"] and result["outcome"] == "interrupted" and os.path.isdir(result["checkpoint"])
+    continued = run(tmp_path / "run", "--max_iters", "1", "--resume", str(tmp_path / "run"))
+    assert continued["iterations"] == result["iterations"] + 1
+
+
+def test_rollout_never_waits_for_the_device():
+    """Under CUDA's sync detector a whole rollout passes; on CPU the same code runs with captured physics."""
+    from mimickit.envs.env_builder import build_env
+    from mimickit.learning.agents import build_agent
+    from mimickit.learning.trainer import roll_out
+    from mimickit.run import read_request
+    from mimickit.util.args import Args
+    from mimickit.util.distributed import Distributed
+
+    request = read_request(Args.from_argv(command("output/unused")[2:]))
+    dist = Distributed.single(DEVICES[0])
+    env = build_env(request.env, request.engine, 4, dist.device)
+    agent = build_agent(env, request.agent, dist)
+    env.reset()
+    before = env.obs.clone()
+    roll_out(env, agent, 8, lambda: None)  # captures
+    if dist.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        roll_out(env, agent, 8, lambda: None)
+    finally:
+        if dist.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(env.obs).all() and not torch.equal(env.obs, before)
+    env.close()
