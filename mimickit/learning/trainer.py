@@ -165,7 +165,7 @@ class _Training:
         due = self.pending or self._output_due()
         self.outcome = self._decide_outcome()
         if self.outcome == "interrupted":
-            self._save_interrupted(self._state_before_output(due), due)
+            self._save_interrupted(self._state_before_output(due))
         elif due or self.outcome:
             self._output(due)
         else:
@@ -182,7 +182,7 @@ class _Training:
             max_episode_steps=self.options.max_episode_steps)
         if not evaluation.complete:
             self.outcome = "interrupted"
-            self._save_interrupted(before, due)
+            self._save_interrupted(before)
             return
         self.evaluation = evaluation
         self._check_health(read_health(self.env, self.dist))
@@ -346,6 +346,7 @@ class _Training:
         }
         local = {
             "env": self.env.state_dict(),
+            "agent": self.agent.local_tensors(),
             "tracker": self.tracker.state_tensors(),
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -364,6 +365,7 @@ class _Training:
             warn(f"the configuration differs from the one that wrote {found.path}")
         fill_tensors(self.agent.state_tensors(), shared["agent"], str(found.path))
         fill_tensors(self.tracker.state_tensors(), local["tracker"], str(found.path))
+        fill_tensors(self.agent.local_tensors(), local["agent"], str(found.path))
         self.env.load_state_dict(local["env"])
         self.iteration, self.samples = shared["iteration"], shared["samples"]
         self.pending = shared["pending"]
@@ -376,14 +378,13 @@ class _Training:
         if self.dist.device.type == "cuda":
             torch.cuda.set_rng_state(local["random_cuda"], self.dist.device)
 
-    def _save_interrupted(self, state: State, due: bool) -> None:
+    def _save_interrupted(self, state: State) -> None:
         received = torch.tensor(self.signals.received or 0, device=self.dist.device)
         self.signal = int(self.dist.max_(received).item())
         self._save_checkpoint(state)
         self._save_models(improved=False)
         self.pending = False
-        if not due:
-            self.iteration += 1
+        self.iteration += 1  # rolled out and learned from, though a due evaluation is still to come
 
     def _save_checkpoint(self, state: State) -> None:
         shared, local = state

@@ -195,7 +195,7 @@ class Progress:
         self.write()
 
     def enter(self, phase: str) -> None:
-        """Change the phase: starting, compiling, training, evaluating, testing, done. Written at once when it is new."""
+        """Change the phase: starting, compiling, training, evaluating, testing, done. Written soon."""
         if phase != self.phase:
             self.phase = phase
             self.write(now=phase in ("starting", "compiling", "testing", "done"))

@@ -525,6 +525,18 @@ def test_reset_touches_masked_worlds_only_and_leaves_no_memory():
         assert torch.equal(value, getattr(engine, name)[1])
 
 
+def test_one_world_behaves_as_many():
+    """Newton builds a single world differently (everything in one MuJoCo world)."""
+    single, many = engine_for(num_envs=1), engine_for()
+    for engine in (single, many):
+        place(engine)
+        run(engine, commands(3)[:, : engine.num_envs])
+        moving(engine)
+        run(engine, commands(3)[:, : engine.num_envs])
+    torch.testing.assert_close(single.body_pos[0], many.body_pos[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(single.dof_vel[0], many.dof_vel[0], atol=1e-2, rtol=1e-2)
+
+
 def test_a_nan_world_harms_nobody_and_recovers():
     engine = engine_for()
     place(engine)
@@ -560,8 +572,8 @@ def test_missing_files_are_named():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("<!DOCTYPE x><mujoco/>", "entities"),
-    ("<mujoco", "not readable as XML"),
-    ("<robot/>", "root element 'mujoco'"),
+    ("<mujoco", "not valid XML"),
+    ("<robot/>", "not an MJCF file"),
     ("<mujoco><worldbody/></mujoco>", "no body"),
     (TWO_LINKS.replace('<joint name="b"', '<joint name="c" type="slide" axis="1 0 0"/><joint name="b"'), "one hinge"),
 ])
