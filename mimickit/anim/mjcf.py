@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from mimickit.config import nearest
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.failures import UserError
+from mimickit.util.mjcf_file import read_mjcf
 
 UNLIMITED_EFFORT = 1e6  # N m (hinge), where the file states no torque limit
 
@@ -178,10 +179,7 @@ class _Reader:
     def read(self) -> CharacterModel:
         if self.path.suffix.lower() != ".xml":
             raise UserError(f"character file {self.path}: only MJCF files (.xml) are supported")
-        root = _parse(self.path)
-        _include(root, self.path, self.path.resolve().parent, {self.path.resolve()})
-        if root.tag != "mujoco":
-            raise UserError(f"{self.path} is not an MJCF file: its first element is <{root.tag}>, not <mujoco>")
+        root = read_mjcf(self.path)
         self._read_compiler(root)
         for element in root.findall("default"):
             name = element.get("class", "main")
@@ -357,41 +355,3 @@ def _frozen(values: Sequence, shape: tuple[int, ...] = (-1,)) -> np.ndarray:
     array = np.array(values, dtype=np.float64).reshape(shape)
     array.setflags(write=False)
     return array
-
-
-def _parse(path: Path) -> ET.Element:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise AssetMissingError(f"character file not found: {path} (data/README.md says where characters come from)"
-                                ) from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not readable as text: {error}") from None
-    for word in ("<!DOCTYPE", "<!ENTITY"):
-        if word in text:
-            raise UserError(f"{path} contains {word}; document type definitions and entities are not allowed")
-    try:
-        return ET.fromstring(text)
-    except ET.ParseError as error:
-        raise UserError(f"{path} is not valid XML: {error}") from None
-
-
-def _include(element: ET.Element, path: Path, folder: Path, seen: set[Path]) -> None:
-    """Replace every <include> below ``element`` by the content of its file, in place. Files stay inside ``folder``."""
-    children: list[ET.Element] = []
-    for child in element:
-        if child.tag != "include":
-            _include(child, path, folder, seen)
-            children.append(child)
-            continue
-        name = child.get("file", "")
-        target = (folder / name).resolve()
-        if not name or not target.is_relative_to(folder):
-            raise UserError(f"{path}: include of '{name}'; included files must lie in {folder} or below it")
-        if target in seen:
-            raise UserError(f"{path}: '{name}' is included twice")
-        seen.add(target)
-        included = _parse(target)
-        _include(included, target, folder, seen)
-        children += list(included)
-    element[:] = children

@@ -6,7 +6,6 @@ What the model must look like is listed in environments.md 8; the layout of gene
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,16 @@ from newton.solvers import SolverMuJoCo
 from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.mjcf_file import read_mjcf
 
 # before any kernel is built: settings are part of the cache's keys
 wp.config.enable_backward = False  # nobody differentiates through physics; compiles 13 % faster
 wp.config.log_level = wp.LOG_WARNING  # neither a banner nor a line for every module
 
 GROUND_LABEL = "ground_plane"
+# Newton's default lists pairs of shapes up to 0.2 m apart as contacts. They bear no force: states are bit-equal without
+# them, and a character needs a tenth of the contact buffer.
+CONTACT_GAP = 0.0
 GROUND_FRICTION = 1.0
 
 # joint kinds of the layout
@@ -60,7 +63,7 @@ class WorldFacts:
     stiffness: np.ndarray  # [D] N m/rad
     damping: np.ndarray  # [D] N m s/rad
     effort: np.ndarray  # [D] N m
-    lower: np.ndarray  # [D] rad, of the MJCF, spherical joints included
+    lower: np.ndarray  # [D] rad, of the MJCF, spherical joints included; zeros unless these are to be limited
     upper: np.ndarray  # [D] rad
 
 
@@ -74,8 +77,7 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
     missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not Path(f).is_file()]
     if missing:
         raise AssetMissingError(f"missing model files: {', '.join(missing)}")
-    builder = newton.ModelBuilder()
-    SolverMuJoCo.register_custom_attributes(builder)
+    builder = _new_builder()
     root = _read_mjcf(spec.char_file)
     _add_mjcf(builder, spec.char_file, root, spec.init_root_pos, spec.init_root_rot, spec.self_collision,
               floating=not spec.fixed_root)
@@ -83,7 +85,9 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
     layout = _joint_layout(builder, spec.char_file)
     _set_init_pose(builder, layout, spec)
     dofs = _dof_indices(layout)
-    lower, upper = _authored_limits(root, layout.num_dofs)
+    lower = upper = np.zeros(layout.num_dofs, np.float32)
+    if config.spherical_limits:
+        lower, upper = _authored_limits(spec, root, layout.num_dofs)
     gains = {  # read before control takes them away
         "total_mass": float(sum(builder.body_mass)),
         "stiffness": np.array(builder.joint_stiffness, np.float32)[dofs],
@@ -100,24 +104,22 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
 
 def replicate(world: newton.ModelBuilder, num_envs: int, device: str) -> newton.Model:
     """``num_envs`` copies of a world over one ground plane, on a Warp device."""
-    scene = newton.ModelBuilder()
-    SolverMuJoCo.register_custom_attributes(scene)
+    scene = _new_builder()
     scene.add_ground_plane(label=GROUND_LABEL, cfg=scene.ShapeConfig(mu=GROUND_FRICTION, restitution=0.0))
     scene.replicate(world, num_envs)
     return scene.finalize(device=device)
 
 
+def _new_builder() -> newton.ModelBuilder:
+    builder = newton.ModelBuilder()
+    builder.rigid_gap = CONTACT_GAP
+    SolverMuJoCo.register_custom_attributes(builder)
+    return builder
+
+
 def _read_mjcf(path: Path) -> ElementTree.Element:
     """Parse a model without its motors: they are driven with nothing, yet would cost time in every substep."""
-    text = Path(path).read_text(encoding="utf-8")
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path}: document type declarations and entities are not allowed in a model file")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not readable as XML: {error}") from None
-    if root.tag != "mujoco":
-        raise UserError(f"{path}: expected an MJCF file with the root element 'mujoco', found '{root.tag}'")
+    root = read_mjcf(path)
     for section in ("actuator", "sensor", "keyframe"):
         for element in root.findall(section):
             root.remove(element)
@@ -125,7 +127,7 @@ def _read_mjcf(path: Path) -> ElementTree.Element:
 
 
 def _add_mjcf(builder: newton.ModelBuilder, path: Path, root: ElementTree.Element, pos: tuple, rot: tuple,
-              self_collision: bool, floating: bool) -> None:
+              self_collision: bool, floating: bool, ball_joints: bool = True) -> None:
     folder = Path(path).resolve().parent
     try:
         builder.add_mjcf(
@@ -134,16 +136,23 @@ def _add_mjcf(builder: newton.ModelBuilder, path: Path, root: ElementTree.Elemen
             override_root_xform=True,
             floating=floating,
             enable_self_collisions=self_collision,
-            convert_3d_hinge_to_ball_joints=True,
+            convert_3d_hinge_to_ball_joints=ball_joints,
             collapse_fixed_joints=False,
             parse_sites=False,
             parse_mujoco_options=False,
-            path_resolver=lambda base, name: os.path.join(base or folder, name),
+            force_show_colliders=root.find(".//geom[@mesh]") is None,  # meshes show a body alone, primitives add to it
+            path_resolver=lambda base, name: _existing(Path(base or folder, name), path),
         )
     except ModuleNotFoundError as error:
         raise UserError(
             f"{path} uses meshes, which need the Python package '{error.name}': pip install {error.name}"
         ) from error
+
+
+def _existing(asset: Path, used_by: Path) -> str:
+    if not asset.is_file():
+        raise AssetMissingError(f"{used_by} uses the file {asset}, which does not exist")
+    return str(asset)
 
 
 def _check_bodies(builder: newton.ModelBuilder, root: ElementTree.Element, path: Path) -> tuple[str, ...]:
@@ -191,16 +200,15 @@ def _dof_indices(layout: JointLayout) -> np.ndarray:
     return starts + within
 
 
-def _authored_limits(root: ElementTree.Element, num_dofs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Range attributes of all hinges in file order, rad, [D] each; unlimited where a joint has none."""
-    compiler = root.find("compiler")
-    degrees = compiler is None or compiler.get("angle", "degree") != "radian"
-    ranges = [e.get("range") for e in root.find("worldbody").iter("joint") if e.get("type") != "free"]
-    if len(ranges) != num_dofs:
-        raise UserError(f"the file has {len(ranges)} hinges but its bodies have {num_dofs} dofs")
-    limits = np.array([[float(x) for x in r.split()] if r else [-np.inf, np.inf] for r in ranges], np.float32)
-    limits = np.deg2rad(limits) if degrees else limits
-    return limits.reshape(-1, 2)[:, 0].copy(), limits.reshape(-1, 2)[:, 1].copy()
+def _authored_limits(spec: WorldSpec, root: ElementTree.Element, num_dofs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of all hinges in file order, rad, [D] each: read once more, since ball joints do not keep them."""
+    scratch = _new_builder()
+    _add_mjcf(scratch, spec.char_file, root, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0), self_collision=False,
+              floating=False, ball_joints=False)
+    if len(scratch.joint_limit_lower) != num_dofs:
+        raise UserError(f"{spec.char_file} has {len(scratch.joint_limit_lower)} hinges but its bodies have {num_dofs} "
+                        "dofs")
+    return np.array(scratch.joint_limit_lower, np.float32), np.array(scratch.joint_limit_upper, np.float32)
 
 
 def _set_init_pose(builder: newton.ModelBuilder, layout: JointLayout, spec: WorldSpec) -> None:

@@ -31,10 +31,13 @@ def run(out, *flags, devices=DEVICES, code=0):
 
 
 def test_training_continues_exactly(tmp_path):
-    """Four iterations in one go and in two runs end in the same place: counters, every logged number, every weight."""
-    whole = run(tmp_path / "whole", "--max_iters", "4")
-    first = run(tmp_path / "parts", "--max_iters", "1")
-    second = run(tmp_path / "parts", "--max_iters", "3", "--resume", str(tmp_path / "parts"))
+    """Four iterations in one go and in two runs end in the same place: counters, every logged number, every weight.
+
+    On the CPU, where physics is deterministic: on CUDA the solver adds up in an order that varies from run to run.
+    """
+    whole = run(tmp_path / "whole", "--max_iters", "4", devices=["cpu"])
+    first = run(tmp_path / "parts", "--max_iters", "1", devices=["cpu"])
+    second = run(tmp_path / "parts", "--max_iters", "3", "--resume", str(tmp_path / "parts"), devices=["cpu"])
 
     assert (first["iterations"], second["iterations"], whole["iterations"]) == (1, 4, 4)
     assert second["samples"] == whole["samples"] == 4 * 8 * 4
