@@ -6,7 +6,8 @@ from mimickit.util.failures import AssetMissingError, UserError
 
 def test_first_occurrence_wins_and_command_line_overrides_file(tmp_path):
     file = tmp_path / "case_args.txt"
-    file.write_text("# comment line\n--num_envs 4096\n--devices cuda:0 cuda:1   # trailing words here\n--num_envs 7\n--x\n")
+    file.write_text("# comment line\n--num_envs 4096\n--devices cuda:0 cuda:1   # trailing words here\n"
+                    "--num_envs 7\n--x\n")
     argv = f"stray --num_envs 4 --visualize true --num_envs 5 --offset -1.5 --arg_file {file}".split()
     args = Args.from_argv(argv)
     assert args.integer("num_envs") == 4
@@ -25,7 +26,7 @@ def test_arg_file_inside_a_file_is_ignored(tmp_path):
 
 
 def test_values_of_a_repeated_flag_are_dropped():
-    assert parse_tokens("--a 1 --b 2 --a 3 4 --c 5".split()) == {"a": ("1",), "b": ("2",), "c": ("5",)}
+    assert parse_tokens(["--a", "1", "--b", "2", "--a", "3", "4", "--c", "5"]) == {"a": ("1",), "b": ("2",), "c": ("5",)}
 
 
 @pytest.mark.parametrize("word, expected", [("TRUE", True), ("yes", True), ("T", True), ("0", False), ("off", False)])

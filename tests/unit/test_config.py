@@ -26,7 +26,8 @@ def test_numbers_written_as_text_are_converted(tmp_path):
 
 def test_every_problem_is_reported_at_once_with_the_nearest_name():
     with pytest.raises(UserError) as error:
-        build(Agent, {"step_per_iter": 1, "optimizer": {"type": "Adm", "learning_rte": 1}, "action_std": "wide"}, "a.yaml")
+        optimizer = {"type": "Adm", "learning_rte": 1}
+        build(Agent, {"step_per_iter": 1, "optimizer": optimizer, "action_std": "wide"}, "a.yaml")
     text = str(error.value)
     assert text.startswith("a.yaml: ")
     for part in ("unknown key 'step_per_iter' (did you mean 'steps_per_iter'?)", "missing key 'steps_per_iter'",
@@ -44,12 +45,12 @@ def test_configurations_are_frozen():
 def test_unsafe_yaml_tag_is_refused(tmp_path):
     file = tmp_path / "evil.yaml"
     file.write_text("a: !!python/object/apply:os.system ['touch hacked']\n")
-    with pytest.raises(UserError, match="evil.yaml is not readable as YAML"):
+    with pytest.raises(UserError, match=r"evil\.yaml is not readable as YAML"):
         load_yaml(file)
 
 
 def test_missing_file_and_wrong_shape(tmp_path):
-    with pytest.raises(AssetMissingError, match="nothing.yaml"):
+    with pytest.raises(AssetMissingError, match=r"nothing\.yaml"):
         load_yaml(tmp_path / "nothing.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):

@@ -1,0 +1,55 @@
+"""What the documents tell people to type and to open exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mimickit.run import FLAGS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").rglob("*.md"))]
+
+
+def commands(page):
+    """Commands of a page's code blocks, continued lines joined."""
+    for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", page.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.split(" #")[0].strip()
+            if line.startswith(("make ", "mimickit ", "python ", "pytest ")):
+                yield shlex.split(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_exist(page):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    for words in commands(page):
+        if words[0] == "make":
+            assert words[1] in targets, words
+        if words[0] == "python" and words[1] != "-m":
+            assert (ROOT / words[1]).is_file(), words
+        if words[0] == "mimickit" or "mimickit/run.py" in words:
+            for word in words:
+                assert not word.startswith("--") or word[2:] in FLAGS, (page.name, word)
+        for word in words:
+            if re.match(r"(args|data)/[\w/]+\.(txt|yaml|xml|pkl)$", word):
+                assert (ROOT / word).is_file(), (page.name, word)
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in readme, page.name
+
+
+def test_every_flag_is_documented():
+    text = (ROOT / "docs" / "run_folder.md").read_text()
+    assert [flag for flag in FLAGS if f"--{flag}" not in text and flag != "help"] == []
