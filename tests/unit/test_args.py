@@ -26,7 +26,8 @@ def test_arg_file_inside_a_file_is_ignored(tmp_path):
 
 
 def test_values_of_a_repeated_flag_are_dropped():
-    assert parse_tokens(["--a", "1", "--b", "2", "--a", "3", "4", "--c", "5"]) == {"a": ("1",), "b": ("2",), "c": ("5",)}
+    found = parse_tokens(["--a", "1", "--b", "2", "--a", "3", "4", "--c", "5"])
+    assert found == {"a": ("1",), "b": ("2",), "c": ("5",)}
 
 
 @pytest.mark.parametrize("word, expected", [("TRUE", True), ("yes", True), ("T", True), ("0", False), ("off", False)])
