@@ -59,7 +59,7 @@ def load_motion(path: str | Path) -> MotionClip:
     path = Path(path)
     if not path.is_file():
         raise AssetMissingError(f"motion file not found: {path} (data/motions/README.md says where clips come from)")
-    data = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
+    data = _read_npz(path) if path.suffix == ".npz" else read_plain_pickle(path)
     return _clip(data, path)
 
 
@@ -121,7 +121,12 @@ class _PlainUnpickler(pickle.Unpickler):
                                          "and NumPy arrays, so nothing else is loaded from them") from None
 
 
-def _read_pickle(path: Path) -> Any:
+def read_plain_pickle(path: Path) -> Any:
+    """What a pickle of plain containers, numbers, text and NumPy arrays holds; nothing in it is executed.
+
+    Raises:
+        UserError: it is damaged, or needs anything else.
+    """
     try:
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle may raise nearly anything; nothing of it has an effect
