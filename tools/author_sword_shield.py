@@ -264,7 +264,7 @@ class Key:
     chest_pitch: float = 0.12
     chest_roll: float = 0.0
     weight: float = 0.5  # on the left foot: 0 right .. 1 left; the pelvis is between the feet accordingly
-    height: float = 0.80  # m, of the pelvis
+    height: float = 0.78  # m, of the pelvis
 
 
 def stance_keys(fighter: Fighter, keys: list[Key], steps: list[Step], frames: int) -> Motion:
@@ -332,17 +332,17 @@ SWUNG_OUT = arms((0.10, -0.58, 0.20), (0.25, -0.90, 0.25), (0.22, 0.24, 0.06), e
 DRAWN = arms((-0.02, -0.34, 0.06), (0.97, 0.08, 0.10), (0.36, 0.10, 0.14), elbow=(-1.0, -0.5, -0.2))
 THRUST = arms((0.54, -0.10, 0.20), (0.96, 0.05, 0.05), (0.12, 0.36, 0.04), elbow=(-0.1, -0.8, -0.8))
 COILED = arms((0.18, -0.36, 0.0), (0.45, 0.1, 0.88), (0.16, 0.16, 0.10), shield_elbow=(-0.3, 1.0, -0.6))
-BASHED = arms((0.05, -0.40, -0.02), (0.45, -0.1, 0.88), (0.50, -0.02, 0.24), shield_elbow=(0.5, 1.0, 0.1))
-BLOCKED = arms((0.08, -0.38, 0.06), (0.2, -0.2, 0.95), (0.36, -0.04, 0.40), shield_elbow=(0.6, 1.0, -0.1))
+BASHED = arms((0.05, -0.40, -0.02), (0.45, -0.1, 0.88), (0.42, -0.04, 0.26), shield_elbow=(-0.1, 0.2, -1.0))
+BLOCKED = arms((0.08, -0.38, 0.06), (0.2, -0.2, 0.95), (0.32, -0.14, 0.36), shield_elbow=(0.0, 0.3, -1.0))
 DIPPED = arms((0.02, -0.46, -0.16), (0.20, -0.50, -0.80), (0.33, 0.10, 0.16), elbow=(-0.8, -0.7, -0.2))
 UPPERCUT = arms((0.44, -0.08, 0.52), (0.45, 0.45, 0.77), (0.14, 0.36, 0.02), elbow=(0.3, -1.0, 0.1))
 
 
-def chop(t: float, speed: float = 1.0) -> list[Key]:
-    """Overhead: raise, strike down, follow through; the strike lands 0.62 s after ``t``."""
-    return [Key(t + 0.40 * speed, RAISED, -0.45, -0.55, -0.10, 0.0, 0.30, 0.83),
-            Key(t + 0.58 * speed, STRUCK_DOWN, -0.05, 0.15, 0.25, 0.0, 0.60, 0.79),
-            Key(t + 0.72 * speed, CHOPPED, 0.05, 0.32, 0.42, 0.0, 0.68, 0.76)]
+def chop(t: float) -> list[Key]:
+    """From overhead: raise, strike down, follow through."""
+    return [Key(t + 0.42, RAISED, -0.45, -0.55, -0.10, 0.0, 0.30, 0.82),
+            Key(t + 0.65, STRUCK_DOWN, -0.05, 0.15, 0.25, 0.0, 0.60, 0.78),
+            Key(t + 0.82, CHOPPED, 0.05, 0.32, 0.42, 0.0, 0.68, 0.76)]
 
 
 def forehand(t: float) -> list[Key]:
@@ -366,9 +366,9 @@ def thrust(t: float) -> list[Key]:
 
 
 def bash(t: float) -> list[Key]:
-    return [Key(t + 0.36, COILED, -0.15, 0.20, 0.20, 0.0, 0.35, 0.77),
-            Key(t + 0.54, BASHED, -0.45, -0.60, 0.25, 0.0, 0.70, 0.79),
-            Key(t + 0.62, BASHED, -0.45, -0.60, 0.25, 0.0, 0.70, 0.79)]
+    return [Key(t + 0.36, COILED, -0.15, 0.15, 0.20, 0.0, 0.35, 0.76),
+            Key(t + 0.58, BASHED, -0.50, -0.65, 0.25, 0.0, 0.72, 0.78),
+            Key(t + 0.68, BASHED, -0.50, -0.65, 0.25, 0.0, 0.72, 0.78)]
 
 
 def uppercut(t: float) -> list[Key]:
@@ -419,7 +419,7 @@ def locomotion(fighter: Fighter) -> dict[str, Motion]:
     def mirrored(motion: Motion) -> Motion:
         return mirror(motion, fighter.human)
 
-    strafe = Gait(vy=0.5, height=0.81)
+    strafe = Gait(vy=0.5, height=0.80)
     return {
         "idle": idle(fighter, LOW, 0.02, 0.02, 0.15, 4.0),
         "idle_guard": idle(fighter, GUARD, 0.03, 0.02, 0.08, 3.0),
@@ -431,8 +431,8 @@ def locomotion(fighter: Fighter) -> dict[str, Motion]:
                                               GUARD), shape),
         "strafe_left": stepping(strafe, 3, fighter, GUARD),
         "strafe_right": stepping(replace(strafe, vy=-0.5), 3, fighter, GUARD),
-        "advance": stepping(Gait(vx=0.45, height=0.81), 3, fighter, GUARD),
-        "retreat": stepping(Gait(vx=-0.4, height=0.81), 3, fighter, GUARD),
+        "advance": stepping(Gait(vx=0.45, height=0.80), 3, fighter, GUARD),
+        "retreat": stepping(Gait(vx=-0.4, height=0.80), 3, fighter, GUARD),
         "run_forward": recorded("run", LOW),
         "run_forward_slow": recorded("run", GUARD, slower(0.85)),
         "run_left": recorded("run", LOW, curved(0.7)),
@@ -443,8 +443,8 @@ def locomotion(fighter: Fighter) -> dict[str, Motion]:
         "turn_left1": recorded("walker_turn_left1", LOW),
         "turn_right0": recorded("walker_turn_right0", GUARD),
         "turn_right1": recorded("walker_turn_right1", LOW),
-        "turn_in_place_left": stepping(Gait(yaw_rate=1.0, height=0.82), 3, fighter, GUARD, from_rest=True),
-        "turn_in_place_right": stepping(Gait(yaw_rate=-1.0, height=0.82), 3, fighter, GUARD, from_rest=True),
+        "turn_in_place_left": stepping(Gait(yaw_rate=1.0, height=0.80), 3, fighter, GUARD, from_rest=True),
+        "turn_in_place_right": stepping(Gait(yaw_rate=-1.0, height=0.80), 3, fighter, GUARD, from_rest=True),
     }
 
 

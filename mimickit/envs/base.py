@@ -47,6 +47,7 @@ class VecEnv(Protocol):
     next_obs: torch.Tensor  # [N, O] float32, before resets
     reward: torch.Tensor  # [N] float32, task reward of the last step
     done: torch.Tensor  # [N] int32, DoneFlag of the last step
+    steps: torch.Tensor  # [N] int32, control steps since the last reset; those of ``obs``, so 0 right after a reset
     info: dict[str, torch.Tensor]  # method-specific static buffers of the state before resets, e.g. disc_obs [N, .]
 
     def step(self, action: torch.Tensor) -> None:

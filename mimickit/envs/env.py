@@ -14,6 +14,7 @@ from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.parts import (
     CharState,
+    Marker,
     Part,
     Reference,
     Snapshot,
@@ -209,6 +210,11 @@ class Env:
         if not self.view.visualize_ref_char:
             return None
         return self.source.pose_of(0, self._time())
+
+    @torch.no_grad()
+    def markers(self) -> list[Marker]:
+        """What to draw for environment 0 beside the character, now: goals. For pictures: not part of the step."""
+        return [marker for part in self.parts for marker in part.markers()]
 
     def describe(self) -> str:
         """What was built, a few lines for people."""

@@ -7,18 +7,24 @@ from collections.abc import Callable
 import torch
 
 from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs import deepmimic, dof_test, view_motion
+from mimickit.envs import add, amp, deepmimic, dof_test, static_objects, view_motion
 from mimickit.envs.env import Env
-from mimickit.envs.env_config import ENV_CONFIGS, EnvConfig, check_files, load_env_config, merge_engine_config
+from mimickit.envs.env_config import ENV_CONFIGS, EnvConfig, check_files, load_env_config
 from mimickit.envs.world import MakeEngine, Setup
 from mimickit.util.failures import UserError
 
-__all__ = ["RECIPES", "build_env", "check_files", "load_env_config", "merge_engine_config"]
+__all__ = ["RECIPES", "build_env", "check_files", "load_env_config"]
 
 RECIPES: dict[str, Callable[[EnvConfig, Setup], Env]] = {
+    "add": add.build,
+    "amp": amp.build_amp,
+    "ase": amp.build_ase,
     "char": dof_test.build_char,
     "deepmimic": deepmimic.build,
     "char_dof_test": dof_test.build,
+    "static_objects": static_objects.build,
+    "task_location": amp.build_location,
+    "task_steering": amp.build_steering,
     "view_motion": view_motion.build,
 }
 assert RECIPES.keys() == ENV_CONFIGS.keys()
@@ -28,7 +34,7 @@ def build_env(
     env_config: EnvConfig, engine_config: EngineConfig, num_envs: int, device: str | torch.device,
     make_engine: MakeEngine | None = None,
 ) -> Env:
-    """Build an environment; its ``engine`` mapping overrides keys of ``engine_config``.
+    """Build an environment. ``engine_config`` is final: :func:`merge_engine_config` has put the environment's keys in.
 
     Draws come from torch's default generator of the device: seed it before, and save its state with a checkpoint.
 
@@ -44,7 +50,7 @@ def build_env(
         raise UserError(f"num_envs must be at least 1, got {num_envs}")
     check_files(env_config)
     setup = Setup(
-        merge_engine_config(engine_config, env_config), num_envs, torch.device(device), make_engine or _newton
+        engine_config, num_envs, torch.device(device), make_engine or _newton
     )
     return RECIPES[env_config.env_name](env_config, setup)
 

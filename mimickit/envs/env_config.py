@@ -47,6 +47,11 @@ class EnvConfig(Config):
         return ()
 
     @property
+    def object_files(self) -> tuple[Path, ...]:
+        """Models of what stands in the world besides the character."""
+        return ()
+
+    @property
     def log_diagnostics(self) -> bool:
         """Whether the environment's measures are columns of the training log."""
         return False
@@ -134,10 +139,142 @@ class DeepMimicConfig(MotionConfig):
     reward_key_pos_scale: float = Field(description="1/m^2")
 
 
+class ObjectConfig(Config):
+    """A fixed, colliding object."""
+
+    file: Path = Field(description="MJCF of one body")
+    pos: tuple[float, float, float] = Field(description="m")
+    rot: tuple[float, float, float, float] = Field((0.0, 0.0, 0.0, 1.0), description="quaternion x y z w")
+
+
+class StaticObjectsConfig(DeepMimicConfig):
+    """``static_objects``: motion tracking among fixed boxes, e.g. vaulting."""
+
+    env_name: Literal["static_objects"]
+    objects: tuple[ObjectConfig, ...]
+
+    @property
+    def object_files(self) -> tuple[Path, ...]:
+        return tuple(item.file for item in self.objects)
+
+
+def _unused() -> Any:
+    return Field(None, description="stands in MimicKit's files; not used here")
+
+
+class AdversarialConfig(MotionConfig):
+    """Keys of the environments that a discriminator judges."""
+
+    num_disc_obs_steps: int = Field(ge=1, description="states in the discriminator's window")
+
+    joint_err_w: tuple[float, ...] | None = _unused()
+    reward_pose_w: float | None = _unused()
+    reward_vel_w: float | None = _unused()
+    reward_root_pose_w: float | None = _unused()
+    reward_root_vel_w: float | None = _unused()
+    reward_key_pos_w: float | None = _unused()
+    reward_pose_scale: float | None = _unused()
+    reward_vel_scale: float | None = _unused()
+    reward_root_pose_scale: float | None = _unused()
+    reward_root_vel_scale: float | None = _unused()
+    reward_key_pos_scale: float | None = _unused()
+
+
+class ADDConfig(AdversarialConfig):
+    """``add``: motion tracking judged by a discriminator (Zhang et al. 2025)."""
+
+    env_name: Literal["add"]
+
+
+class PriorConfig(AdversarialConfig):
+    """Keys of the environments whose characters shall move in the style of the clips."""
+
+    disc_dof_vel_obs: bool = Field(True, description="the discriminator sees dof velocities")
+
+    @property
+    def log_diagnostics(self) -> bool:
+        return True
+
+
+class AMPConfig(PriorConfig):
+    """``amp``: style alone (Peng et al. 2021, "AMP")."""
+
+    env_name: Literal["amp"]
+
+
+class ASEConfig(PriorConfig):
+    """``ase``: many skills (Peng et al. 2022, "ASE")."""
+
+    env_name: Literal["ase"]
+    default_reset_prob: float = Field(ge=0.0, le=1.0, description="probability that an episode begins in init_pose")
+
+    @model_validator(mode="after")
+    def _nothing_to_lose(self) -> ASEConfig:
+        if self.pose_termination and self.default_reset_prob > 0.0:
+            raise ValueError("pose_termination compares with a clip that episodes beginning in init_pose do not "
+                             "follow; set it to false, or default_reset_prob to 0")
+        return self
+
+
+class GoalConfig(PriorConfig):
+    """Keys of goals that change from time to time."""
+
+    tar_change_time_min: float = Field(ge=0.0, description="s, shortest time before a goal changes")
+    tar_change_time_max: float = Field(gt=0.0, description="s, longest time before a goal changes")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> GoalConfig:
+        for key in ("tar_change_time", "tar_dist", "tar_speed"):
+            low, high = getattr(self, f"{key}_min", 0.0), getattr(self, f"{key}_max", float("inf"))
+            if low > high:
+                raise ValueError(f"{key}_min = {low} exceeds {key}_max = {high}")
+        return self
+
+
+class LocationConfig(GoalConfig):
+    """``task_location``: go to a place in the style of the clips."""
+
+    env_name: Literal["task_location"]
+    tar_speed: float = Field(gt=0.0, description="m/s towards the target that is asked for at least")
+    tar_dist_min: float = Field(0.0, ge=0.0, description="m, of a new target")
+    tar_dist_max: float = Field(gt=0.0, description="m, of a new target")
+    dist_threshold: float = Field(0.5, ge=0.0, description="m^2 (0.5 is 0.707 m), squared distance that is near enough")
+    dist_threshold_m: float | None = Field(None, ge=0.0, description="m; replaces dist_threshold (ours)")
+    pos_err_scale: float = Field(0.5, description="1/m^2")
+    vel_err_scale: float = Field(4.0, description="s^2/m^2")
+    pos_reward_w: float = 0.5
+    vel_reward_w: float = 0.4
+    face_reward_w: float = 0.1
+
+    @property
+    def squared_threshold(self) -> float:
+        """m^2."""
+        return self.dist_threshold if self.dist_threshold_m is None else self.dist_threshold_m**2
+
+
+class SteeringConfig(GoalConfig):
+    """``task_steering``: keep a direction and a speed in the style of the clips."""
+
+    env_name: Literal["task_steering"]
+    rand_tar_dir: bool = Field(True, description="any direction; otherwise the world's x axis")
+    rand_face_dir: bool = Field(True, description="face any direction; otherwise the one to go in")
+    tar_speed_min: float = Field(ge=0.0, description="m/s")
+    tar_speed_max: float = Field(ge=0.0, description="m/s")
+    reward_steering_tar_w: float
+    reward_steering_face_w: float
+    reward_steering_vel_scale: float = Field(description="s^2/m^2")
+
+
 ENV_CONFIGS: dict[str, type[EnvConfig]] = {
+    "add": ADDConfig,
+    "amp": AMPConfig,
+    "ase": ASEConfig,
     "char": CharConfig,
     "deepmimic": DeepMimicConfig,
     "char_dof_test": DofTestConfig,
+    "static_objects": StaticObjectsConfig,
+    "task_location": LocationConfig,
+    "task_steering": SteeringConfig,
     "view_motion": ViewMotionConfig,
 }
 
@@ -184,6 +321,7 @@ def check_files(config: EnvConfig) -> None:
         UserError: a dataset file is malformed.
     """
     missing = [] if config.char_file.is_file() else [f"character {config.char_file}"]
+    missing += [f"object {path}" for path in dict.fromkeys(config.object_files) if not path.is_file()]
     for path in config.motion_files:
         missing += _missing_clips(path)
     if missing:

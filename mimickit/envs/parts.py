@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -52,6 +53,15 @@ class Snapshot(NamedTuple):
     time: Tensor  # [N] s since the environment's reset
     char: CharState  # the simulated characters
     ref: Reference
+
+
+class Marker(NamedTuple):
+    """Something that is only drawn."""
+
+    file: Path  # MJCF of one body
+    pos: Tensor  # [3] m
+    rot: Tensor  # [4]
+    color: tuple[float, float, float]  # RGB in [0, 1]
 
 
 class Source(Protocol):
@@ -124,6 +134,10 @@ class Part:
     def buffers(self) -> dict[str, Tensor]:
         """Tensors that must survive from step to step: saved in checkpoints, put back after a graph's warm-up."""
         return {}
+
+    def markers(self) -> list[Marker]:
+        """What to draw for environment 0 beside the character. For pictures: not part of the step."""
+        return []
 
     def describe(self) -> str:
         """One line for people."""

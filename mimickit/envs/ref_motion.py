@@ -8,7 +8,7 @@ from torch import Tensor
 from mimickit.anim.character import Character
 from mimickit.anim.motion import LoopMode
 from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.parts import CharState, Reference, overwrite
+from mimickit.envs.parts import CharState, Reference, overwrite, select
 
 
 def clip_state(motions: MotionLib, character: Character, ids: Tensor, times: Tensor) -> CharState:
@@ -31,6 +31,10 @@ class RefMotion:
     Args:
         future_steps: control steps ahead of the frames that are looked up besides the current one.
         dt: s, one control step.
+
+    Attributes:
+        ids, start: [N] clip and start time (s) of the present episodes.
+        drawn_ids, drawn_start: [N] those of the beginnings that :meth:`look` drew last.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class RefMotion:
         self._end = torch.where(loops, torch.inf, motions.lengths)  # [M] s, when the clip is over
         self.ids = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.start = torch.zeros(num_envs, device=device)
+        self.drawn_ids = torch.zeros_like(self.ids)
+        self.drawn_start = torch.zeros_like(self.start)
 
     def look(self, time: Tensor) -> tuple[Reference, Reference]:
         """The reference at environment times [N] (s), and beginnings drawn anew; both with their future frames."""
         count = len(time)
         fresh = self._motions.sample_motions(count)
         begin = self._motions.sample_times(fresh, self._rand_reset)
+        self.drawn_ids.copy_(fresh)
+        self.drawn_start.copy_(begin)
         ids, now = torch.cat([self.ids, fresh]), torch.cat([self.start + time, begin])
         times = now.unsqueeze(-1) + self._offsets
         frames = clip_state(self._motions, self._character, ids.unsqueeze(-1).expand_as(times), times)
@@ -81,6 +89,51 @@ def halves(both: Reference, count: int) -> tuple[Reference, Reference]:
     first, second = ([x[rows] for x in (*both.frames, *both[1:])] for rows in (slice(count), slice(count, None)))
     width = len(both.frames)
     return tuple(Reference(CharState(*rows[:width]), *rows[width:]) for rows in (first, second))
+
+
+class DefaultPose:
+    """Like ``source``, but some episodes begin at rest in one pose; clip and time remain those that were drawn.
+
+    Args:
+        root_pos: [3] m; root_rot: [4]; dof_pos: [D].
+        probability: that an episode begins in the pose.
+
+    Attributes:
+        still: [N] bool, episodes that began so.
+    """
+
+    def __init__(
+        self, source: RefMotion, character: Character, root_pos: Tensor, root_rot: Tensor, dof_pos: Tensor,
+        probability: float,
+    ) -> None:
+        num_envs = len(source.ids)
+        self._source = source
+        self._pose = FixedPose(character, num_envs, root_pos, root_rot, dof_pos).look(source.start)[0].frames
+        self._probability = probability
+        self._drawn = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
+        self.still = torch.zeros_like(self._drawn)
+
+    def look(self, time: Tensor) -> tuple[Reference, Reference]:
+        """The reference at times [N] (s), and beginnings drawn anew."""
+        ref, fresh = self._source.look(time)
+        self._drawn.copy_(torch.rand_like(time) < self._probability)
+        frames = (select(self._drawn, pose, frame) for pose, frame in zip(self._pose, fresh.frames, strict=True))
+        return ref, fresh._replace(frames=CharState(*frames))
+
+    def begin(self, mask: Tensor, fresh: Reference) -> None:
+        """Follow ``fresh`` of the last look where mask [N]."""
+        self._source.begin(mask, fresh)
+        overwrite(mask, self._drawn, self.still)
+
+    def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
+        """As the source."""
+        return self._source.pose_of(env, time)
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {**self._source.buffers(), "still": self.still}
+
+    def describe(self) -> str:
+        return f"{self._source.describe()}, or init_pose at rest (probability {self._probability:g})"
 
 
 class FixedPose:

@@ -27,7 +27,8 @@ class Agent(Protocol):
     """Acts on an environment's observations and learns from what comes of it.
 
     An iteration is ``start_iteration``, then ``steps_per_iter`` times (``act``, environment step, ``observe``), then
-    ``update``. None of them waits for the device.
+    ``update``. A test is ``start_test``, then repeatedly (``act_test``, environment step, ``observe_test``), then
+    ``diagnostics``. None of them waits for the device.
     """
 
     config: AgentConfig
@@ -42,8 +43,17 @@ class Agent(Protocol):
     def observe(self, t: int) -> None:
         """Record what the environment returned for step ``t``."""
 
+    def start_test(self) -> None:
+        """Forget the measures of earlier tests."""
+
     def act_test(self) -> None:
         """Set ``action`` without randomness; nothing is recorded."""
+
+    def observe_test(self) -> None:
+        """Measure the step that the environment just made."""
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """The method's own measures: means over the test so far, 0-d, by names like ``test_disc_reward``."""
 
     def update(self, samples: int) -> dict[str, Stat]:
         """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's log columns."""
@@ -59,6 +69,12 @@ class Agent(Protocol):
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All tensors, live, that are equal on all processes and make a continued run exact (model included)."""
+
+    def local_state(self) -> dict[str, torch.Tensor]:
+        """What an exact continuation needs besides and every process has its own of (replay, latents)."""
+
+    def load_local_state(self, state: dict[str, torch.Tensor], where: str) -> None:
+        """Continue from :meth:`local_state`, read from ``where``. Raises UserError when it does not fit."""
 
 
 def normalizer_tensors(obs_norm: MeanStdNormalizer, action_norm: ActionNormalizer) -> dict[str, torch.Tensor]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mimickit.config import build, nearest
 from mimickit.envs.base import VecEnv
+from mimickit.learning import adversarial_agents as adversarial
+from mimickit.learning import awr_agent, ppo_agent
 from mimickit.learning.agent import Agent, AgentConfig
 from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
-from mimickit.learning.ppo_agent import PPOAgent, PPOConfig
 from mimickit.util.checkpoint import load_model
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 
-CONFIGS: dict[str, type[AgentConfig]] = {"PPO": PPOConfig, "Dummy": DummyConfig}
-AGENTS: dict[type[AgentConfig], Any] = {PPOConfig: PPOAgent, DummyConfig: DummyAgent}
+CONFIGS: dict[str, type[AgentConfig]] = {
+    "PPO": ppo_agent.PPOConfig, "AWR": awr_agent.AWRConfig, "AMP": adversarial.AMPConfig, "ADD": adversarial.ADDConfig,
+    "ASE": adversarial.ASEConfig, "Dummy": DummyConfig,
+}
+RECIPES: dict[type[AgentConfig], Callable[[VecEnv, Any, Distributed], Agent]] = {
+    ppo_agent.PPOConfig: ppo_agent.build, awr_agent.AWRConfig: awr_agent.build,
+    adversarial.AMPConfig: adversarial.build_amp, adversarial.ADDConfig: adversarial.build_add,
+    adversarial.ASEConfig: adversarial.build_ase, DummyConfig: DummyAgent,
+}
 
 OLDER_KEYS = {
     "optimizer": "actor_optimizer and critic_optimizer (disc_optimizer, enc_optimizer), one mapping per network",
@@ -53,7 +61,7 @@ def parse_agent_config(data: Mapping[str, Any] | None, where: str = "agent confi
 
 def build_agent(env: VecEnv, config: AgentConfig, dist: Distributed) -> Agent:
     """The agent that a configuration describes, on the environment's device."""
-    return AGENTS[type(config)](env, config, dist)
+    return RECIPES[type(config)](env, config, dist)
 
 
 def load_agent_model(agent: Agent, path: Path | str) -> None:

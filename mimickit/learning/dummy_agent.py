@@ -48,8 +48,17 @@ class DummyAgent:
     def observe(self, t: int) -> None:
         pass
 
+    def start_test(self) -> None:
+        pass
+
     def act_test(self) -> None:
         pass
+
+    def observe_test(self) -> None:
+        pass
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def update(self, samples: int) -> dict[str, Stat]:
         if self._recording:
@@ -67,3 +76,9 @@ class DummyAgent:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         return {**self.model_tensors(), **prefixed("obs_norm.", self._obs_norm.state_tensors())}
+
+    def local_state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_local_state(self, state: dict[str, torch.Tensor], where: str) -> None:
+        pass

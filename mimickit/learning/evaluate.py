@@ -24,7 +24,7 @@ class Evaluation:
     mean_return: float = 0.0
     episode_length: float = 0.0  # control steps
     episodes: int = 0
-    measures: dict[str, float] = field(default_factory=dict)  # the environment's diagnostics
+    measures: dict[str, float] = field(default_factory=dict)  # diagnostics of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
 
 
@@ -59,12 +59,14 @@ def evaluate(
         return Evaluation()
     env.set_mode(EnvMode.TEST)
     env.reset()
+    agent.start_test()
     tracker = EpisodeTracker(env.num_envs, env.device, limit=wanted, max_length=max_episode_steps)
     running, stopped, steps = True, False, 0
     while running and not stopped:
         agent.act_test()
         env.step(agent.action)
         tracker.update(env.reward, env.done)
+        agent.observe_test()
         on_step()
         steps += 1
         if steps % CHECK_STEPS == 0:
@@ -73,7 +75,8 @@ def evaluate(
 
     mean_return, length, count = tracker.stats()
     stats = {"return": mean_return, "length": length, "episodes": count}
-    measures = {name: Stat(value, "mean", count.value) for name, value in env.diagnostics().items()}
+    found = {**env.diagnostics(), **agent.diagnostics()}
+    measures = {name: Stat(value, "mean", count.value) for name, value in found.items()}
     values = reduce_stats({**stats, **measures}, dist)
     return Evaluation(
         mean_return=values["return"],

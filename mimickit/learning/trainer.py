@@ -346,7 +346,7 @@ class _Training:
         }
         local = {
             "env": self.env.state_dict(),
-            "agent": self.agent.local_tensors(),
+            "agent": self.agent.local_state(),
             "tracker": self.tracker.state_tensors(),
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -365,7 +365,7 @@ class _Training:
             warn(f"the configuration differs from the one that wrote {found.path}")
         fill_tensors(self.agent.state_tensors(), shared["agent"], str(found.path))
         fill_tensors(self.tracker.state_tensors(), local["tracker"], str(found.path))
-        fill_tensors(self.agent.local_tensors(), local["agent"], str(found.path))
+        self.agent.load_local_state(local["agent"], str(found.path))
         self.env.load_state_dict(local["env"])
         self.iteration, self.samples = shared["iteration"], shared["samples"]
         self.pending = shared["pending"]

@@ -40,7 +40,7 @@ def test_add_sees_little_difference_while_the_clip_is_followed():
     env.step(follow(env))
     difference = (env.info["disc_obs_demo"] - env.info["disc_obs"]).abs()
     pose, velocity = difference[:, :138], difference[:, 138:144]
-    assert 0 < pose.max() < 0.1 and pose.mean() < 0.01  # m, and components of unit vectors
+    assert 0 < pose.max() < 0.2 and pose.mean() < 0.01  # m, and components of unit vectors
     assert velocity.mean() < 0.2  # m/s, rad/s
     for _ in range(8):
         env.step(env.action_low.expand(4, -1))

@@ -23,6 +23,26 @@ def test_shipped_file():
     assert config.critic_eval_batch_size == 0
 
 
+@pytest.mark.parametrize("path", sorted(FILE.parent.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_file_is_valid(path):
+    name = path.stem.split("_")[0].upper()
+    expected = {"DEEPMIMIC": "AWR" if "awr" in path.stem else "PPO"}.get(name, name)
+    assert parse_agent_config(load_yaml(path), str(path)).agent_name == expected
+
+
+def test_shipped_values_of_the_methods():
+    def shipped(name):
+        return parse_agent_config(load_yaml(FILE.parent / f"{name}_agent.yaml"))
+
+    penalties = [shipped(f"{m}_humanoid").disc_grad_penalty for m in ("amp", "add", "ase")]
+    assert penalties == [5, 2, 5]
+    task = shipped("amp_task_humanoid")
+    assert (task.task_reward_weight, task.disc_reward_weight, task.iters_per_output) == (0.5, 0.5, 200)
+    ase = shipped("ase_humanoid")
+    assert (ase.model.latent_dim, ase.latent_time_max, ase.enc_optimizer.learning_rate) == (64, 5.0, 5e-5)
+    assert (shipped("deepmimic_humanoid_awr").awr_temp, shipped("deepmimic_humanoid_awr").a_weight_clip) == (1, 20)
+
+
 def test_without_a_file_nothing_is_learned():
     config = parse_agent_config(None)
     assert isinstance(config, DummyConfig)
@@ -35,7 +55,7 @@ def changed(**keys):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (changed(agent_name="PP0"), r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, Dummy"),
+    (changed(agent_name="PP0"), r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, AWR, AMP, ADD, ASE, Dummy"),
     ({"discount": 0.9}, r"missing key 'agent_name'"),
     (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
     ({k: v for k, v in load_yaml(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),

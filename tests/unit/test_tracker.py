@@ -65,17 +65,26 @@ class FixedLengths:
 class NoAgent:
     action = None
 
+    def start_test(self):
+        self.tested = 0
+
     def act_test(self):
         pass
 
+    def observe_test(self):
+        self.tested += 1
 
-@pytest.mark.parametrize(("asked", "episodes"), [(8, 8), (3, 4)])
-def test_short_episodes_do_not_weigh_more(asked, episodes):
+    def diagnostics(self):
+        return {"tested_steps": torch.tensor(float(self.tested))}
+
+
+@pytest.mark.parametrize(("asked", "episodes", "steps"), [(8, 8, 24), (3, 4, 16)])
+def test_short_episodes_do_not_weigh_more(asked, episodes, steps):
     env = FixedLengths([2, 3, 5, 10])
     found = evaluate(env, NoAgent(), ALONE, asked)
     assert (found.episodes, found.mean_return, found.episode_length) == (episodes, 5.0, 5.0)
     assert found.complete
-    assert found.measures == {"root_pos_err": 0.25}
+    assert found.measures == {"root_pos_err": 0.25, "tested_steps": steps}
     assert env.modes == [EnvMode.TEST]
     assert env.resets == 1
 

@@ -1,0 +1,121 @@
+"""How much the characters move like the clips, judged without any network; and how often they fall.
+
+A *snippet* is where all bodies were at the beginning and at the end of the history's window (0.3 s), seen from the
+newest root: horizontal position and heading do not count, height does. Its distance to another snippet is the
+root mean square over its ``2 B`` body positions, in metres.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mimickit.anim.motion import LoopMode
+from mimickit.envs.base import DoneFlag
+from mimickit.envs.disc_obs import ClipWindows, Frames, History
+from mimickit.envs.parts import Means, Part, Snapshot
+from mimickit.util.rotations import heading_quat_inv, quat_rotate
+
+MAX_SNIPPETS = 2048
+FAR = 100.0  # m, coverage of a snippet that nothing was compared with yet
+
+
+def snippets(frames: Frames) -> Tensor:
+    """Snippets [N, 6 B] (m) of windows [N, S, ...]."""
+    newest = frames.root_pos[:, -1]
+    ground = torch.cat([newest[:, :2], torch.zeros_like(newest[:, 2:])], dim=-1)
+    ends = torch.stack([frames.body_pos[:, 0], frames.body_pos[:, -1]], dim=1) - ground[:, None, None]
+    inverse = heading_quat_inv(frames.root_rot[:, -1])
+    return quat_rotate(inverse[:, None, None], ends).flatten(1)
+
+
+def snippet_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Distance [...] (m) of snippets [..., 6 B]."""
+    return ((a - b).square().sum(dim=-1) * (3.0 / a.shape[-1])).sqrt()
+
+
+def clip_snippets(windows: ClipWindows, dt: float, most: int = MAX_SNIPPETS) -> Tensor:
+    """Snippets [K, 6 B] of all clips, one per control step, or fewer so that there are about ``most``."""
+    motions = windows.motions
+    span = (windows.num_steps - 1) * dt
+    lengths, modes = motions.lengths.tolist(), motions.loop_modes.tolist()
+    starts = [0.0 if mode == int(LoopMode.WRAP) else min(span, length)
+              for length, mode in zip(lengths, modes, strict=True)]
+    total = sum((length - start) / dt + 1 for length, start in zip(lengths, starts, strict=True))
+    spacing = dt * max(1.0, total / most)
+    counts = [int((length - start) / spacing) + 1 for length, start in zip(lengths, starts, strict=True)]
+    ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(motions.device)
+    ranges = (torch.arange(count) * spacing + start for count, start in zip(counts, starts, strict=True))
+    times = torch.cat(list(ranges)).to(motions.device)
+    return snippets(windows.ending(ids, times))
+
+
+class MotionSimilarity(Part):
+    """Two distances (m) between what the characters do and the clips; both are needed.
+
+    ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
+    clips do, if only like a part of them. ``coverage_err``: mean distance of the clips' snippets to the nearest thing
+    that any character did: small when everything in the clips was done. Windows that reach back into the episode's
+    start, where the past is the clip's own, do not count. Nearest ones are searched by inner products, then measured
+    exactly.
+    """
+
+    def __init__(self, history: History, windows: ClipWindows, dt: float) -> None:
+        self._history = history
+        self._begin = (history.num_steps - 0.5) * dt  # s, from here on the window holds simulated states only
+        self._clips = clip_snippets(windows, dt)
+        self._centre = self._clips.mean(dim=0)
+        self._search = self._clips - self._centre
+        self._square = self._search.square().sum(dim=-1)
+        self._means = Means(("motion_err",), self._clips.device)
+        self._nearest = torch.full((len(self._clips),), FAR, device=self._clips.device)
+
+    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+        found = snippets(self._history.frames())
+        counts = valid & (now.time > self._begin)
+        centred = torch.where(counts.unsqueeze(-1), found - self._centre, 0.0)
+        distance = centred.square().sum(dim=-1, keepdim=True) + self._square - 2.0 * (centred @ self._search.T)
+
+        nearest = self._clips.index_select(0, distance.argmin(dim=1))
+        self._means.add(snippet_distance(found, nearest).unsqueeze(-1), counts)
+
+        who = torch.where(counts.unsqueeze(-1), distance, torch.inf).argmin(dim=0)  # [K]
+        reached = snippet_distance(self._clips, found.index_select(0, who))
+        reached = torch.where(counts.index_select(0, who), reached, FAR)
+        self._nearest.copy_(torch.minimum(self._nearest, reached))
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {**self._means.means(), "coverage_err": self._nearest.mean(dtype=torch.float64)}
+
+    def clear_diagnostics(self) -> None:
+        self._means.clear()
+        self._nearest.fill_(FAR)
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {**self._means.buffers(), "nearest": self._nearest}
+
+    def describe(self) -> str:
+        return f"similarity to {len(self._clips)} snippets of the clips"
+
+
+class FallRate(Part):
+    """``fall_rate``: share of finished episodes that failed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._means = Means(("fall_rate",), device)
+
+    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+        fallen = (flags == DoneFlag.FAIL).to(now.time.dtype)
+        self._means.add(fallen.unsqueeze(-1), flags != DoneFlag.NULL)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return self._means.means()
+
+    def clear_diagnostics(self) -> None:
+        self._means.clear()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return self._means.buffers()
+
+    def describe(self) -> str:
+        return "fall rate"

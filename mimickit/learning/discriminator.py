@@ -1,0 +1,375 @@
+"""Adversarial reward: a discriminator tells the agent's motion from the reference, and the agent is paid to fool it.
+
+One part serves three methods. AMP and ASE (Peng et al. 2021, "AMP: Adversarial Motion Priors for Stylized Physics-Based
+Character Control"; Peng et al. 2022, "ASE") compare what the agent does with independent :class:`Demonstrations`. ADD
+(Zhang et al. 2025, "Physics-Based Motion Imitation with Adversarial Differential Discriminators") judges
+:class:`Differences` between reference and agent, whose only good example is zero. ``n`` size of what is judged.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mimickit.config import Config
+from mimickit.envs.base import VecEnv
+from mimickit.learning import ppo
+from mimickit.learning.agent import prefixed
+from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.measures import RunningMeans
+from mimickit.learning.nets import NetName, build_head, build_net
+from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
+from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.policy import ModelConfig
+from mimickit.learning.policy_agent import check_batch_sizes
+from mimickit.learning.ppo_agent import PPOKeys
+from mimickit.learning.replay import ReplayRing
+from mimickit.learning.stats import Stat
+from mimickit.learning.update import BatchLoss, NetworkUpdate
+from mimickit.util.distributed import Distributed
+from mimickit.util.failures import UserError
+from mimickit.util.graphs import Graphed
+
+MAX_SOFTPLUS = -math.log(1e-4)  # 9.21034: 1 - probability counts as at least 1e-4
+DISC_OBS_CLIP = 10.0
+LOGIT_INIT_SCALE = 1.0
+
+
+class DiscModelConfig(ModelConfig):
+    """Mapping ``model`` of an agent with a discriminator."""
+
+    disc_net: NetName
+
+
+class DiscKeys(Config):
+    """Keys of the discriminator."""
+
+    disc_optimizer: OptimizerConfig
+    disc_epochs: int = Field(ge=1, description="passes over the rollout")
+    disc_batch_size: float = Field(gt=0.0, description="samples per environment in a minibatch")
+    disc_eval_batch_size: int = Field(0, ge=0, description="samples per reward pass, 0 = all; saves memory")
+    disc_buffer_size: int = Field(ge=1, description="samples in the replay ring of a process")
+    disc_replay_samples: int = Field(ge=0, description="samples of a rollout that enter the ring once it is full")
+    disc_logit_reg: float = Field(ge=0.0, description="of the squared weights of the last layer")
+    disc_grad_penalty: float = Field(ge=0.0, description="of the squared slope at all samples")
+    disc_reward_scale: float = Field(ge=0.0)
+    disc_reward_weight: float
+
+
+class AdversarialConfig(PPOKeys, DiscKeys):
+    """Keys that AMP, ADD and ASE share."""
+
+    model: DiscModelConfig
+    task_reward_weight: float = Field(description="of the environment's reward")
+
+
+# --- mathematics ------------------------------------------------------------------------------------------------------
+
+
+def style_reward(logit: Tensor, scale: float) -> Tensor:
+    """-scale ln(max(1 - sigmoid(logit), 1e-4)), like logit [...]: 0 for what is surely the agent's, 9.21 scale for
+    what is surely the reference's. Computed as softplus, which loses no digits."""
+    return scale * functional.softplus(logit).clamp(max=MAX_SOFTPLUS)
+
+
+def discriminator_loss(
+    net: nn.Module, negatives: Tensor, positives: Tensor, grad_penalty: float, logit_reg: float
+) -> dict[str, Tensor]:
+    """Loss of a discriminator, and what to watch; all 0-d.
+
+    Half the cross entropy of both sides, plus the penalty (half the mean squared slope of the logit with respect to
+    the input, of both sides; differentiated through), plus the squared weights of the last layer.
+
+    Args:
+        net: [B, n] -> logits [B]; its last layer is ``_disc_logits``.
+        negatives: [M, n] normalised, of the agent; positives: [P, n] normalised, as it should be.
+    """
+    count = negatives.shape[0]
+    x = torch.cat([negatives, positives]).detach().requires_grad_()
+    logits = net(x)
+    neg, pos = logits[:count], logits[count:]
+    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    square = slope.square().sum(-1)
+    penalty = 0.5 * (square[:count].mean() + square[count:].mean())
+    logit_loss = net._disc_logits.weight.square().sum()
+    entropy = 0.5 * (functional.softplus(neg).mean() + functional.softplus(-pos).mean())
+    return {
+        "loss": entropy + grad_penalty * penalty + logit_reg * logit_loss,
+        "grad_penalty": penalty,
+        "logit_loss": logit_loss,
+        "neg_acc": (neg < 0.0).to(neg.dtype).mean(),
+        "pos_acc": (pos > 0.0).to(pos.dtype).mean(),
+        "neg_logit": neg.mean(),
+        "pos_logit": pos.mean(),
+    }
+
+
+class DiscriminatorNet(nn.Module):
+    """Logits of normalised input; parameter names are those of the model file."""
+
+    def __init__(self, input_size: int, net: NetName) -> None:
+        super().__init__()
+        self._disc_layers, features = build_net(net, input_size)
+        self._disc_logits = build_head(features, 1, LOGIT_INIT_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n] -> [...]."""
+        return self._disc_logits(self._disc_layers(x)).squeeze(-1)
+
+
+# --- what is judged ---------------------------------------------------------------------------------------------------
+
+
+class Evidence(Protocol):
+    """What the discriminator looks at: the agent's samples of the rollout, and examples of what they should be."""
+
+    size: int  # n
+    norm: MeanStdNormalizer | MeanAbsNormalizer
+    columns: dict[str, str]  # figure of discriminator_loss -> log column, in the order of the log
+
+    def now(self) -> Tensor:
+        """The agent's sample [N, n] of the last step, not normalised."""
+
+    def good_now(self) -> Tensor:
+        """Good examples [*, n] of this moment, not normalised."""
+
+    def record(self, t: int) -> None: ...
+
+    def samples(self) -> Tensor:
+        """The rollout's [T, N, n], not normalised."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """The rollout's samples [B, n] by flat index [B], not normalised."""
+
+    def good(self, index: Tensor) -> Tensor:
+        """Good examples [P, n] for a minibatch, normalised."""
+
+    def record_norm(self) -> None:
+        """Add the rollout to the normaliser's pending sums."""
+
+
+class Demonstrations:
+    """AMP: the agent's recent states against as many independent ones of the reference clips.
+
+    The environment provides both in every step, ``disc_obs`` and ``disc_demo``.
+    """
+
+    columns: ClassVar[dict[str, str]] = {
+        "loss": "Disc_Loss", "grad_penalty": "Disc_Grad_Penalty", "neg_acc": "Disc_Agent_Acc",
+        "pos_acc": "Disc_Demo_Acc", "neg_logit": "Disc_Agent_Logit", "pos_logit": "Disc_Demo_Logit",
+        "logit_loss": "Disc_Logit_Loss",
+    }
+
+    def __init__(self, env: VecEnv, steps: int) -> None:
+        self._obs, self._demo = require_info(env, "disc_obs", "disc_demo")
+        self.size = self._obs.shape[-1]
+        self.norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
+        shapes = {"obs": (self.size,), "demo": (self.size,)}
+        self._rollout = Rollout(steps, env.num_envs, shapes, env.device)
+
+    def now(self) -> Tensor:
+        return self._obs
+
+    def good_now(self) -> Tensor:
+        return self._demo
+
+    def record(self, t: int) -> None:
+        self._rollout.record(t, obs=self._obs, demo=self._demo)
+
+    def samples(self) -> Tensor:
+        return self._rollout["obs"]
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._rollout.take("obs", index)
+
+    def good(self, index: Tensor) -> Tensor:
+        return self.norm.normalize(self._rollout.take("demo", index))
+
+    def record_norm(self) -> None:
+        for obs, demo in zip(self._rollout["obs"], self._rollout["demo"], strict=True):
+            self.norm.record(obs)
+            self.norm.record(demo)
+
+
+class Differences:
+    """ADD: reference minus agent at the same instant, against the one good example there is: no difference.
+
+    The environment provides both in every step, ``disc_obs`` and ``disc_obs_demo``.
+    """
+
+    columns: ClassVar[dict[str, str]] = {
+        "loss": "Disc_Loss", "grad_penalty": "Disc_Grad_Penalty", "logit_loss": "Disc_Logit_Loss",
+        "pos_acc": "Disc_Pos_Acc", "neg_acc": "Disc_Neg_Acc", "pos_logit": "Disc_Pos_Logit",
+        "neg_logit": "Disc_Neg_Logit",
+    }
+
+    def __init__(self, env: VecEnv, steps: int) -> None:
+        self._obs, self._reference = require_info(env, "disc_obs", "disc_obs_demo")
+        self.size = self._obs.shape[-1]
+        self.norm = MeanAbsNormalizer(self.size, env.device)
+        self._rollout = Rollout(steps, env.num_envs, {"difference": (self.size,)}, env.device)
+        self._zero = torch.zeros(1, self.size, device=env.device)
+
+    def now(self) -> Tensor:
+        return self._reference - self._obs
+
+    def good_now(self) -> Tensor:
+        return self._zero
+
+    def record(self, t: int) -> None:
+        self._rollout.record(t, difference=self.now())
+
+    def samples(self) -> Tensor:
+        return self._rollout["difference"]
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._rollout.take("difference", index)
+
+    def good(self, index: Tensor) -> Tensor:
+        return self._zero
+
+    def record_norm(self) -> None:
+        for difference in self._rollout["difference"]:
+            self.norm.record(difference)
+
+
+def require_info(env: VecEnv, *names: str) -> list[Tensor]:
+    """Entries of the environment's ``info``. Raises UserError naming those it lacks."""
+    missing = [name for name in names if name not in env.info]
+    if missing:
+        raise UserError(
+            f"this agent needs {', '.join(missing)}, which the environment does not provide (it has "
+            f"{', '.join(env.info) or 'nothing'}): AMP and ASE go with env_name amp, ase, task_location or "
+            f"task_steering, ADD with env_name add"
+        )
+    return [env.info[name] for name in names]
+
+
+# --- the part ---------------------------------------------------------------------------------------------------------
+
+
+
+
+class Discriminator:
+    """Rewards what the discriminator takes for good, and trains it; implements ``RewardSource``.
+
+    Rewards are computed with network and normaliser as they were during the rollout. The ring of past samples is
+    filled before it is used, so it always holds samples of the present rollout too.
+
+    Raises:
+        UserError: a minibatch is larger than the rollout or the ring.
+    """
+
+    def __init__(self, env: VecEnv, config: AdversarialConfig, dist: Distributed, evidence: Evidence) -> None:
+        device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
+        check_batch_sizes(config, "disc")
+        batch, updates = minibatch_plan(steps, num_envs, config.disc_batch_size, config.disc_epochs)
+        if batch > config.disc_buffer_size:
+            raise UserError(f"disc_batch_size = {config.disc_batch_size} times num_envs = {num_envs} gives minibatches "
+                            f"of {batch} samples, more than disc_buffer_size = {config.disc_buffer_size} holds")
+        self.evidence = evidence
+        self._config = config
+        self._dist = dist
+        self._net = DiscriminatorNet(evidence.size, config.model.disc_net).to(device)
+        self._ring = ReplayRing(config.disc_buffer_size, evidence.size, device)
+        optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.disc_optimizer, dist)
+        hidden = ("logit_loss",) if config.disc_logit_reg == 0.0 and isinstance(evidence, Demonstrations) else ()
+        self._figures = {name: column for name, column in evidence.columns.items() if name not in hidden}
+        self._update = NetworkUpdate(
+            self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs)
+        self._measures = RunningMeans(measure_names(evidence), device)
+        self._measure = Graphed(self._add_measures, device, state=[self._measures.sums], enabled=config.cuda_graphs)
+
+    def normalized_now(self) -> Tensor:
+        """The agent's sample [N, n] of the last step, normalised."""
+        return self.evidence.norm.normalize(self.evidence.now())
+
+    # --- training
+
+    def record(self, t: int) -> None:
+        self.evidence.record(t)
+
+    @torch.no_grad()
+    def reward(self) -> tuple[Tensor, dict[str, Stat]]:
+        config, samples = self._config, self.evidence.samples()
+        flat = samples.flatten(0, 1)
+        self._ring.push_rollout(flat, config.disc_replay_samples)
+        logits = [self._net(self.evidence.norm.normalize(chunk))
+                  for chunk in flat.split(config.disc_eval_batch_size or flat.shape[0])]
+        reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
+        return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
+
+    def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
+        return self._update.run(sampler)
+
+    def _loss(self, index: Tensor) -> BatchLoss:
+        evidence = self.evidence
+        negatives = torch.cat([evidence.take(index), self._ring.draw(index.shape[0])])
+        found = discriminator_loss(
+            self._net, evidence.norm.normalize(negatives), evidence.good(index), self._config.disc_grad_penalty,
+            self._config.disc_logit_reg)
+        loss = found["loss"]
+        return BatchLoss(loss, torch.full_like(loss, index.shape[0]), tuple(found[name] for name in self._figures))
+
+    def fold(self) -> None:
+        self.evidence.record_norm()
+        self.evidence.norm.update(self._dist)
+
+    # --- testing
+
+    def start_test(self) -> None:
+        self._measures.clear()
+
+    def observe_test(self) -> None:
+        self._measure()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return self._measures.means()
+
+    @torch.no_grad()
+    def _add_measures(self) -> None:
+        logit = self._net(self.normalized_now())
+        good = self._net(self.evidence.norm.normalize(self.evidence.good_now())).expand_as(logit)
+        reward = style_reward(logit, self._config.disc_reward_scale)
+        self._measures.add(reward, (logit < 0.0).double(), (good > 0.0).double(), logit, good)
+
+    # --- saving
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("_disc_obs_norm.", self.evidence.norm.model_tensors()),
+            **prefixed("_model.", dict(self._net.named_parameters())),
+        }
+
+    def model_loaded(self) -> None:
+        self.evidence.norm.restore_moments()
+        self._update.optimizer.broadcast()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("disc_obs_norm.", self.evidence.norm.state_tensors()),
+            **prefixed("disc_optimizer.", self._update.optimizer.state_tensors()),
+        }
+
+    def local_state(self) -> dict[str, Tensor]:
+        return prefixed("disc_replay.", self._ring.state())
+
+    def load_local_state(self, state: dict[str, Tensor], where: str) -> None:
+        self._ring.load({name: state[f"disc_replay.{name}"] for name in ("data", "received")}, where)
+
+
+def measure_names(evidence: Evidence) -> tuple[str, ...]:
+    """What a test tells about the discriminator, ``test_disc_reward`` and the like: mean reward, accuracies, logits."""
+    columns = (evidence.columns[figure].lower() for figure in ("neg_acc", "pos_acc", "neg_logit", "pos_logit"))
+    return ("test_disc_reward", *(f"test_{column}" for column in columns))
+
+
+def mean_and_std_columns(name: str, reward: Tensor, dist: Distributed) -> dict[str, Stat]:
+    """Columns ``<name>_Mean`` and ``<name>_Std`` (unbiased) of rewards [T, N], pooled over processes."""
+    mean, std = ppo.mean_and_std(dist.sum_(ppo.advantage_sums(reward, torch.ones_like(reward))))
+    return {f"{name}_Mean": Stat(mean), f"{name}_Std": Stat(std)}

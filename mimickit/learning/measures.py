@@ -1,0 +1,30 @@
+"""Means over all samples of a test, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class RunningMeans:
+    """Named means since :meth:`clear`, summed in float64; 0 while there is nothing."""
+
+    def __init__(self, names: Sequence[str], device: torch.device | str) -> None:
+        self._names = tuple(names)
+        self.sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)  # sums, then samples
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.sums.zero_()
+
+    def add(self, *values: Tensor) -> None:
+        """Add one tensor [N] per name. Can be captured; ``sums`` is the state."""
+        totals = [value.double().sum() for value in values]
+        self.sums += torch.stack([*totals, torch.full_like(totals[0], values[0].shape[0])])
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each name, 0-d."""
+        *sums, count = self.sums.clone().unbind()
+        return {name: total / count.clamp(min=1.0) for name, total in zip(self._names, sums, strict=True)}

@@ -1,0 +1,407 @@
+"""Actor and critic learning on-policy: the frame that PPO, AWR and the imitation methods fill in.
+
+An agent is composed of an *objective* (how the actor uses advantages), *reward sources* (rewards that are computed
+here rather than by the environment, each with networks of its own), an optional *latent* (a further input of actor and
+critic), and *actor terms* (further losses of the actor). Who composes what: ``agents.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mimickit.envs.base import VecEnv
+from mimickit.learning import ppo
+from mimickit.learning.agent import AgentConfig, check_same_sizes, normalizer_info, normalizer_tensors, prefixed
+from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
+from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.policy import ActorCritic, ModelConfig, gaussian_entropy, gaussian_log_prob, mean_regularizer
+from mimickit.learning.stats import Stat
+from mimickit.learning.update import BatchLoss, NetworkUpdate
+from mimickit.util.checkpoint import fill_tensors
+from mimickit.util.distributed import Distributed
+from mimickit.util.failures import UserError
+from mimickit.util.graphs import Graphed
+
+OBS_CLIP = 10.0
+
+
+class PolicyConfig(AgentConfig):
+    """Keys of every agent with an actor and a critic."""
+
+    model: ModelConfig
+    actor_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    actor_epochs: int = Field(ge=1, description="passes over the rollout")
+    critic_epochs: int = Field(ge=1, description="passes over the rollout")
+    actor_batch_size: float = Field(gt=0.0, description="samples per environment in a minibatch")
+    critic_batch_size: float = Field(gt=0.0, description="samples per environment in a minibatch")
+    td_lambda: float = Field(ge=0.0, le=1.0)
+    action_bound_weight: float = Field(ge=0.0)
+    action_entropy_weight: float
+    action_reg_weight: float = Field(ge=0.0)
+    critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = all; saves memory")
+    exp_anneal_samples: float = Field(float("inf"), gt=0.0, description="total samples")
+    exp_prob_beg: float = Field(1.0, ge=0.0, le=1.0, description="probability of a random action at the start")
+    exp_prob_end: float = Field(1.0, ge=0.0, le=1.0, description="and after exp_anneal_samples")
+    tf32: bool = Field(True, description="TensorFloat-32 matrix products on CUDA (ours; 10 bits of mantissa, faster)")
+    cuda_graphs: bool = Field(True, description="capture acting and learning as CUDA graphs (ours; off to debug)")
+
+
+class Objective(Protocol):
+    """How the actor uses advantages."""
+
+    columns: tuple[str, ...]  # log columns of :meth:`loss`'s results; the first is the actor's total loss
+
+    def weigh(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Stat]]:
+        """What is kept of advantages [T, N], given mean and deviation (0-d, over all processes); log columns."""
+
+    def loss(self, log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, flag: Tensor) -> tuple[Tensor, ...]:
+        """Loss, then further figures, 0-d each, over the samples of [B] whose flag is 1. ``weight``: see weigh."""
+
+
+class RewardSource(Protocol):
+    """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
+
+    An iteration is ``record`` in every step, ``reward``, ``update``, and ``fold`` while normalisers learn. A test is
+    ``start_test``, ``observe_test`` after every step, ``diagnostics``. Nothing waits for the device.
+    """
+
+    def record(self, t: int) -> None:
+        """Record what the environment says about step ``t``."""
+
+    def reward(self) -> tuple[Tensor, dict[str, Stat]]:
+        """Weighted reward [T, N] of the rollout, and log columns."""
+
+    def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
+        """Learn from the rollout; log columns."""
+
+    def fold(self) -> None:
+        """Fold the rollout into the source's normaliser."""
+
+    def start_test(self) -> None: ...
+    def observe_test(self) -> None: ...
+    def diagnostics(self) -> dict[str, Tensor]: ...
+    def model_tensors(self) -> dict[str, Tensor]: ...
+    def model_loaded(self) -> None: ...
+    def state_tensors(self) -> dict[str, Tensor]: ...
+    def local_state(self) -> dict[str, Tensor]: ...
+    def load_local_state(self, state: dict[str, Tensor], where: str) -> None: ...
+
+
+class Latent(Protocol):
+    """A further input of actor and critic."""
+
+    size: int  # L
+    values: Tensor  # [N, L] static buffer: what the next action is computed from
+
+    def refresh(self) -> None:
+        """Before every action, captured: draw new values where they are due."""
+
+    def record(self, t: int) -> None: ...
+
+    def recorded(self) -> Tensor:
+        """[T, N, L] of the rollout."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Samples [B, L] by flat index [B]."""
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class ActorBatch:
+    """A minibatch of the actor's update."""
+
+    obs: Tensor  # [B, O] normalised
+    latent: Tensor | None  # [B, L]
+    mean: Tensor  # [B, A] of the normalised action
+    flag: Tensor  # [B] 1 where the action was random
+
+
+class ActorTerm(Protocol):
+    """A further loss of the actor."""
+
+    column: str  # log column of the unweighted loss
+    weight: float
+
+    def loss(self, model: ActorCritic, batch: ActorBatch) -> Tensor:
+        """0-d. Captured on CUDA."""
+
+
+class PolicyAgent:
+    """Implements :class:`mimickit.learning.agent.Agent`.
+
+    Args:
+        sources: rewards that are added to the environment's.
+        task_weight: factor of the environment's own reward; used only with ``sources``.
+        latent: further input of actor and critic.
+        terms: further losses of the actor.
+
+    Raises:
+        UserError: a minibatch is larger than the rollout, or the action box is not finite.
+    """
+
+    def __init__(
+        self, env: VecEnv, config: PolicyConfig, dist: Distributed, objective: Objective,
+        sources: Sequence[RewardSource] = (), task_weight: float = 1.0, latent: Latent | None = None,
+        terms: Sequence[ActorTerm] = (),
+    ) -> None:
+        device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
+        obs_size, action_size = env.obs.shape[-1], env.action_low.shape[0]
+        check_batch_sizes(config, "actor", "critic")
+        check_same_sizes({"num_envs": num_envs, "steps_per_iter": steps, "obs": obs_size, "action": action_size}, dist)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+
+        self.config = config
+        self._env = env
+        self._dist = dist
+        self._objective = objective
+        self._sources = tuple(sources)
+        self._task_weight = task_weight
+        self._latent = latent
+        self._terms = tuple(term for term in terms if term.weight != 0.0)
+        self._obs_norm = MeanStdNormalizer(obs_size, device, OBS_CLIP)
+        self._action_norm = ActionNormalizer(env.action_low, env.action_high)
+        input_size = obs_size + (latent.size if latent is not None else 0)
+        self._model = ActorCritic(input_size, action_size, config.model).to(device)
+
+        self._rollout = Rollout(steps, num_envs, {
+            "obs": (obs_size,), "next_obs": (obs_size,), "action": (action_size,), "log_prob": (), "flag": (),
+            "reward": (), "done": (), "target": (), "weight": (),
+        }, device, dtypes={"done": torch.int32})
+        self._sampler = MinibatchSampler(self._rollout.num_samples, device)
+
+        self.action = torch.zeros(num_envs, action_size, device=device)
+        self._norm_action = torch.zeros_like(self.action)
+        self._log_prob = torch.zeros(num_envs, device=device)
+        self._flag = torch.ones(num_envs, device=device)
+        self._exp_prob = torch.ones((), device=device)
+        drawn = list(latent.state_tensors().values()) if latent is not None else []
+        self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
+        self._act_test = Graphed(self._act_mode, device, state=drawn, enabled=config.cuda_graphs)
+
+        actor = FlatOptimizer(self._model.actor_parameters(), config.actor_optimizer, dist)
+        critic = FlatOptimizer(self._model.critic_parameters(), config.critic_optimizer, dist)
+        actor_plan = minibatch_plan(steps, num_envs, config.actor_batch_size, config.actor_epochs)
+        critic_plan = minibatch_plan(steps, num_envs, config.critic_batch_size, config.critic_epochs)
+        self._actor = NetworkUpdate(
+            self._actor_loss, self._actor_columns(), actor, *actor_plan, dist, config.cuda_graphs)
+        self._critic = NetworkUpdate(
+            self._critic_loss, ("Critic_Loss",), critic, *critic_plan, dist, config.cuda_graphs)
+
+    # --- acting
+
+    def start_iteration(self, samples: int) -> None:
+        self._exp_prob.fill_(self._exploration(samples))
+        self._sampler.restart()
+
+    def act(self, t: int) -> None:
+        self._act_train()
+        self._rollout.record(
+            t, obs=self._env.obs, action=self._norm_action, log_prob=self._log_prob, flag=self._flag)
+        if self._latent is not None:
+            self._latent.record(t)
+
+    def observe(self, t: int) -> None:
+        env = self._env
+        self._rollout.record(t, next_obs=env.next_obs, reward=env.reward, done=env.done)
+        for source in self._sources:
+            source.record(t)
+
+    def start_test(self) -> None:
+        for source in self._sources:
+            source.start_test()
+
+    def act_test(self) -> None:
+        self._act_test()
+
+    def observe_test(self) -> None:
+        for source in self._sources:
+            source.observe_test()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {name: value for source in self._sources for name, value in source.diagnostics().items()}
+
+    @torch.no_grad()
+    def _act_randomly(self) -> None:
+        mean, log_std = self._policy_now()
+        flag = (torch.rand_like(self._flag) < self._exp_prob).to(mean.dtype)
+        action = mean + flag.unsqueeze(-1) * torch.exp(log_std) * torch.randn_like(mean)
+        self._norm_action.copy_(action)
+        self._log_prob.copy_(gaussian_log_prob(action, mean, log_std))
+        self._flag.copy_(flag)
+        self.action.copy_(self._action_norm.to_env(action))
+
+    @torch.no_grad()
+    def _act_mode(self) -> None:
+        mean, _ = self._policy_now()
+        self.action.copy_(self._action_norm.to_env(mean))
+
+    def _policy_now(self) -> tuple[Tensor, Tensor]:
+        latent = None
+        if self._latent is not None:
+            self._latent.refresh()
+            latent = self._latent.values
+        return self._model.policy(join(self._obs_norm.normalize(self._env.obs), latent))
+
+    def _exploration(self, samples: int) -> float:
+        c = self.config
+        return ppo.exploration_probability(samples, c.exp_prob_beg, c.exp_prob_end, c.exp_anneal_samples)
+
+    # --- learning
+
+    def update(self, samples: int) -> dict[str, Stat]:
+        data_stats = self._build_targets()
+        stats = {**self._critic.run(self._sampler), **self._actor.run(self._sampler)}
+        for source in self._sources:
+            stats |= source.update(self._sampler)
+        if samples < self.config.normalizer_samples:
+            for obs in self._rollout["obs"]:
+                self._obs_norm.record(obs)
+            self._obs_norm.update(self._dist)
+            for source in self._sources:
+                source.fold()
+        return stats | data_stats
+
+    @torch.no_grad()
+    def _build_targets(self) -> dict[str, Stat]:
+        """Fill ``target`` and ``weight`` of the rollout from its rewards."""
+        rollout, config, env = self._rollout, self.config, self._env
+        reward_stats = self._add_rewards() if self._sources else {}
+        next_value = ppo.overwrite_terminal_values(
+            self._values(rollout["next_obs"]), rollout["done"], config.discount, env.fail_reward, env.succ_reward)
+        target = ppo.lambda_return(
+            rollout["reward"], next_value, rollout["done"], config.discount, config.td_lambda)
+        advantage = target - self._values(rollout["obs"])
+        mean, std = ppo.mean_and_std(self._dist.sum_(ppo.advantage_sums(advantage, rollout["flag"])))
+        weight, weight_stats = self._objective.weigh(advantage, mean, std)
+        rollout["target"].copy_(target)
+        rollout["weight"].copy_(weight)
+        return {"Adv_Mean": Stat(mean), "Adv_Std": Stat(std), **weight_stats, **reward_stats}
+
+    def _add_rewards(self) -> dict[str, Stat]:
+        """Replace the rollout's rewards by the weighted sum of all rewards."""
+        reward = self._rollout["reward"]
+        task = Stat(reward.mean())
+        reward.mul_(self._task_weight)
+        stats: dict[str, Stat] = {}
+        for source in self._sources:
+            share, columns = source.reward()
+            reward.add_(share)
+            stats |= columns
+        return {**stats, "Task_Reward_Mean": task}
+
+    def _values(self, obs: Tensor) -> Tensor:
+        """Critic's values [T, N] of observations [T, N, O] with the latents of the same steps, some steps at a time."""
+        size = self.config.critic_eval_batch_size or obs.shape[0]
+        chunks = obs.split(size)
+        latents = self._latent.recorded().split(size) if self._latent is not None else [None] * len(chunks)
+        return torch.cat([
+            self._model.value(join(self._obs_norm.normalize(chunk), latent))
+            for chunk, latent in zip(chunks, latents, strict=True)
+        ])
+
+    def _critic_loss(self, index: Tensor) -> BatchLoss:
+        value = self._model.value(join(self._obs_norm.normalize(self._rollout.take("obs", index)), self._take(index)))
+        loss = ppo.critic_loss(value, self._rollout.take("target", index))
+        return BatchLoss(loss, torch.full_like(loss, index.shape[0]), (loss,))
+
+    def _actor_loss(self, index: Tensor) -> BatchLoss:
+        config, take = self.config, self._rollout.take
+        flag, obs, latent = take("flag", index), self._obs_norm.normalize(take("obs", index)), self._take(index)
+        mean, log_std = self._model.policy(join(obs, latent))
+        log_prob = gaussian_log_prob(take("action", index), mean, log_std)
+        loss, *figures = self._objective.loss(log_prob, take("log_prob", index), take("weight", index), flag)
+        if config.action_bound_weight != 0.0:
+            figures.append(ppo.flagged_mean(ppo.action_bound_loss(mean), flag))
+            loss = loss + config.action_bound_weight * figures[-1]
+        if config.action_entropy_weight != 0.0:
+            figures.append(ppo.flagged_mean(gaussian_entropy(log_std), flag))
+            loss = loss - config.action_entropy_weight * figures[-1]
+        if config.action_reg_weight != 0.0:
+            figures.append(ppo.flagged_mean(mean_regularizer(mean), flag))
+            loss = loss + config.action_reg_weight * figures[-1]
+        for term in self._terms:
+            figures.append(term.loss(self._model, ActorBatch(obs, latent, mean, flag)))
+            loss = loss + term.weight * figures[-1]
+        return BatchLoss(loss, flag.sum(), (loss, *figures))
+
+    def _take(self, index: Tensor) -> Tensor | None:
+        return None if self._latent is None else self._latent.take(index)
+
+    def _actor_columns(self) -> list[str]:
+        """Names of the actor's statistics, in the order of :meth:`_actor_loss`."""
+        optional = {
+            "Action_Bound_Loss": self.config.action_bound_weight,
+            "Action_Entropy": self.config.action_entropy_weight,
+            "Action_Reg_Loss": self.config.action_reg_weight,
+        }
+        shown = [name for name, weight in optional.items() if weight != 0.0]
+        return [*self._objective.columns, *shown, *(term.column for term in self._terms)]
+
+    def info(self, samples: int) -> dict[str, Stat]:
+        probability = torch.full_like(self._exp_prob, self._exploration(samples))
+        return {**normalizer_info(self._obs_norm), "Exp_Prob": Stat(probability)}
+
+    # --- saving
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        tensors = normalizer_tensors(self._obs_norm, self._action_norm)
+        tensors |= prefixed("_model.", dict(self._model.named_parameters()))
+        for source in self._sources:
+            tensors |= source.model_tensors()
+        return tensors
+
+    def model_loaded(self) -> None:
+        self._obs_norm.restore_moments()
+        self._actor.optimizer.broadcast()
+        self._critic.optimizer.broadcast()
+        for source in self._sources:
+            source.model_loaded()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            **self.model_tensors(),
+            **prefixed("obs_norm.", self._obs_norm.state_tensors()),
+            **prefixed("actor_optimizer.", self._actor.optimizer.state_tensors()),
+            **prefixed("critic_optimizer.", self._critic.optimizer.state_tensors()),
+        }
+        for source in self._sources:
+            tensors |= source.state_tensors()
+        return tensors
+
+    def local_state(self) -> dict[str, Tensor]:
+        state = self._latent_tensors()
+        for source in self._sources:
+            state |= source.local_state()
+        return state
+
+    def load_local_state(self, state: dict[str, Tensor], where: str) -> None:
+        latent = self._latent_tensors()
+        fill_tensors(latent, {name: state[name] for name in latent if name in state}, where)
+        for source in self._sources:
+            source.load_local_state(state, where)
+
+    def _latent_tensors(self) -> dict[str, Tensor]:
+        return prefixed("latent.", self._latent.state_tensors()) if self._latent is not None else {}
+
+
+def join(obs: Tensor, latent: Tensor | None) -> Tensor:
+    """Input [..., O + L] of actor and critic: normalised observation [..., O], then the latent [..., L] if any."""
+    return obs if latent is None else torch.cat([obs, latent], dim=-1)
+
+
+def check_batch_sizes(config: AgentConfig, *networks: str) -> None:
+    """Raises UserError where ``<network>_batch_size`` exceeds the rollout."""
+    for key in (f"{network}_batch_size" for network in networks):
+        if getattr(config, key) > config.steps_per_iter:
+            raise UserError(f"{key} = {getattr(config, key)} exceeds steps_per_iter = {config.steps_per_iter}: a "
+                            f"minibatch cannot hold more samples per environment than the rollout")

@@ -1,0 +1,198 @@
+"""Discriminator, its reward, and its replay, against hand-computed numbers."""
+
+import pytest
+import torch
+
+from mimickit.learning import adversarial_agents, ppo_agent
+from mimickit.learning.agents import build_agent
+from mimickit.learning.buffer import MinibatchSampler
+from mimickit.learning.discriminator import (
+    Demonstrations,
+    Differences,
+    Discriminator,
+    DiscriminatorNet,
+    discriminator_loss,
+    style_reward,
+)
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import UserError
+from tests.unit.method_case import Linear, StillEnv, config
+
+ALONE = Distributed.single()
+
+
+def close(found, expected, rtol=1e-5):
+    torch.testing.assert_close(
+        torch.as_tensor(found).double(), torch.tensor(expected, dtype=torch.float64), rtol=rtol, atol=2e-6)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [
+    (1.0, [0, 0.006715, 0.313262, 0.693147, 1.313262, 2.126928, 5.006715, 9.000123, 9.210340, 9.210340]),
+    (2.0, [0, 0.013431, 0.626523, 1.386294, 2.626523, 4.253856, 10.013431, 18.000247, 18.420681, 18.420681]),
+])
+def test_reward_of_logits(scale, expected):
+    close(style_reward(torch.tensor([-100.0, -5, -1, 0, 1, 2, 5, 9, 9.3, 100]), scale), expected)
+
+
+def test_amp_loss():
+    env = StillEnv(4)
+    evidence = Demonstrations(env, steps=1)
+    evidence.norm.mean.copy_(torch.tensor([1.0, 0.0]))
+    evidence.norm.std.copy_(torch.tensor([2.0, 1.0]))
+    normalize = evidence.norm.normalize
+    agent = normalize(torch.tensor([[1.0, 1], [5, 1], [3, 0], [1, 2]]))  # two of the rollout, two of the replay
+    demos = normalize(torch.tensor([[3.0, -1], [1, -2]]))
+    found = discriminator_loss(Linear(), agent, demos, grad_penalty=5.0, logit_reg=0.01)
+    expected = {"loss": 6.620158, "grad_penalty": 1.25, "logit_loss": 1.25, "neg_acc": 0.5, "pos_acc": 1.0,
+                "neg_logit": -0.525, "pos_logit": 1.85}
+    for name, value in expected.items():
+        close(found[name], value)
+
+
+def test_add_loss():
+    evidence = Differences(StillEnv(4), steps=1)
+    evidence.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    x, y = torch.tensor([[0.0, 0], [1, 1], [1, 0], [0, 0]]), torch.tensor([[2.0, 1], [1, 0], [0, 0], [0, 0]])
+    good = evidence.good(torch.tensor([0, 1]))
+    assert good.tolist() == [[0.0, 0.0]]
+    found = discriminator_loss(Linear(), evidence.norm.normalize(y - x), good, grad_penalty=2.0, logit_reg=0.01)
+    expected = {"loss": 3.309860, "grad_penalty": 1.25, "logit_loss": 1.25, "pos_acc": 1.0, "neg_acc": 0.5,
+                "pos_logit": 0.1, "neg_logit": 0.1625}
+    for name, value in expected.items():
+        close(found[name], value)
+
+
+def test_add_reward_and_normaliser():
+    x, y = torch.tensor([[0.0, 0], [1, 1], [0, 0]]), torch.tensor([[2.0, 1], [1, 0], [0, 0]])
+    env = StillEnv(3, disc_obs=x, disc_obs_demo=y)
+    settings = config("ADD", steps_per_iter=1, disc_reward_weight=0.5, task_reward_weight=0.5, disc_batch_size=1,
+                      actor_batch_size=1, critic_batch_size=1)
+    disc = Discriminator(env, settings, ALONE, Differences(env, 1))
+    disc._net = Linear()
+    disc.evidence.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    agent = adversarial_agents.PolicyAgent(
+        env, settings, ALONE, ppo_agent.ClippedSurrogate(settings), [disc], settings.task_reward_weight)
+    env.reward.copy_(torch.tensor([1.0, 0.0, 0.2]))
+    agent.act(0)
+    agent.observe(0)
+    with torch.no_grad():
+        stats = agent._add_rewards()
+    close(agent._rollout["reward"], [[0.720417, 2.215519, 0.844397]])
+    close(stats["Disc_Reward_Mean"].value, 2.120222)
+    close(stats["Disc_Reward_Std"].value, 2.068685)
+    close(stats["Task_Reward_Mean"].value, 0.4)
+    disc.fold()
+    close(disc.evidence.norm.mean_abs, [0.6666667, 0.6666667])
+
+
+def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
+    env = StillEnv(2, disc_obs=torch.tensor([[1.0, 0], [1, 0]]), disc_demo=torch.tensor([[3.0, 2], [3, 4]]))
+    disc = Discriminator(env, config("AMP", steps_per_iter=4), ALONE, Demonstrations(env, 4))
+    for t in range(4):
+        disc.record(t)
+    disc.fold()
+    close(disc.evidence.norm.mean, [2.0, 1.5])
+    assert disc.evidence.norm.count.tolist() == [16]
+
+
+def test_gradient_penalty_is_differentiated_through():
+    """Its gradient with respect to the weights against finite differences, in a net with a bend."""
+    torch.manual_seed(0)
+    net = DiscriminatorNet(3, "fc_2layers_128units").double()
+    neg, pos = torch.randn(6, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    weight = net._disc_layers[0].weight
+
+    def penalty():
+        return discriminator_loss(net, neg, pos, 1.0, 0.0)["grad_penalty"]
+
+    (gradient,) = torch.autograd.grad(penalty(), weight)
+    direction = torch.randn_like(weight)
+    step = 1e-6
+    weight.data.add_(step * direction)
+    above = penalty().item()
+    weight.data.sub_(2 * step * direction)
+    below = penalty().item()
+    assert (gradient * direction).sum().item() == pytest.approx((above - below) / (2 * step), rel=1e-4)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("method", "present", "absent"), [
+    ("AMP", ["Disc_Agent_Acc", "Disc_Demo_Acc", "Disc_Agent_Logit", "Disc_Demo_Logit"], ["Disc_Logit_Loss"]),
+    ("ADD", ["Disc_Pos_Acc", "Disc_Neg_Acc", "Disc_Pos_Logit", "Disc_Neg_Logit", "Disc_Logit_Loss"], []),
+])
+def test_columns(method, present, absent):
+    seed_process(0, 0)
+    env = StillEnv(4)
+    agent = build_agent(env, config(method, disc_logit_reg=0.0), ALONE)
+    agent.start_iteration(0)
+    for t in range(16):
+        agent.act(t)
+        agent.observe(t)
+    stats = agent.update(0)
+    assert {"Disc_Loss", "Disc_Grad_Penalty", "Disc_Reward_Mean", "Disc_Reward_Std", "Task_Reward_Mean", *present
+            } <= set(stats)
+    assert not set(absent) & set(stats)
+    assert [name for name in stats if name.endswith("_Loss")][:2] == ["Critic_Loss", "Actor_Loss"]
+
+
+def test_discriminator_learns_to_tell():
+    torch.manual_seed(0)
+    env = StillEnv(16)
+    disc = Discriminator(env, config("AMP", disc_reward_weight=3.0), ALONE, Demonstrations(env, 16))
+    for t in range(16):
+        env.info["disc_obs"].copy_(torch.randn(16, 2))
+        env.info["disc_demo"].copy_(torch.randn(16, 2) + torch.tensor([3.0, 0.0]))
+        disc.record(t)
+    before, _ = disc.reward()
+    sampler = MinibatchSampler(256, "cpu")
+    for _ in range(10):
+        stats = disc.update(sampler)
+    assert stats["Disc_Agent_Acc"].value > 0.9 and stats["Disc_Demo_Acc"].value > 0.9
+    after, columns = disc.reward()
+    assert after.mean() < 0.7 * before.mean()
+    close(columns["Disc_Reward_Mean"].value, (after.mean() / 3.0).item(), rtol=1e-4)
+    env.info["disc_demo"].copy_(torch.tensor([3.0, 0.0]).expand(16, 2))
+    env.info["disc_obs"].copy_(torch.tensor([0.0, 0.0]).expand(16, 2))
+    disc.start_test()
+    disc.observe_test()
+    found = disc.diagnostics()
+    assert found["test_disc_agent_acc"] == 1.0 and found["test_disc_demo_acc"] == 1.0
+    assert found["test_disc_agent_logit"] < 0.0 < found["test_disc_demo_logit"]
+
+
+def test_rewards_in_slices_change_nothing():
+    env = StillEnv(5)
+    torch.manual_seed(0)
+    whole = Discriminator(env, config("AMP"), ALONE, Demonstrations(env, 16))
+    sliced = Discriminator(env, config("AMP", disc_eval_batch_size=7), ALONE, Demonstrations(env, 16))
+    sliced._net = whole._net
+    for t in range(16):
+        env.info["disc_obs"].copy_(torch.randn(5, 2))
+        whole.record(t)
+        sliced.record(t)
+    torch.testing.assert_close(whole.reward()[0], sliced.reward()[0])
+
+
+def test_mistakes_are_told_before_training():
+    with pytest.raises(UserError, match=r"disc_batch_size = 2\.0 times num_envs = 4 gives minibatches of 8.*= 7 holds"):
+        build_agent(StillEnv(4), config("AMP", disc_buffer_size=7), ALONE)
+    with pytest.raises(UserError, match=r"disc_batch_size = 17\.0 exceeds steps_per_iter = 16"):
+        build_agent(StillEnv(4), config("AMP", disc_batch_size=17), ALONE)
+    with pytest.raises(UserError, match=r"enc_batch_size = 17\.0 exceeds"):
+        build_agent(StillEnv(4), config("ASE", enc_batch_size=17), ALONE)
+    env = StillEnv(4)
+    del env.info["disc_demo"]
+    with pytest.raises(UserError, match=r"needs disc_demo.*it has disc_obs, disc_obs_demo.*env_name amp"):
+        build_agent(env, config("AMP"), ALONE)
+    with pytest.raises(UserError, match=r"latent_time_min = 3\.0 exceeds latent_time_max = 2\.0"):
+        config("ASE", latent_time_min=3.0)
+
+
+def test_model_file_has_the_names_of_the_format():
+    names = set(build_agent(StillEnv(4), config("ASE"), ALONE).model_tensors())
+    assert {"_disc_obs_norm._count", "_disc_obs_norm._mean", "_disc_obs_norm._std", "_model._disc_layers.0.weight",
+            "_model._disc_layers.2.bias", "_model._disc_logits.weight", "_model._enc_layers.2.weight",
+            "_model._enc_out.bias", "_model._actor_layers.0.weight", "_model._critic_out.bias"} <= names
+    tensors = build_agent(StillEnv(4), config("ADD"), ALONE).model_tensors()
+    assert tensors["_disc_obs_norm._mean_abs"].shape == (2,) and "_disc_obs_norm._mean" not in tensors
+    assert tensors["_disc_obs_norm._count"].shape == (1,)
