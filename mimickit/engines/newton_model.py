@@ -7,6 +7,7 @@ What the model must look like is listed in environments.md 8; the layout of gene
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def _set_control(builder: newton.ModelBuilder, config: EngineConfig, motors: boo
             builder.joint_damping[i] = 0.0
 
 
-def add_objects(builder: newton.ModelBuilder, objects: tuple[StaticObject, ...]) -> None:
+def add_objects(builder: newton.ModelBuilder, objects: Iterable[StaticObject]) -> None:
     """Add fixed, colliding objects, each with its own body behind those already there."""
     for item in objects:
         first_shape = len(builder.shape_color)

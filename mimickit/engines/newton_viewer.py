@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import warp as wp
 
-from mimickit.engines.engine import WorldSpec
+from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.engines.kernel_cache import cache_key, compile_lock
 from mimickit.engines.newton_model import add_objects, build_world
@@ -36,7 +37,7 @@ CAMERA_TARGET_HEIGHT = 1.0  # m
 CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
 
 CameraMode = Literal["track", "still"]
-Poses = tuple[torch.Tensor, torch.Tensor]  # body positions [B, 3] m and rotations [B, 4] xyzw, world frame
+Poses = tuple[torch.Tensor, torch.Tensor]  # positions [..., 3] m and rotations [..., 4] xyzw, world frame
 
 DISPLAY_HELP = (
     "Off-screen rendering is not possible here ({reason}). It needs EGL: install the Debian packages libegl1 libgl1 "
@@ -77,32 +78,34 @@ class _Scene:
         engine: whose world 0 is shown; only ``spec``, ``config``, ``body_pos`` and ``body_rot`` are read.
         show_reference: draw a second character, posed by what :meth:`draw` is given.
         ref_offset: [3] m, added to the reference character's positions.
+        markers: drawn objects of one body each, posed by what :meth:`draw` is given.
     """
 
     def __init__(
         self, engine: NewtonEngine, width: int, height: int, headless: bool, camera_mode: CameraMode,
-        show_reference: bool, ref_offset: tuple[float, float, float],
+        show_reference: bool, ref_offset: tuple[float, float, float], markers: Sequence[StaticObject],
     ) -> None:
         self._engine = engine
         self._camera_mode = camera_mode
         self._show_reference = show_reference
         self._ref_offset = np.asarray(ref_offset, np.float32)
         self._num_bodies = len(engine.body_names)
+        self._num_markers = len(markers)
         self._looks_at: np.ndarray | None = None  # m, the point on the ground that the camera was last moved to
         with wp.ScopedDevice("cpu"), compile_lock(cache_key("viewer", show_reference), what="picture"):
             self.viewer = open_viewer(width, height, headless)
-            model = _picture_model(engine.spec, engine.config, show_reference)
+            model = _picture_model(engine.spec, engine.config, show_reference, markers)
             self.viewer.set_model(model)
             self.viewer.set_world_offsets((0.0, 0.0, 0.0))
             _set_scene(self.viewer)
             self._state = model.state()
-            # bodies behind the character (and the reference) stand still where the model put them
+            # bodies behind the character, the reference and the markers stand still where the model put them
             self._body_q = self._state.body_q.numpy().copy()
             self._render(0.0)  # loads the kernels
         self._looks_at = None
 
-    def draw(self, time: float, reference: Poses | None) -> None:
-        """Render the engine's body poses at ``time`` (s)."""
+    def draw(self, time: float, reference: Poses | None, markers: Sequence[Poses] = ()) -> None:
+        """Render the engine's body poses at ``time`` (s), and each marker's position [3] and rotation [4]."""
         b = self._num_bodies
         self._body_q[:b] = _to_numpy(self._engine.body_pos[0], self._engine.body_rot[0])
         if self._show_reference:
@@ -110,6 +113,10 @@ class _Scene:
                 raise ValueError("a picture with a reference character needs its poses in every frame")
             self._body_q[b : 2 * b] = _to_numpy(*reference)
             self._body_q[b : 2 * b, :3] += self._ref_offset
+        if len(markers) != self._num_markers:
+            raise ValueError(f"this picture has {self._num_markers} markers, {len(markers)} poses given")
+        for i, pose in enumerate(markers, start=2 * b if self._show_reference else b):
+            self._body_q[i] = _to_numpy(*pose)
         with wp.ScopedDevice("cpu"):
             self._render(time)
 
@@ -148,6 +155,7 @@ class VideoRecorder:
         camera_mode: ``track`` follows the root's x and y, ``still`` stays where it began.
         show_reference: draw a second character, posed by what :meth:`capture` is given.
         ref_offset: [3] m, added to the reference character's positions.
+        markers: drawn objects of one body each, posed by what :meth:`capture` is given.
         num_png: how many PNG frames to keep, evenly spaced over the video.
 
     Raises:
@@ -164,6 +172,7 @@ class VideoRecorder:
         camera_mode: CameraMode = "track",
         show_reference: bool = False,
         ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        markers: Sequence[StaticObject] = (),
         num_png: int = 4,
     ) -> None:
         import av
@@ -172,7 +181,7 @@ class VideoRecorder:
         self.fps, self.width, self.height = float(fps), width - width % 2, height - height % 2
         self.frames = 0
         self._png = _EvenlySpaced(num_png)
-        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset)
+        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset, markers)
 
         self._stack = contextlib.ExitStack()
         temporary = self._stack.enter_context(atomic_path(self.path))
@@ -181,18 +190,19 @@ class VideoRecorder:
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
         self._stream.options = {"crf": "20", "preset": "veryfast"}
 
-    def capture(self, reference: Poses | None = None) -> np.ndarray:
+    def capture(self, reference: Poses | None = None, markers: Sequence[Poses] = ()) -> np.ndarray:
         """Render one frame from the engine's body poses and append it.
 
         Args:
             reference: poses of the reference character's bodies; needed when ``show_reference`` was asked for.
+            markers: position [3] and rotation [4] of every marker.
 
         Returns:
             The frame, uint8 RGB [height, width, 3].
         """
         import av
 
-        self._scene.draw(self.frames / self.fps, reference)
+        self._scene.draw(self.frames / self.fps, reference, markers)
         image = np.ascontiguousarray(self._scene.viewer.get_frame(render_ui=False).numpy())
         for packet in self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
             self._container.mux(packet)
@@ -253,8 +263,9 @@ class LiveWindow:
         camera_mode: CameraMode = "track",
         show_reference: bool = False,
         ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        markers: Sequence[StaticObject] = (),
     ) -> None:
-        self._scene = _Scene(engine, width, height, False, camera_mode, show_reference, ref_offset)
+        self._scene = _Scene(engine, width, height, False, camera_mode, show_reference, ref_offset, markers)
         self._time = 0.0
         self._dt = engine.control_dt
 
@@ -263,11 +274,11 @@ class LiveWindow:
         """Whether somebody closed the window."""
         return not self._scene.viewer.is_running()
 
-    def show(self, reference: Poses | None = None) -> None:
+    def show(self, reference: Poses | None = None, markers: Sequence[Poses] = ()) -> None:
         """Show the engine's body poses; returns when the viewer is not paused."""
-        self._scene.draw(self._time, reference)
+        self._scene.draw(self._time, reference, markers)
         while self._scene.viewer.is_paused() and not self.closed:
-            self._scene.draw(self._time, reference)
+            self._scene.draw(self._time, reference, markers)
         self._time += self._dt
 
     def close(self) -> None:
@@ -301,8 +312,10 @@ class _EvenlySpaced:
         return [(i, pool[i]) for i in indices]
 
 
-def _picture_model(spec: WorldSpec, config: EngineConfig, show_reference: bool) -> newton.Model:
-    """Ground, character, optional reference character, objects; bodies in this order."""
+def _picture_model(
+    spec: WorldSpec, config: EngineConfig, show_reference: bool, markers: Sequence[StaticObject]
+) -> newton.Model:
+    """Ground, character, optional reference character, markers, objects; bodies in this order."""
     scene = newton.ModelBuilder()
     scene.add_ground_plane(color=GROUND_COLOR)
     builder, _ = build_world(replace(spec, objects=()), config)
@@ -310,7 +323,7 @@ def _picture_model(spec: WorldSpec, config: EngineConfig, show_reference: bool) 
     if show_reference:
         builder, _ = build_world(replace(spec, objects=(), color=REFERENCE_COLOR), config)
         scene.add_builder(builder)
-    add_objects(scene, spec.objects)
+    add_objects(scene, (*markers, *spec.objects))
     return scene.finalize(device="cpu")
 
 
@@ -322,5 +335,5 @@ def _set_scene(viewer) -> None:
 
 
 def _to_numpy(pos: torch.Tensor, rot: torch.Tensor) -> np.ndarray:
-    """Poses as Newton stores them, [B, 7]."""
+    """Poses as Newton stores them, [..., 7]."""
     return torch.cat((pos, rot), dim=-1).detach().cpu().numpy()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from torch import Tensor
+
+from mimickit.engines.engine import StaticObject
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 
@@ -24,7 +27,7 @@ class EpisodeVideo:
 
         self._recorder = VideoRecorder(
             env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.camera_mode,
-            show_reference=env.visualize_ref_char, ref_offset=env.ref_char_offset,
+            show_reference=env.visualize_ref_char, ref_offset=env.ref_char_offset, markers=drawn_markers(env),
         )
         self._max_steps = max_steps
         self._steps = 0
@@ -35,7 +38,7 @@ class EpisodeVideo:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
         self._ended = self._ended or int(env.done[0]) != DoneFlag.NULL or self._steps == self._max_steps
         if not self._ended:
-            self._recorder.capture(env.reference_pose())
+            self._recorder.capture(env.reference_pose(), marker_poses(env))
             self._steps += 1
 
     def close(self) -> dict:
@@ -55,7 +58,7 @@ class Window:
 
         self._window = LiveWindow(
             env.engine, camera_mode=env.camera_mode, show_reference=env.visualize_ref_char,
-            ref_offset=env.ref_char_offset,
+            ref_offset=env.ref_char_offset, markers=drawn_markers(env),
         )
         self._next = time.monotonic()
 
@@ -68,8 +71,18 @@ class Window:
         """Show the step just made; waits until its time has come, and while the viewer is paused."""
         self._next = max(self._next + env.dt, time.monotonic() - env.dt)
         time.sleep(max(0.0, self._next - time.monotonic()))
-        self._window.show(env.reference_pose())
+        self._window.show(env.reference_pose(), marker_poses(env))
 
     def close(self) -> None:
         """Close the window; there is no video to report."""
         self._window.close()
+
+
+def drawn_markers(env: Env) -> list[StaticObject]:
+    """What the environment's markers look like, in the order of :func:`marker_poses`."""
+    return [StaticObject(m.file, tuple(m.pos.tolist()), tuple(m.rot.tolist()), m.color) for m in env.markers()]
+
+
+def marker_poses(env: Env) -> list[tuple[Tensor, Tensor]]:
+    """Position [3] and rotation [4] of the environment's markers, now."""
+    return [(m.pos, m.rot) for m in env.markers()]
