@@ -1,0 +1,76 @@
+"""The recipe of docs/characters.md, followed word by word in a project folder of its own."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "characters.md").read_text()
+
+
+def run(project, *command):
+    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the files that the page tells people to write."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "data").mkdir()
+    for name in ("agents", "engines"):
+        (folder / "data" / name).symlink_to(ROOT / "data" / name)
+    for section in re.split(r"^## ", PAGE, flags=re.M)[1:]:
+        name = re.search(r"`(data/\S+)`", section.splitlines()[0])
+        if name is None:
+            continue
+        kind, text = re.search(r"```(\w+)\n(.*?)```", section, re.S).groups()
+        path = folder / name[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "python":
+            run(folder, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}")
+        else:
+            path.write_text(text)
+    return folder
+
+
+def commands():
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S):
+        yield shlex.split(block.replace("\\\n", " "))
+
+
+def test_the_page_names_every_file(project):
+    written = sorted(str(p.relative_to(project)) for p in project.rglob("*hopper*") if p.is_file())
+    assert written == [
+        "data/assets/hopper/hopper.xml", "data/envs/deepmimic_hopper_env.yaml", "data/envs/view_motion_hopper_env.yaml",
+        "data/motions/hopper/hopper_squat.pkl"]
+
+
+def test_the_clip_passes_the_check(project):
+    run(project, str(ROOT / "tools/check_motion.py"), "data/motions/hopper/hopper_squat.pkl",
+        "--char", "data/assets/hopper/hopper.xml")
+
+
+def test_view_train_and_measure(project):
+    view, train, measure = commands()
+    small = ["--devices", "cpu", "--visualize", "false"]
+    run(project, str(ROOT / "mimickit/run.py"), *small, *view[1:])
+    viewed = json.loads((project / "output/hopper_view/result.json").read_text())
+    assert viewed["measures"]["pose_err"] < 1e-4 and viewed["test_episode_length"] == 150
+
+    out = run(project, str(ROOT / "mimickit/run.py"), *small, "--num_envs", "8", "--max_samples", "128",
+              "--set", "agent.steps_per_iter=16", "agent.test_episodes=8", "env.episode_length=1", *train[1:])
+    assert "contact capacity of hopper was never measured" in out
+    trained = json.loads((project / "output/hopper/result.json").read_text())
+    assert trained["samples"] == 128 and trained["contact_overflow"] == trained["constraint_overflow"] == 0
+    assert trained["evaluation"]["return"] > 1.0
+
+    table = run(project, str(ROOT / measure[1]), *measure[2:], "--num-envs", "4", "--steps", "60", "--device", "cpu")
+    row = next(line.split() for line in table.splitlines() if line.startswith("hopper"))
+    assert int(row[1]) > 0 and int(row[3]) > 0
