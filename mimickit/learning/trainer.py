@@ -28,6 +28,7 @@ from mimickit.util.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
     save_model,
+    snapshot,
     to_host,
 )
 from mimickit.util.distributed import Distributed
@@ -174,7 +175,7 @@ class _Training:
 
     def _output(self, due: bool) -> None:
         """Evaluate, log, save. An output that was not due leaves the run to be continued as if it had not been."""
-        before = self._state_before_output(due)
+        before = snapshot(self._state_before_output(due))  # on the device: it is seldom needed
         self.progress.enter("evaluating")
         evaluation = evaluate(
             self.env, self.agent, self.dist, self.agent.config.test_episodes,
@@ -328,7 +329,7 @@ class _Training:
         return self._state(self.iteration if due else self.iteration + 1, pending=due)
 
     def _state(self, iteration: int, pending: bool = False) -> State:
-        """What a checkpoint holds, on the host: the part all processes share and this process's own.
+        """What a checkpoint holds, live tensors: the part all processes share and this process's own.
 
         A continued run begins with ``iteration``: with its evaluation only if ``pending``, else with its rollout.
         """
@@ -351,7 +352,7 @@ class _Training:
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
-        return to_host(shared), to_host(local)
+        return shared, local
 
     def _resume(self, path: Path) -> None:
         found = load_checkpoint(resolve_checkpoint(path, self.dist), self.dist)
@@ -387,7 +388,7 @@ class _Training:
         self.iteration += 1  # rolled out and learned from, though a due evaluation is still to come
 
     def _save_checkpoint(self, state: State) -> None:
-        shared, local = state
+        shared, local = to_host(state)
         manifest = {
             "samples": self.samples, "num_envs": self.env.num_envs, "fingerprint": self.options.fingerprint,
             "time": time.time(),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,23 @@ class Checkpoint:
     local: dict[str, Any]
 
 
+def snapshot(tree: Any) -> Any:
+    """Copy a nest of mappings, lists and tensors, tensors on their own devices; nothing is shared."""
+    return _copied(tree, lambda tensor: tensor.detach().clone())
+
+
 def to_host(tree: Any) -> Any:
     """Copy a nest of mappings, lists and tensors to CPU memory; nothing is shared with the original."""
+    return _copied(tree, lambda tensor: tensor.detach().to("cpu", copy=True))
+
+
+def _copied(tree: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(tree, torch.Tensor):
-        return tree.detach().to("cpu", copy=True)
+        return copy(tree)
     if isinstance(tree, Mapping):
-        return {key: to_host(value) for key, value in tree.items()}
+        return {key: _copied(value, copy) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [to_host(value) for value in tree]
+        return [_copied(value, copy) for value in tree]
     return tree
 
 
