@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,6 +27,13 @@ class Evaluation:
     episodes: int = 0
     measures: dict[str, float] = field(default_factory=dict)  # diagnostics of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
+
+    def measured(self) -> dict[str, float]:
+        """The measures without those (NaN) that had nothing to measure, such as a share of no ended episode.
+
+        This hides no broken number: a NaN in an observation or reward is counted as ``nonfinite``.
+        """
+        return {name: value for name, value in self.measures.items() if not math.isnan(value)}
 
 
 def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
@@ -132,7 +140,7 @@ def run_test(
         test_return=result.mean_return,
         test_episode_length=result.episode_length,
         test_episodes=result.episodes,
-        measures=result.measures,
+        measures=result.measured(),
         nonfinite=health["nonfinite"],
         contact_overflow=health["contact_overflow"],
         constraint_overflow=health["constraint_overflow"],

@@ -429,7 +429,7 @@ class _Training:
             contact_overflow=self.health["contact_overflow"],
             constraint_overflow=self.health["constraint_overflow"],
             evaluation=evaluation,
-            measures=dict(last.measures) if last else {},
+            measures=last.measured() if last else {},
             checkpoint=str(self.checkpoint) if self.checkpoint else None,
             model_file=str(self._model_file()),
             world_size=self.dist.world_size,

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimickit.envs.base import EnvMode
 from mimickit.learning.agents import build_agent, parse_agent_config
+from mimickit.learning.evaluate import Evaluation
 from mimickit.learning.tracker import EpisodeTracker
 from mimickit.learning.trainer import TrainOptions, roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
@@ -252,3 +253,9 @@ def test_dummy_agent_runs_the_common_loop(tmp_path):
     columns, _ = read_log(tmp_path / "log.txt")
     assert columns[-3:] == ["Distance_Err", "Obs_Norm_Mean", "Obs_Norm_Std"]
     assert "Critic_Loss" not in columns
+
+
+def test_what_could_not_be_measured_is_left_out():
+    """No episode has ended, so there is no success rate: no NaN may reach a result that is judged."""
+    evaluation = Evaluation(1.0, 2.0, 1, {"root_pos_err": 0.1, "success_rate": float("nan"), "far": float("inf")})
+    assert evaluation.measured() == {"root_pos_err": 0.1, "far": float("inf")}
