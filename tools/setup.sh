@@ -16,7 +16,8 @@ packages=""
 has() { ldconfig -p 2>/dev/null | grep -q "$1"; }
 has libEGL.so.1 || packages="$packages libegl1"
 has libGL.so.1 || packages="$packages libgl1"
-if ! has libEGL_nvidia.so && ! ls /usr/lib/*/dri/*swrast* /usr/lib/*/libgallium* >/dev/null 2>&1; then
+mesa() { for file in /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium*.so; do [ ! -e "$file" ] || return 0; done; return 1; }
+if ! has libEGL_nvidia.so && ! mesa; then
     packages="$packages libgl1-mesa-dri"
 fi
 if [ -n "$packages" ]; then
