@@ -27,7 +27,7 @@ from mimickit.util.failures import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, UserEr
 from mimickit.util.files import write_text
 from tools.authoring import Step, aim_sword, curve_through, reach, turns_through, walk_feet, yaw_of
 from tools.check_motion import HEADER, problems, row
-from tools.clip_cleanup import pinned, repeated, solve_legs
+from tools.clip_cleanup import pinned, solve_legs
 from tools.feet import Feet, soles
 from tools.measure import measure
 from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
@@ -38,6 +38,8 @@ OUT = PROJECT / "data/motions/sword_shield"
 DATASETS = PROJECT / "data/datasets"
 PREFIX = "sword_shield_"
 FPS = 60.0
+TEMPO = 1.2  # the swings' torques fall with its square
+HELD = 0.12  # s, in guard before and after an attack
 SWAY = 0.3  # part of the recorded swing of a hand that a carrying hand keeps
 
 Vector = tuple[float, float, float]
@@ -136,7 +138,7 @@ class Gait:
 
 
 def stepping(gait: Gait, cycles: int, fighter: Fighter, arms: Arms, from_rest: bool = False) -> Motion:
-    """Footsteps, root and trunk of a gait; the middle one of ``cycles`` >= 3 periods as a loop, or all, from standing."""
+    """A gait with arms that carry: the middle one of ``cycles`` >= 3 periods as a loop, or all, from standing."""
     frames = round(cycles * gait.period * FPS) + 1
     time = torch.arange(frames, dtype=torch.float64) / FPS
     total = cycles * gait.period
@@ -237,9 +239,9 @@ def idle(fighter: Fighter, arms: Arms, shift: float, breath: float, turn: float,
         joint = fighter.joint(body)
         joint_rot[:, joint] = rot.quat_mul(joint_rot[:, joint], rot.exp_map_to_quat(exp_map))
 
-    zero = torch.zeros_like(wave)
-    also("torso", torch.stack([shift * torch.sin(wave), breath * torch.sin(2 * wave), 0.4 * turn * torch.sin(wave)], -1))
-    also("head", torch.stack([zero, -breath * torch.sin(2 * wave), turn * torch.sin(wave)], -1))
+    slow, fast = torch.sin(wave), torch.sin(2 * wave)
+    also("torso", torch.stack([shift * slow, breath * fast, 0.4 * turn * slow], -1))
+    also("head", torch.stack([torch.zeros_like(wave), -breath * fast, turn * slow], -1))
     goals = fighter.hold(arms, frames)
     goals[0][:, 2] += 0.012 * torch.sin(2 * wave + 0.5)
     goals[2][:, 2] += 0.010 * torch.sin(2 * wave + 0.2)
@@ -304,14 +306,18 @@ def feet_heading(feet: Feet) -> Tensor:
     return 0.5 * (yaw[0] + yaw[1]) - 0.5 * (STANCE[0][2] + STANCE[1][2])
 
 
-def arms(sword_hand: Vector, blade: Vector, shield_hand: Vector = (0.28, 0.16, 0.08), elbow: Vector = (-0.4, -0.8, -0.8),
-         shield_elbow: Vector = (0.0, 1.0, -0.8)) -> Arms:
+def arms(sword_hand: Vector, blade: Vector, shield_hand: Vector = (0.28, 0.16, 0.08),
+         elbow: Vector = (-0.4, -0.8, -0.8), shield_elbow: Vector = (0.0, 1.0, -0.8)) -> Arms:
+    """Arms with elbows where they are in most attacks."""
     return Arms(sword_hand, blade, shield_hand, elbow, shield_elbow)
 
 
 def attack(fighter: Fighter, keys: list[Key], steps: list[Step], seconds: float) -> Motion:
-    return stance_keys(fighter, [Key(0.0, GUARD), *keys, Key(seconds - 0.15, GUARD), Key(seconds, GUARD)], steps,
-                       round(seconds * FPS) + 1)
+    """From guard through the keys to guard, all :data:`TEMPO` times slower; clamped."""
+    held = [Key(time, GUARD) for time in (0.0, HELD, seconds - HELD, seconds)]
+    keys = [replace(key, time=TEMPO * key.time) for key in (*held[:2], *keys, *held[2:])]
+    steps = [replace(step, start=TEMPO * step.start, end=TEMPO * step.end) for step in steps]
+    return stance_keys(fighter, keys, steps, round(TEMPO * seconds * FPS) + 1)
 
 
 def lunge(start: float, reach_x: float, back: float) -> list[Step]:
@@ -331,8 +337,8 @@ BACKHAND = arms((0.49, -0.22, 0.22), (0.85, 0.30, 0.15), (0.12, 0.38, 0.02), elb
 SWUNG_OUT = arms((0.10, -0.58, 0.20), (0.25, -0.90, 0.25), (0.22, 0.24, 0.06), elbow=(-0.4, -1.0, -0.2))
 DRAWN = arms((-0.02, -0.34, 0.06), (0.97, 0.08, 0.10), (0.36, 0.10, 0.14), elbow=(-1.0, -0.5, -0.2))
 THRUST = arms((0.54, -0.10, 0.20), (0.96, 0.05, 0.05), (0.12, 0.36, 0.04), elbow=(-0.1, -0.8, -0.8))
-COILED = arms((0.18, -0.36, 0.0), (0.45, 0.1, 0.88), (0.16, 0.16, 0.10), shield_elbow=(-0.3, 1.0, -0.6))
-BASHED = arms((0.05, -0.40, -0.02), (0.45, -0.1, 0.88), (0.42, -0.04, 0.26), shield_elbow=(-0.1, 0.2, -1.0))
+COILED = arms((0.18, -0.36, 0.0), (0.45, 0.1, 0.88), (0.14, 0.18, 0.12), shield_elbow=(-0.3, 1.0, -0.6))
+BASHED = arms((0.05, -0.40, -0.02), (0.45, -0.1, 0.88), (0.44, 0.01, 0.26), shield_elbow=(-0.1, 0.1, -1.0))
 BLOCKED = arms((0.08, -0.38, 0.06), (0.2, -0.2, 0.95), (0.32, -0.14, 0.36), shield_elbow=(0.0, 0.3, -1.0))
 DIPPED = arms((0.02, -0.46, -0.16), (0.20, -0.50, -0.80), (0.33, 0.10, 0.16), elbow=(-0.8, -0.7, -0.2))
 UPPERCUT = arms((0.44, -0.08, 0.52), (0.45, 0.45, 0.77), (0.14, 0.36, 0.02), elbow=(0.3, -1.0, 0.1))
@@ -348,8 +354,8 @@ def chop(t: float) -> list[Key]:
 def forehand(t: float) -> list[Key]:
     """From the right to the left."""
     return [Key(t + 0.38, WOUND_RIGHT, -0.60, -0.85, 0.05, 0.08, 0.30, 0.80),
-            Key(t + 0.56, SLASHED, -0.05, 0.10, 0.18, 0.0, 0.58, 0.78),
-            Key(t + 0.72, WOUND_LEFT, 0.18, 0.55, 0.22, -0.06, 0.68, 0.77)]
+            Key(t + 0.60, SLASHED, -0.05, 0.10, 0.18, 0.0, 0.58, 0.78),
+            Key(t + 0.80, WOUND_LEFT, 0.18, 0.55, 0.22, -0.06, 0.68, 0.77)]
 
 
 def backhand(t: float) -> list[Key]:
@@ -361,20 +367,20 @@ def backhand(t: float) -> list[Key]:
 
 def thrust(t: float) -> list[Key]:
     return [Key(t + 0.38, DRAWN, -0.55, -0.75, 0.08, 0.0, 0.30, 0.80),
-            Key(t + 0.58, THRUST, 0.05, 0.40, 0.28, 0.0, 0.66, 0.76),
-            Key(t + 0.68, THRUST, 0.05, 0.40, 0.28, 0.0, 0.66, 0.76)]
+            Key(t + 0.61, THRUST, 0.05, 0.40, 0.28, 0.0, 0.66, 0.76),
+            Key(t + 0.71, THRUST, 0.05, 0.40, 0.28, 0.0, 0.66, 0.76)]
 
 
 def bash(t: float) -> list[Key]:
     return [Key(t + 0.36, COILED, -0.15, 0.15, 0.20, 0.0, 0.35, 0.76),
-            Key(t + 0.58, BASHED, -0.50, -0.65, 0.25, 0.0, 0.72, 0.78),
-            Key(t + 0.68, BASHED, -0.50, -0.65, 0.25, 0.0, 0.72, 0.78)]
+            Key(t + 0.60, BASHED, -0.50, -0.75, 0.30, 0.0, 0.78, 0.77),
+            Key(t + 0.70, BASHED, -0.50, -0.75, 0.30, 0.0, 0.78, 0.77)]
 
 
 def uppercut(t: float) -> list[Key]:
     return [Key(t + 0.38, DIPPED, -0.60, -0.80, 0.25, 0.10, 0.30, 0.74),
-            Key(t + 0.56, SLASHED, -0.15, -0.05, 0.15, 0.0, 0.55, 0.79),
-            Key(t + 0.72, UPPERCUT, 0.10, 0.35, -0.02, 0.0, 0.64, 0.84)]
+            Key(t + 0.58, SLASHED, -0.15, -0.05, 0.15, 0.0, 0.55, 0.79),
+            Key(t + 0.77, UPPERCUT, 0.10, 0.35, -0.02, 0.0, 0.64, 0.84)]
 
 
 def block(t: float) -> list[Key]:
@@ -435,10 +441,10 @@ def locomotion(fighter: Fighter) -> dict[str, Motion]:
         "retreat": stepping(Gait(vx=-0.4, height=0.80), 3, fighter, GUARD),
         "run_forward": recorded("run", LOW),
         "run_forward_slow": recorded("run", GUARD, slower(0.85)),
-        "run_left": recorded("run", LOW, curved(0.7)),
-        "run_right": recorded("run", LOW, curved(-0.7)),
-        "walk_left": recorded("walk", LOW, curved(0.7)),
-        "walk_right": recorded("walk", LOW, curved(-0.7)),
+        "run_left": recorded("run", LOW, curved(0.5)),
+        "run_right": recorded("run", LOW, lambda motion: mirrored(curved(0.5)(motion))),
+        "walk_left": recorded("walk", LOW, curved(0.5)),
+        "walk_right": recorded("walk", LOW, lambda motion: mirrored(curved(0.5)(motion))),
         "turn_left0": recorded("walker_turn_left0", GUARD),
         "turn_left1": recorded("walker_turn_left1", LOW),
         "turn_right0": recorded("walker_turn_right0", GUARD),
@@ -476,7 +482,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_text(args.dataset_dir / "dataset_humanoid_sword_shield_locomotion.yaml", _dataset(
         "Idling, walking, running and turning with sword and shield.", {n: places[n] for n in moves}, 1.0))
     write_text(args.dataset_dir / "dataset_humanoid_sword_shield.yaml", _dataset(
-        "Everything with sword and shield; fighting counts twice.", places, 1.0, {n: 2.0 for n in fights}))
+        "Everything with sword and shield; fighting counts twice.", places, 1.0, dict.fromkeys(fights, 2.0)))
     return EXIT_FAILED if bad else EXIT_OK
 
 

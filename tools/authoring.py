@@ -16,7 +16,7 @@ from tools.shape import Shape
 
 ANKLE_HEIGHT = 0.05  # m, of the humanoid's foot above its sole
 SWING_PITCH = 0.2  # rad, toes down in the middle of a swing
-SOFTEN = 0.035  # s, standard deviation of the blur that rounds the curves between keys
+SOFTEN = 0.05  # s, standard deviation of the blur that rounds the curves between keys
 
 
 def monotone(times: Sequence[float], values: Tensor, at: Tensor) -> Tensor:
@@ -43,17 +43,26 @@ def monotone(times: Sequence[float], values: Tensor, at: Tensor) -> Tensor:
 
 
 def curve_through(times: Sequence[float], values: Tensor, frames: int, fps: float) -> Tensor:
-    """Smooth curve [F, n] close to the keys [K, n]: :func:`monotone`, blurred (no jump in any derivative to speak of)."""
+    """Smooth curve [F, n] close to the keys [K, n]: :func:`monotone`, blurred (all derivatives continuous)."""
     at = torch.arange(frames, dtype=torch.float64) / fps
     return blur(monotone(times, values, at), SOFTEN * fps, loops=False)
 
 
 def turns_through(times: Sequence[float], quats: Tensor, frames: int, fps: float) -> Tensor:
     """The same for rotations [K, ..., 4] -> [F, ..., 4] (four numbers on their own, normalised; keys under 180 deg)."""
+    curve = curve_through(times, _one_sided(quats).flatten(1), frames, fps)
+    return rot.quat_normalize(curve.unflatten(1, quats.shape[1:]))
+
+
+def turns_between(times: Sequence[float], quats: Tensor, at: Tensor) -> Tensor:
+    """As :func:`monotone`, for rotations [K, ..., 4] -> [F, ..., 4]."""
+    return rot.quat_normalize(monotone(times, _one_sided(quats).flatten(1), at).unflatten(1, quats.shape[1:]))
+
+
+def _one_sided(quats: Tensor) -> Tensor:
+    """The same rotations, with signs such that neighbouring keys are near each other."""
     flips = (quats[1:] * quats[:-1]).sum(-1, keepdim=True)
-    flips = torch.where(flips < 0, -1.0, 1.0).cumprod(0)
-    quats = torch.cat([quats[:1], quats[1:] * flips])
-    return rot.quat_normalize(curve_through(times, quats.flatten(1), frames, fps).unflatten(1, quats.shape[1:]))
+    return torch.cat([quats[:1], quats[1:] * torch.where(flips < 0, -1.0, 1.0).cumprod(0)])
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,9 @@ def aim_sword(fore_turn: Tensor, blade: Tensor, low: np.ndarray, high: np.ndarra
     numbers of the exponential map.
     """
     goal = rot.quat_rotate(rot.quat_conj(fore_turn), rot.normalize(blade))
-    exp_map = rot.quat_to_exp_map(shortest_turn(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand_as(goal), goal))
-    bound = torch.where(exp_map < 0, -torch.from_numpy(low), torch.from_numpy(high)) * 0.97
+    ahead = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand_as(goal)
+    exp_map = rot.quat_to_exp_map(shortest_turn(ahead, goal))
+    bound = torch.where(exp_map < 0, -torch.tensor(low), torch.tensor(high)) * 0.97
     excess = (exp_map.abs() / bound).amax(-1, keepdim=True).clamp_min(1.0)
     return rot.exp_map_to_quat(exp_map / excess)
 
