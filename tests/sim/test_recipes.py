@@ -74,3 +74,15 @@ def test_view_train_and_measure(project):
     table = run(project, str(ROOT / measure[1]), *measure[2:], "--num-envs", "4", "--steps", "60", "--device", "cpu")
     row = next(line.split() for line in table.splitlines() if line.startswith("hopper"))
     assert int(row[1]) > 0 and int(row[3]) > 0
+
+
+def test_clips_can_be_rendered_with_what_stands_around_them(tmp_path):
+    from PIL import Image
+
+    sheet = tmp_path / "sheet.png"
+    run(ROOT, str(ROOT / "tools/render_clips.py"), "data/motions/humanoid/humanoid_speed_vault.pkl", "--pictures", "2",
+        "--env", "data/envs/vault_humanoid_env.yaml", "--out", str(sheet))
+    picture = Image.open(sheet).convert("RGB")
+    assert picture.size == (520, 260)
+    colors = [color for _, color in picture.getcolors(1 << 20)]
+    assert any(blue > red + 60 for red, _, blue in colors)  # the character
