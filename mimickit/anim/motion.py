@@ -60,7 +60,7 @@ def load_motion(path: str | Path) -> MotionClip:
     if not path.is_file():
         raise AssetMissingError(f"motion file not found: {path} (data/motions/README.md says where clips come from)")
     data = _read_npz(path) if path.suffix == ".npz" else read_plain_pickle(path)
-    return _clip(data, path)
+    return clip_from_values(data, path)
 
 
 def save_motion(path: str | Path, clip: MotionClip) -> None:
@@ -108,8 +108,8 @@ def _allowed_globals() -> dict[tuple[str, str], Any]:
     return names
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows containers, numbers, text and NumPy arrays, nothing else."""
+class PlainUnpickler(pickle.Unpickler):
+    """Knows containers, numbers, text and NumPy arrays, nothing else: no other name of a pickle is looked up."""
 
     allowed = _allowed_globals()
 
@@ -118,7 +118,8 @@ class _PlainUnpickler(pickle.Unpickler):
             return self.allowed[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it refers to '{module}.{name}'; clips hold only plain containers, numbers "
-                                         "and NumPy arrays, so nothing else is loaded from them") from None
+                                         "and NumPy arrays, so nothing else is loaded from them. A clip of an older "
+                                         "asset pack: tools/convert_class_clip.py reads it safely") from None
 
 
 def read_plain_pickle(path: Path) -> Any:
@@ -128,7 +129,7 @@ def read_plain_pickle(path: Path) -> Any:
         UserError: it is damaged, or needs anything else.
     """
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        return PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle may raise nearly anything; nothing of it has an effect
         raise UserError(f"motion {path} was refused: {error or type(error).__name__}") from None
 
@@ -141,7 +142,12 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
         raise UserError(f"motion {path} was refused: {error or type(error).__name__}") from None
 
 
-def _clip(data: Any, path: Path) -> MotionClip:
+def clip_from_values(data: Any, path: Path) -> MotionClip:
+    """A clip from a dictionary of loop_mode, fps and frames that was read from ``path``.
+
+    Raises:
+        UserError: a key is missing or wrong, rows are ragged, numbers are not finite, or there are no frames.
+    """
     if not isinstance(data, Mapping):
         raise UserError(f"motion {path} holds a {type(data).__name__}; needed is a dictionary with loop_mode, fps and "
                         "frames")
