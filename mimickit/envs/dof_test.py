@@ -13,7 +13,7 @@ from mimickit.engines.engine import Engine
 from mimickit.envs.char_obs import CharObs
 from mimickit.envs.env import Env, View
 from mimickit.envs.env_config import CharConfig, DofTestConfig
-from mimickit.envs.parts import ConstantReward, Means, Part, Snapshot
+from mimickit.envs.parts import ConstantReward, MeasuringPart, Part, Snapshot
 from mimickit.envs.ref_motion import FixedPose
 from mimickit.envs.world import Setup, body_ids, init_pose
 from mimickit.util.rotations import quat_diff_angle
@@ -34,7 +34,7 @@ def dof_command(time: Tensor, env: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.zeros(len(time), len(low), device=time.device).scatter(-1, driven, value)
 
 
-class DofDrive(Part):
+class DofDrive(MeasuringPart):
     """Commands one dof after the other, and measures whether its joint follows.
 
     ``pose_err``: mean angle (rad) between the driven joint and its command, over all steps. ``command_size``: mean
@@ -60,7 +60,7 @@ class DofDrive(Part):
         self._command = torch.zeros(engine.num_envs, model.num_dofs, device=device)
         self._driven = torch.zeros(engine.num_envs, dtype=torch.int64, device=device)
         self._rest = character.dof_to_rot(torch.zeros_like(low))
-        self._means = Means(("pose_err", "command_size"), device)
+        super().__init__(("pose_err", "command_size"), device)
 
     def act(self) -> None:
         self._engine.command.copy_(self._command)
@@ -77,14 +77,8 @@ class DofDrive(Part):
         self._command.copy_(dof_command(now.time, self._env, self._low, self._high))
         self._driven.copy_(driven_dof(now.time, self._env, len(self._low)))
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._means.means()
-
-    def clear_diagnostics(self) -> None:
-        self._means.clear()
-
     def buffers(self) -> dict[str, Tensor]:
-        return {"command": self._command, "driven": self._driven, **self._means.buffers()}
+        return {"command": self._command, "driven": self._driven, **super().buffers()}
 
     def describe(self) -> str:
         return f"drives one dof after the other, {SECONDS_PER_DOF:g} s each"

@@ -184,6 +184,22 @@ class Means:
         return {"sums": self.sums, "count": self.count}
 
 
+class MeasuringPart(Part):
+    """A part whose diagnostics are means over samples; ``measure`` adds to ``self._means``."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self._means = Means(names, device)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        return self._means.means()
+
+    def clear_diagnostics(self) -> None:
+        self._means.clear()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return self._means.buffers()
+
+
 def overwrite(mask: Tensor, new: Tensor, buffer: Tensor) -> None:
     """Write rows of new [N, ...] into buffer [N, ...] where mask [N], in place and without synchronisation."""
     torch.where(_rows(mask, buffer), new, buffer, out=buffer)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.disc_obs import ClipWindows, Frames, History
-from mimickit.envs.parts import Means, Part, Snapshot
+from mimickit.envs.parts import MeasuringPart, Snapshot
 from mimickit.util.rotations import heading_quat_inv, quat_rotate
 
 MAX_SNIPPETS = 2048
@@ -50,7 +50,7 @@ def clip_snippets(windows: ClipWindows, dt: float, most: int = MAX_SNIPPETS) -> 
     return snippets(windows.ending(ids, times))
 
 
-class MotionSimilarity(Part):
+class MotionSimilarity(MeasuringPart):
     """Two distances (m) between what the characters do and the clips; both are needed.
 
     ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
@@ -67,7 +67,7 @@ class MotionSimilarity(Part):
         self._centre = self._clips.mean(dim=0)
         self._search = self._clips - self._centre
         self._square = self._search.square().sum(dim=-1)
-        self._means = Means(("motion_err",), self._clips.device)
+        super().__init__(("motion_err",), self._clips.device)
         self._nearest = torch.full((len(self._clips),), FAR, device=self._clips.device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
@@ -85,37 +85,28 @@ class MotionSimilarity(Part):
         self._nearest.copy_(torch.minimum(self._nearest, reached))
 
     def diagnostics(self) -> dict[str, Tensor]:
-        return {**self._means.means(), "coverage_err": self._nearest.mean(dtype=torch.float64)}
+        return {**super().diagnostics(), "coverage_err": self._nearest.mean(dtype=torch.float64)}
 
     def clear_diagnostics(self) -> None:
-        self._means.clear()
+        super().clear_diagnostics()
         self._nearest.fill_(FAR)
 
     def buffers(self) -> dict[str, Tensor]:
-        return {**self._means.buffers(), "nearest": self._nearest}
+        return {**super().buffers(), "nearest": self._nearest}
 
     def describe(self) -> str:
         return f"similarity to {len(self._clips)} snippets of the clips"
 
 
-class FallRate(Part):
+class FallRate(MeasuringPart):
     """``fall_rate``: share of finished episodes that failed."""
 
     def __init__(self, device: torch.device) -> None:
-        self._means = Means(("fall_rate",), device)
+        super().__init__(("fall_rate",), device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         fallen = (flags == DoneFlag.FAIL).to(now.time.dtype)
         self._means.add(fallen.unsqueeze(-1), flags != DoneFlag.NULL)
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._means.means()
-
-    def clear_diagnostics(self) -> None:
-        self._means.clear()
-
-    def buffers(self) -> dict[str, Tensor]:
-        return self._means.buffers()
 
     def describe(self) -> str:
         return "fall rate"

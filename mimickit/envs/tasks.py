@@ -15,7 +15,7 @@ from torch import Tensor
 from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env_config import LocationConfig, SteeringConfig
-from mimickit.envs.parts import Marker, Means, Part, Snapshot, overwrite
+from mimickit.envs.parts import Marker, Means, MeasuringPart, Snapshot, overwrite
 from mimickit.util.rotations import heading, heading_quat_inv, normalize, quat_rotate, yaw_quat
 
 LOCATION_MARKER = Path("data/assets/objects/location_marker.xml")
@@ -119,7 +119,7 @@ class RootMotion:
         return (root_pos[:, :2] - self._before) / self._engine.control_dt
 
 
-class LocationGoal(Part):
+class LocationGoal(MeasuringPart):
     """Go to a place on the ground; when it changes, the new one lies at a random distance in any direction.
 
     Measures: ``task_reward``; ``goal_err`` (m), mean distance to the target, being on the way included;
@@ -135,7 +135,7 @@ class LocationGoal(Part):
         self._motion = RootMotion(engine)
         self.target = torch.zeros(n, 2, device=device)  # m
         self._reached = torch.zeros(n, dtype=torch.bool, device=device)
-        self._means = Means(("task_reward", "goal_err"), device)
+        super().__init__(("task_reward", "goal_err"), device)
         self._success = Means(("success_rate",), device)
 
     def act(self) -> None:
@@ -181,15 +181,15 @@ class LocationGoal(Part):
         return [Marker(LOCATION_MARKER, torch.cat([self.target[0], level]), yaw_quat(level[0]), RED)]
 
     def diagnostics(self) -> dict[str, Tensor]:
-        return {**self._means.means(), **self._success.means()}
+        return {**super().diagnostics(), **self._success.means()}
 
     def clear_diagnostics(self) -> None:
-        self._means.clear()
+        super().clear_diagnostics()
         self._success.clear()
 
     def buffers(self) -> dict[str, Tensor]:
         return {
-            "target": self.target, "change": self._schedule.change, "reached": self._reached, **self._means.buffers(),
+            "target": self.target, "change": self._schedule.change, "reached": self._reached, **super().buffers(),
             **{f"success_{name}": tensor for name, tensor in self._success.buffers().items()},
         }
 
@@ -197,7 +197,7 @@ class LocationGoal(Part):
         return f"goal: a place up to {self._config.tar_dist_max:g} m away, at {self._config.tar_speed:g} m/s"
 
 
-class SteeringGoal(Part):
+class SteeringGoal(MeasuringPart):
     """Move in a direction at a speed, facing a direction; all change together.
 
     Measures: ``task_reward``; ``vel_err`` (m/s), mean norm of the velocity error; ``success_rate``, share of steps with
@@ -213,7 +213,7 @@ class SteeringGoal(Part):
         self.direction = torch.zeros(n, 2, device=device)  # unit vector
         self.face = torch.zeros(n, 2, device=device)  # unit vector
         self.speed = torch.zeros(n, device=device)  # m/s
-        self._means = Means(("task_reward", "vel_err", "success_rate"), device)
+        super().__init__(("task_reward", "vel_err", "success_rate"), device)
 
     def act(self) -> None:
         self._motion.remember()
@@ -269,16 +269,10 @@ class SteeringGoal(Part):
         yaw = torch.atan2(direction[1], direction[0])
         return Marker(STEERING_MARKER, torch.cat([place, torch.full_like(place[:1], height)]), yaw_quat(yaw), color)
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._means.means()
-
-    def clear_diagnostics(self) -> None:
-        self._means.clear()
-
     def buffers(self) -> dict[str, Tensor]:
         return {
             "direction": self.direction, "face": self.face, "speed": self.speed, "change": self._schedule.change,
-            **self._means.buffers(),
+            **super().buffers(),
         }
 
     def describe(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.parts import CharState, Part, Snapshot
+from mimickit.envs.parts import CharState, MeasuringPart, Part, Snapshot
 from mimickit.util.rotations import quat_conj, quat_rotate
 
 CONTACT_FORCE_LIMIT = 0.1  # N, per component
@@ -93,26 +93,15 @@ class PoseLost(Part):
         return f"fails when a body is {self._distance:g} m from the reference"
 
 
-class SuccessRate(Part):
-    """Share of finished episodes that did not fail."""
+class SuccessRate(MeasuringPart):
+    """``success_rate``: share of finished episodes that did not fail."""
 
     def __init__(self, device: torch.device) -> None:
-        self._ended = torch.zeros((), dtype=torch.float64, device=device)
-        self._failed = torch.zeros((), dtype=torch.float64, device=device)
+        super().__init__(("success_rate",), device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        self._ended += (flags != DoneFlag.NULL).sum()
-        self._failed += (flags == DoneFlag.FAIL).sum()
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return {"success_rate": 1.0 - self._failed / self._ended}
-
-    def clear_diagnostics(self) -> None:
-        self._ended.zero_()
-        self._failed.zero_()
-
-    def buffers(self) -> dict[str, Tensor]:
-        return {"ended": self._ended, "failed": self._failed}
+        kept = (flags != DoneFlag.FAIL).to(now.time.dtype)
+        self._means.add(kept.unsqueeze(-1), flags != DoneFlag.NULL)
 
     def describe(self) -> str:
         return "success rate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mimickit.envs.parts import CharState, Means, Part, Snapshot
+from mimickit.envs.parts import CharState, MeasuringPart, Part, Snapshot
 from mimickit.util.rotations import heading_quat_inv, quat_diff_angle, quat_mul, quat_rotate
 
 TERMS = ("pose", "vel", "root_pose", "root_vel", "key_pos")
@@ -107,23 +107,14 @@ class TrackingReward(Part):
         return f"tracking reward (root {'in the world' if self._track_root else 'in heading frames'})"
 
 
-class TrackingError(Part):
+class TrackingError(MeasuringPart):
     """Mean tracking errors over all steps since the diagnostics were cleared."""
 
     def __init__(self, device: torch.device) -> None:
-        self._means = Means(MEASURES, device)
+        super().__init__(MEASURES, device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         self._means.add(tracking_errors(now.char, now.ref.now), valid)
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._means.means()
-
-    def clear_diagnostics(self) -> None:
-        self._means.clear()
-
-    def buffers(self) -> dict[str, Tensor]:
-        return self._means.buffers()
 
     def describe(self) -> str:
         return "tracking errors"

@@ -22,14 +22,6 @@ AROUND_ORIGIN = {"centre": (0.0, 0.0), "spread": 0.8}
 METHODS = ("AWR", "AMP", "ADD", "ASE")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(method, num_envs=64, seed=0, env_keys=None, **keys):
     seed_process(seed, 0)
     env = StyleEnv(num_envs, paired=method == "ADD", **(env_keys or {}))

@@ -3,7 +3,6 @@
 import os
 import socket
 
-import pytest
 import torch
 import torch.multiprocessing
 
@@ -21,14 +20,6 @@ def build(dist, num_envs=64, seed=0, **env_keys):
     seed_process(seed, dist.rank)
     env = ToyEnv(num_envs, **env_keys)
     return env, build_agent(env, parse_agent_config(AGENT_CONFIG), dist)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_ppo_learns_and_the_saved_model_does_what_it_learned(tmp_path):

@@ -23,14 +23,6 @@ ALONE = Distributed.single()
 PER_ITER = 16 * 16
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(folder, env=None, seed=0, agent_keys=None, **options):
     seed_process(seed, 0)
     env = env or ToyEnv(16)

@@ -21,14 +21,6 @@ def make(name: str, num_envs: int = 4):
                      num_envs, "cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
     ref = env.source.look(env.steps * env.dt + env.dt)[0].now

@@ -27,14 +27,6 @@ NAMES = ["humanoid", "g1", "go2", "pi_plus", "smpl", "humanoid_sword_shield"]
 G = 9.81
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Stage:
     """Two worlds with a character, as its deepmimic environment makes them."""
 

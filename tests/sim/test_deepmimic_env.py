@@ -33,14 +33,6 @@ def env():
     env.close()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
     ref = env.source.look(env._time() + env.dt)[0].now

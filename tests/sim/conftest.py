@@ -1,0 +1,1 @@
+from tests.contract.conftest import one_thread  # noqa: F401
