@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.motion import MotionClip, load_motion, save_motion
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, UserError
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK
 from mimickit.util.files import write_text
 from tools.authoring import Step, aim_sword, curve_through, reach, turns_through, walk_feet, yaw_of
 from tools.check_motion import HEADER, problems, row
 from tools.clip_cleanup import pinned, solve_legs
+from tools.command import explains_mistakes
 from tools.feet import Feet, soles
 from tools.measure import measure
 from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
@@ -454,6 +455,7 @@ def locomotion(fighter: Fighter) -> dict[str, Motion]:
     }
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -461,12 +463,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset-dir", type=Path, default=DATASETS, help="default: data/datasets")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        fighter = Fighter()
-        moves, fights = locomotion(fighter), attacks(fighter)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    fighter = Fighter()
+    moves, fights = locomotion(fighter), attacks(fighter)
     print(HEADER)
     bad = False
     files: dict[str, Path] = {}

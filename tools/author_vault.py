@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.anim.motion import load_motion, save_motion
 from mimickit.config import load_yaml, nearest
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, UserError
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError
 from tools.authoring import monotone, turns_between
 from tools.check_motion import HEADER, problems, row
 from tools.clip_cleanup import repeated
+from tools.command import explains_mistakes
 from tools.feet import feet_of, stances
 from tools.measure import measure
 from tools.retarget import resampled, smoothed
@@ -326,6 +327,7 @@ def author(vault: Vault, shape: Shape, iterations: int) -> Motion:
                    root_rot=rot.quat_mul(turn, motion.root_rot))
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -335,11 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="of the optimisation, at each of its stages (default: %(default)s)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.motion import check_dofs, load_motion
 from mimickit.config import Config, build, load_yaml
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, AssetMissingError, UserError
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK, AssetMissingError, UserError
+from tools.command import explains_mistakes
 from tools.contact_sheet import draw_sheet
 from tools.measure import Report, measure
 from tools.shape import ASSETS, CHARACTERS, PROJECT, Shape
@@ -124,6 +125,7 @@ def row(name: str, report: Report, verdict: str) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     lines = (__doc__ or "").split("\n\n")
@@ -134,11 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, metavar="DIR", help="draw a strip of poses per clip into this folder")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        return EXIT_OK if _check(args) else EXIT_FAILED
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    return EXIT_OK if _check(args) else EXIT_FAILED
 
 
 def _check(args: argparse.Namespace) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
-from mimickit.util.failures import EXIT_OK, EXIT_USER_ERROR, AssetMissingError, UserError
+from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
+from tools.command import explains_mistakes
 
 LOOP_MODES = {"wrap": LoopMode.WRAP, "clamp": LoopMode.CLAMP}
 
@@ -49,16 +49,13 @@ def wanted_fps(args: argparse.Namespace, fps: float) -> float:
     return args.output_fps
 
 
+@explains_mistakes
 def run(convert: Callable[[argparse.Namespace], MotionClip], args: argparse.Namespace) -> int:
     """Convert, save and say what was written; returns the exit code."""
-    try:
-        if not args.input_file.is_file():
-            raise AssetMissingError(f"input file not found: {args.input_file}")
-        clip = convert(args)
-        save_motion(args.output_file, clip)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    if not args.input_file.is_file():
+        raise AssetMissingError(f"input file not found: {args.input_file}")
+    clip = convert(args)
+    save_motion(args.output_file, clip)
     print(f"{args.output_file}: {clip.num_frames} frames at {clip.fps:g} fps, {clip.frames.shape[1] - 6} dofs, "
           f"{clip.loop_mode.name.lower()}. Check it: python tools/check_motion.py {args.output_file} --char FILE.xml")
     return EXIT_OK

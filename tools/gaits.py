@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.anim.mjcf import CharacterModel, load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.config import nearest
-from mimickit.util.failures import EXIT_OK, EXIT_USER_ERROR, UserError
+from mimickit.util.failures import EXIT_OK, UserError
+from tools.command import explains_mistakes
 from tools.measure import measure
 from tools.shape import ASSETS, CHARACTERS, PROJECT, Shape
 
@@ -202,6 +203,7 @@ def leg_angles(foot: np.ndarray, model: CharacterModel, leg: str) -> np.ndarray:
     return angles
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -210,24 +212,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", nargs="+", metavar="NAME", help=f"only these of {', '.join(GAITS)}")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        unknown = [name for name in args.clips or [] if name not in GAITS]
-        if unknown:
-            raise UserError("; ".join(f"there is no gait '{name}'{nearest(name, GAITS)}" for name in unknown)
-                            + f"; known are {', '.join(GAITS)}")
-        char_file = ASSETS / CHARACTERS["go2"]
-        shape = Shape(char_file)
-        model = load_character_model(char_file)
-        foot_radius = float(shape.radius[shape.body == shape.feet[0]].max())
-        for name in args.clips or GAITS:
-            clip = make_gait(GAITS[name], model, foot_radius)
-            save_motion(args.out_dir / f"{name}.pkl", clip)
-            report = measure(clip, shape)
-            print(f"{name}: {clip.num_frames} frames, {report.root_speed:.2f} m/s, slide {report.slide:.2f} m/s, "
-                  f"fastest joint {report.max_speed:.1f} rad/s")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    unknown = [name for name in args.clips or [] if name not in GAITS]
+    if unknown:
+        raise UserError("; ".join(f"there is no gait '{name}'{nearest(name, GAITS)}" for name in unknown)
+                        + f"; known are {', '.join(GAITS)}")
+    char_file = ASSETS / CHARACTERS["go2"]
+    shape = Shape(char_file)
+    model = load_character_model(char_file)
+    foot_radius = float(shape.radius[shape.body == shape.feet[0]].max())
+    for name in args.clips or GAITS:
+        clip = make_gait(GAITS[name], model, foot_radius)
+        save_motion(args.out_dir / f"{name}.pkl", clip)
+        report = measure(clip, shape)
+        print(f"{name}: {clip.num_frames} frames, {report.root_speed:.2f} m/s, slide {report.slide:.2f} m/s, "
+              f"fastest joint {report.max_speed:.1f} rad/s")
     return EXIT_OK
 
 

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.config import nearest
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_OK, EXIT_USER_ERROR, AssetMissingError, UserError
+from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from tools.check_motion import HEADER, problems, row
 from tools.clip_cleanup import clean
+from tools.command import explains_mistakes
 from tools.measure import measure
 from tools.shape import Shape
 
@@ -150,6 +151,7 @@ def convert(source: Source) -> MotionClip:
     return MotionClip(mode, fps, frames.astype(np.float32))
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[2])
@@ -162,11 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="convert faithfully: leave seams, sunken feet and hyperextended knees as recorded")
     parser.add_argument("--list", action="store_true", help="print the clips that were found, write nothing")
     args = parser.parse_args(arguments)
-    try:
-        _run(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    _run(args)
     return EXIT_OK
 
 

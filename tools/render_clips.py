@@ -23,14 +23,15 @@ from mimickit.anim.motion_lib import MotionLib
 from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
 from mimickit.envs.env_config import load_env_config
-from mimickit.util.failures import EXIT_USER_ERROR, UserError
 from mimickit.util.files import atomic_path
 from tools.check_motion import character_of
+from tools.command import explains_mistakes
 
 SIZE = (640, 400)  # pixels of a picture before cropping
 CROP = (190, 70, 450, 330)  # around the character, which the camera follows
 
 
+@explains_mistakes
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
@@ -39,11 +40,7 @@ def main() -> int:
     parser.add_argument("--env", type=Path, help="environment yaml whose objects are drawn too")
     parser.add_argument("--pictures", type=int, default=8, help="pictures a clip")
     args = parser.parse_args()
-    try:
-        rows = [render(clip, args.char or character_of(clip), args.env, args.pictures) for clip in args.clips]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    rows = [render(clip, args.char or character_of(clip), args.env, args.pictures) for clip in args.clips]
     from PIL import Image
 
     with atomic_path(args.out) as temporary:

@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion, save_motion
 from mimickit.config import nearest
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_OK, EXIT_USER_ERROR, UserError
+from mimickit.util.failures import EXIT_OK, UserError
 from tools.check_motion import HEADER, problems, row
 from tools.clip_cleanup import repeated, solve_legs
+from tools.command import explains_mistakes
 from tools.feet import Feet, feet_of, levelled, lock, soles, stances
 from tools.filters import blur, envelope, lerp_rows, resample_grid, slerp_rows
 from tools.measure import measure
@@ -404,6 +405,7 @@ def retarget_smpl(clip: MotionClip, human: Shape, shape: Shape, smooth: float = 
     return pack(shortened(solve_legs(replace(motion, root_pos=root), Feet(raised, feet.rot), shape)), shape)
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -414,11 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out-dir", type=Path, help="default: data/motions/CHARACTER of the project")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.motion import MotionClip, load_motion, save_motion
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_OK, EXIT_USER_ERROR, UserError
+from mimickit.util.failures import EXIT_OK, UserError
 from mimickit.util.files import write_text
 from tools.clip_cleanup import repeated, solve_legs
+from tools.command import explains_mistakes
 from tools.feet import Feet, feet_of, lock
 from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
 
@@ -114,6 +115,7 @@ def variations(clips: dict[str, MotionClip], shape: Shape) -> dict[str, MotionCl
     return made
 
 
+@explains_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -124,17 +126,13 @@ def main(arguments: list[str] | None = None) -> int:
                         help="default: data/datasets/dataset_humanoid_locomotion.yaml")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        shape = Shape(ASSETS / CHARACTERS["humanoid"])
-        files = {name: args.source_dir / f"humanoid_{name}.pkl" for name in BASES}
-        clips = {name: load_motion(path) for name, path in files.items()}
-        for name, clip in variations(clips, shape).items():
-            files[name] = args.out_dir / f"humanoid_{name}.pkl"
-            save_motion(files[name], clip)
-        write_text(args.dataset, _dataset(files))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
+    shape = Shape(ASSETS / CHARACTERS["humanoid"])
+    files = {name: args.source_dir / f"humanoid_{name}.pkl" for name in BASES}
+    clips = {name: load_motion(path) for name, path in files.items()}
+    for name, clip in variations(clips, shape).items():
+        files[name] = args.out_dir / f"humanoid_{name}.pkl"
+        save_motion(files[name], clip)
+    write_text(args.dataset, _dataset(files))
     print(f"{len(files) - len(BASES)} clips written to {args.out_dir}, {len(files)} listed in {args.dataset}")
     return EXIT_OK
 

@@ -21,7 +21,7 @@ from mimickit.envs.base import VecEnv
 from mimickit.learning import ppo
 from mimickit.learning.agent import prefixed
 from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
-from mimickit.learning.measures import RunningMeans
+from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
@@ -33,7 +33,6 @@ from mimickit.learning.stats import Stat
 from mimickit.learning.update import BatchLoss, NetworkUpdate
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
-from mimickit.util.graphs import Graphed
 
 MAX_SOFTPLUS = -math.log(1e-4)  # 9.21034: 1 - probability counts as at least 1e-4
 DISC_OBS_CLIP = 10.0
@@ -282,8 +281,7 @@ class Discriminator:
         self._figures = {name: column for name, column in evidence.columns.items() if name not in hidden}
         self._update = NetworkUpdate(
             self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs)
-        self._measures = RunningMeans(measure_names(evidence), device)
-        self._measure = Graphed(self._add_measures, device, state=[self._measures.sums], enabled=config.cuda_graphs)
+        self.measures = TestMeasures(measure_names(evidence), self._judge, device, config.cuda_graphs)
 
     def normalized_now(self) -> Tensor:
         """The agent's sample [N, n] of the last step, normalised."""
@@ -320,23 +318,12 @@ class Discriminator:
         self.evidence.record_norm()
         self.evidence.norm.update(self._dist)
 
-    # --- testing
-
-    def start_test(self) -> None:
-        self._measures.clear()
-
-    def observe_test(self) -> None:
-        self._measure()
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._measures.means()
-
-    @torch.no_grad()
-    def _add_measures(self) -> None:
+    def _judge(self) -> tuple[Tensor, ...]:
+        """Present values of :func:`measure_names`, [N] each."""
         logit = self._net(self.normalized_now())
         good = self._net(self.evidence.norm.normalize(self.evidence.good_now())).expand_as(logit)
         reward = style_reward(logit, self._config.disc_reward_scale)
-        self._measures.add(reward, (logit < 0.0).double(), (good > 0.0).double(), logit, good)
+        return reward, (logit < 0.0).double(), (good > 0.0).double(), logit, good
 
     # --- saving
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from mimickit.util.graphs import Graphed
 
 
 class RunningMeans:
@@ -28,3 +30,37 @@ class RunningMeans:
         """Mean of each name, 0-d."""
         *sums, count = self.sums.clone().unbind()
         return {name: total / count.clamp(min=1.0) for name, total in zip(self._names, sums, strict=True)}
+
+
+class TestMeasures:
+    """What a reward source tells about a test: means of what ``compute`` says after every step; captured on CUDA.
+
+    Args:
+        compute: one tensor [N] per name, from the environment's present state.
+    """
+
+    __test__ = False  # not a test class
+
+    def __init__(
+        self, names: Sequence[str], compute: Callable[[], Sequence[Tensor]], device: torch.device | str,
+        use_graphs: bool = True,
+    ) -> None:
+        self._means = RunningMeans(names, device)
+        self._compute = compute
+        self._add = Graphed(self._add_now, device, state=[self._means.sums], enabled=use_graphs)
+
+    def start(self) -> None:
+        """A test begins."""
+        self._means.clear()
+
+    def observe(self) -> None:
+        """A step was made."""
+        self._add()
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each name since :meth:`start`, 0-d."""
+        return self._means.means()
+
+    @torch.no_grad()
+    def _add_now(self) -> None:
+        self._means.add(*self._compute())

@@ -19,6 +19,7 @@ from mimickit.envs.base import VecEnv
 from mimickit.learning import ppo
 from mimickit.learning.agent import AgentConfig, check_same_sizes, normalizer_info, normalizer_tensors, prefixed
 from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.measures import TestMeasures
 from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ActorCritic, ModelConfig, gaussian_entropy, gaussian_log_prob, mean_regularizer
@@ -69,9 +70,11 @@ class Objective(Protocol):
 class RewardSource(Protocol):
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
-    An iteration is ``record`` in every step, ``reward``, ``update``, and ``fold`` while normalisers learn. A test is
-    ``start_test``, ``observe_test`` after every step, ``diagnostics``. Nothing waits for the device.
+    An iteration is ``record`` in every step, ``reward``, ``update``, and ``fold`` while normalisers learn. Nothing
+    waits for the device.
     """
+
+    measures: TestMeasures
 
     def record(self, t: int) -> None:
         """Record what the environment says about step ``t``."""
@@ -85,9 +88,6 @@ class RewardSource(Protocol):
     def fold(self) -> None:
         """Fold the rollout into the source's normaliser."""
 
-    def start_test(self) -> None: ...
-    def observe_test(self) -> None: ...
-    def diagnostics(self) -> dict[str, Tensor]: ...
     def model_tensors(self) -> dict[str, Tensor]: ...
     def model_loaded(self) -> None: ...
     def state_tensors(self) -> dict[str, Tensor]: ...
@@ -218,17 +218,17 @@ class PolicyAgent:
 
     def start_test(self) -> None:
         for source in self._sources:
-            source.start_test()
+            source.measures.start()
 
     def act_test(self) -> None:
         self._act_test()
 
     def observe_test(self) -> None:
         for source in self._sources:
-            source.observe_test()
+            source.measures.observe()
 
     def diagnostics(self) -> dict[str, Tensor]:
-        return {name: value for source in self._sources for name, value in source.diagnostics().items()}
+        return {name: value for source in self._sources for name, value in source.measures.means().items()}
 
     @torch.no_grad()
     def _act_randomly(self) -> None:

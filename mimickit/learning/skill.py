@@ -16,7 +16,7 @@ from mimickit.learning import ppo
 from mimickit.learning.agent import prefixed
 from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
 from mimickit.learning.discriminator import AdversarialConfig, DiscModelConfig, Discriminator, mean_and_std_columns
-from mimickit.learning.measures import RunningMeans
+from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ActorCritic
@@ -24,7 +24,6 @@ from mimickit.learning.policy_agent import ActorBatch, check_batch_sizes, join
 from mimickit.learning.stats import Stat
 from mimickit.learning.update import BatchLoss, NetworkUpdate
 from mimickit.util.distributed import Distributed
-from mimickit.util.graphs import Graphed
 
 ENC_INIT_SCALE = 0.1
 MIN_NORM = 1e-12
@@ -169,9 +168,7 @@ class SkillReward:
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
         self._update = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist, config.cuda_graphs)
-        self._measures = RunningMeans(("test_enc_reward",), env.device)
-        self._measure = Graphed(
-            self._add_measures, env.device, state=[self._measures.sums], enabled=config.cuda_graphs)
+        self.measures = TestMeasures(("test_enc_reward",), self._judge, env.device, config.cuda_graphs)
 
     def record(self, t: int) -> None:
         """Latents and observations are recorded by their owners."""
@@ -197,18 +194,8 @@ class SkillReward:
     def fold(self) -> None:
         """The normaliser is the discriminator's."""
 
-    def start_test(self) -> None:
-        self._measures.clear()
-
-    def observe_test(self) -> None:
-        self._measure()
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return self._measures.means()
-
-    @torch.no_grad()
-    def _add_measures(self) -> None:
-        self._measures.add(encoder_reward(self._latents.values, self._net(self._disc.normalized_now())))
+    def _judge(self) -> tuple[Tensor, ...]:
+        return (encoder_reward(self._latents.values, self._net(self._disc.normalized_now())),)
 
     def model_tensors(self) -> dict[str, Tensor]:
         return prefixed("_model.", dict(self._net.named_parameters()))

@@ -153,9 +153,9 @@ def test_discriminator_learns_to_tell():
     close(columns["Disc_Reward_Mean"].value, (after.mean() / 3.0).item(), rtol=1e-4)
     env.info["disc_demo"].copy_(torch.tensor([3.0, 0.0]).expand(16, 2))
     env.info["disc_obs"].copy_(torch.tensor([0.0, 0.0]).expand(16, 2))
-    disc.start_test()
-    disc.observe_test()
-    found = disc.diagnostics()
+    disc.measures.start()
+    disc.measures.observe()
+    found = disc.measures.means()
     assert found["test_disc_agent_acc"] == 1.0 and found["test_disc_demo_acc"] == 1.0
     assert found["test_disc_agent_logit"] < 0.0 < found["test_disc_demo_logit"]
 
