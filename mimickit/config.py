@@ -48,6 +48,41 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return dict(data)
 
 
+def load_layered(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping that may stand on another: what it does not give comes from the file its key ``base`` names.
+
+    Raises:
+        AssetMissingError, UserError: as :func:`load_yaml`, for every file on the way; files that stand on each other.
+    """
+    data: dict[str, Any] = {}
+    for file in reversed(layers(path)):
+        data = merge(data, load_yaml(file))
+    data.pop("base", None)
+    return data
+
+
+def layers(path: str | Path) -> list[Path]:
+    """The file, the file that its key ``base`` names (relative to its folder), and so on. Raises as load_layered."""
+    found = [Path(path)]
+    while (base := load_yaml(found[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{found[-1]}: key 'base' = {base!r} must be the name of a file beside it")
+        file = found[-1].parent / base
+        if any(file.resolve() == known.resolve() for known in found):
+            raise UserError(f"{found[-1]}: base {base} stands on this file itself")
+        found.append(file)
+    return found
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top; nested mappings are merged, not replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
 def build(cls: type[C], data: Mapping[str, Any], where: str) -> C:
     """Validate ``data`` against ``cls``.
 

@@ -27,7 +27,7 @@ PROCESS_START = time.time()
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mimickit.config import load_yaml
+from mimickit.config import layers, load_layered, merge
 from mimickit.util.args import Args
 from mimickit.util.failures import (
     EXIT_FAILED,
@@ -173,7 +173,7 @@ def read_request(args: Args) -> Request:
     engine = merge_engine_config(load_engine_config(files["engine_config"]), env)
     if changes["engine"]:
         engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]}, "--set")
-    agent_data = merge(load_yaml(files["agent_config"]), changes["agent"]) if "agent_config" in files else None
+    agent_data = merge(load_layered(files["agent_config"]), changes["agent"]) if "agent_config" in files else None
     if agent_data is None and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
     agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
@@ -212,15 +212,6 @@ def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
         except yaml.YAMLError:
             raise UserError(f"--set {text}: the value is not readable as YAML") from None
     return changes
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` on top; nested mappings are merged, not replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if nested else value
-    return merged
 
 
 def read_devices(args: Args) -> tuple[str, ...]:
@@ -430,7 +421,11 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
     request.out_dir.mkdir(parents=True, exist_ok=True)
     for flag, path in request.files.items():
         target = request.out_dir / f"{flag}.yaml"
-        if path.resolve() != target.resolve():
+        if path.resolve() == target.resolve():
+            continue
+        if flag == "agent_config" and len(layers(path)) > 1:  # the copy must stand alone
+            write_text(target, yaml.safe_dump(load_layered(path), sort_keys=False))
+        else:
             shutil.copyfile(path, target)
     effective = {
         "command_line": sys.argv, "args": {k: list(v) for k, v in request.args.values.items()},

@@ -19,6 +19,7 @@ from mimickit.util.failures import MimicKitError
 
 MOMENTUM = 0.9
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+RATE_SPAN = 30.0  # an adapted learning rate stays within this factor of the configured one
 _ALIGN = 64  # elements; keeps every parameter on a 256-byte boundary for fast matrix products
 
 
@@ -57,6 +58,7 @@ class FlatOptimizer:
         self._moment1 = torch.zeros_like(self._flat)
         self._moment2 = torch.zeros_like(self._flat) if config.type == "Adam" else None
         self._count = torch.zeros((), dtype=torch.float64, device=first.device)
+        self.rate = torch.full((), config.learning_rate, dtype=first.dtype, device=first.device)
         dist.broadcast_([self._flat])
 
     def set_gradient(self, loss: torch.Tensor, weight: torch.Tensor | float = 1.0) -> None:
@@ -84,14 +86,24 @@ class FlatOptimizer:
             if config.weight_decay > 0.0:
                 gradient.add_(self._flat, alpha=config.weight_decay)
             self._moment1.mul_(MOMENTUM).add_(gradient)
-            self._flat.add_(self._moment1, alpha=-config.learning_rate)
+            self._flat.addcmul_(self._moment1, self.rate, value=-1.0)
             return
         self._count.add_(1.0)
         self._moment1.lerp_(gradient, 1.0 - BETA1)
         self._moment2.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
         scale1, scale2 = 1.0 - BETA1**self._count, 1.0 - BETA2**self._count
         direction = self._moment1 / scale1 / ((self._moment2 / scale2).sqrt() + EPSILON)
-        self._flat.mul_(1.0 - config.learning_rate * config.weight_decay).add_(direction, alpha=-config.learning_rate)
+        self._flat.mul_(1.0 - self.rate * config.weight_decay).addcmul_(direction, self.rate, value=-1.0)
+
+    def adapt_rate(self, kl: torch.Tensor, target: float) -> None:
+        """Change the learning rate so that the policy's change ``kl`` (0-d) comes near ``target``.
+
+        By a factor of 1.5 where it misses the target by more than 2, between 1/30 and 30 times the configured rate
+        (Schulman et al. 2017, section 4, with the rate in place of the penalty). Does not wait.
+        """
+        first = self._config.learning_rate
+        factor = 1.0 + 0.5 * (kl < 0.5 * target).to(kl.dtype) - (kl > 2.0 * target).to(kl.dtype) / 3.0
+        self.rate.mul_(factor).clamp_(first / RATE_SPAN, first * RATE_SPAN)
 
     def check_equal(self) -> None:
         """Compare all parameters with the root's. Waits.
@@ -116,8 +128,8 @@ class FlatOptimizer:
         self._dist.broadcast_([self._flat])
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Moments and step count; the parameters belong to the model."""
-        state = {"moment1": self._moment1, "count": self._count}
+        """Moments, step count and learning rate; the parameters belong to the model."""
+        state = {"moment1": self._moment1, "count": self._count, "rate": self.rate}
         return state if self._moment2 is None else {**state, "moment2": self._moment2}
 
     def mutable(self) -> list[torch.Tensor]:

@@ -48,6 +48,9 @@ class PolicyConfig(AgentConfig):
     action_entropy_weight: float
     action_reg_weight: float = Field(ge=0.0)
     critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = all; saves memory")
+    kl_target: float = Field(0.0, ge=0.0, description="the actor's learning rate is adapted until an update changes the "
+                                                      "policy so much (mean KL divergence over its steps); 0 = fixed "
+                                                      "rate (ours)")
     exp_anneal_samples: float = Field(float("inf"), gt=0.0, description="total samples")
     exp_prob_beg: float = Field(1.0, ge=0.0, le=1.0, description="probability of a random action at the start")
     exp_prob_end: float = Field(1.0, ge=0.0, le=1.0, description="and after exp_anneal_samples")
@@ -261,6 +264,8 @@ class PolicyAgent:
     def update(self, samples: int) -> dict[str, Stat]:
         data_stats = self._build_targets()
         stats = {**self._critic.run(self._sampler), **self._actor.run(self._sampler)}
+        if self.config.kl_target > 0.0:
+            stats |= self._adapt_rate(stats["Kl_Div"])
         for source in self._sources:
             stats |= source.update(self._sampler)
         if samples < self.config.normalizer_samples:
@@ -270,6 +275,15 @@ class PolicyAgent:
             for source in self._sources:
                 source.fold()
         return stats | data_stats
+
+    def _adapt_rate(self, change: Stat) -> dict[str, Stat]:
+        """Change the actor's learning rate, equally on all processes."""
+        optimizer, kl = self._actor.optimizer, change.value
+        if self._dist.world_size > 1:
+            total = self._dist.sum_(torch.stack([kl * change.weight, change.weight.to(kl.dtype)]))
+            kl = total[0] / total[1].clamp(min=1.0)
+        optimizer.adapt_rate(kl, self.config.kl_target)
+        return {"Actor_Rate": Stat(optimizer.rate.clone())}
 
     @torch.no_grad()
     def _build_targets(self) -> dict[str, Stat]:
@@ -332,6 +346,8 @@ class PolicyAgent:
         for term in self._terms:
             figures.append(term.loss(self._model, ActorBatch(obs, latent, mean, flag)))
             loss = loss + term.weight * figures[-1]
+        if config.kl_target > 0.0:
+            figures.append(ppo.policy_change(log_prob, take("log_prob", index), flag))
         return BatchLoss(loss, flag.sum(), (loss, *figures))
 
     def _take(self, index: Tensor) -> Tensor | None:
@@ -345,7 +361,8 @@ class PolicyAgent:
             "Action_Reg_Loss": self.config.action_reg_weight,
         }
         shown = [name for name, weight in optional.items() if weight != 0.0]
-        return [*self._objective.columns, *shown, *(term.column for term in self._terms)]
+        change = ["Kl_Div"] if self.config.kl_target > 0.0 else []
+        return [*self._objective.columns, *shown, *(term.column for term in self._terms), *change]
 
     def info(self, samples: int) -> dict[str, Stat]:
         probability = torch.full_like(self._exp_prob, self._exploration(samples))

@@ -112,3 +112,10 @@ def surrogate_loss(
     gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio))
     clipped = ((ratio.detach() - 1.0).abs() > clip_ratio).to(ratio.dtype)
     return Surrogate(-flagged_mean(gain, flag), flagged_mean(clipped, flag), flagged_mean(ratio.detach(), flag))
+
+
+def policy_change(log_prob: torch.Tensor, old_log_prob: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
+    """Estimate of the Kullback-Leibler divergence of the old policy from the new, mean over the flagged samples of [B],
+    0-d: rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL Divergence")."""
+    log_ratio = torch.where(flag > 0.5, log_prob - old_log_prob, 0.0).detach()
+    return flagged_mean(torch.expm1(log_ratio) - log_ratio, flag)

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from mimickit.config import layers
 from mimickit.util.args import Args
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 
 SUFFIX = "_args.txt"
 NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; --cases still takes them by name
+VARIANTS = ("tuned", "hiutil")  # agent files <agent>_<variant>.yaml, tried in this order before the args file's own
 TRAIN_STAGES = ("probe_train", "long_train", "test", "viz")
 VIEW_STAGES = ("bootstrap_train", "test", "viz")
 
@@ -62,12 +64,12 @@ class Case:
         return TRAIN_STAGES if self.trainable else VIEW_STAGES
 
     def variants(self, root: Path) -> dict[str, str]:
-        """Agent configurations to try, in order: ``hiutil`` first where such a file exists, then ``default``."""
+        """Agent configurations to try, in order: those of ``VARIANTS`` whose file exists, then ``default``."""
         if not self.trainable:
             return {"default": ""}
         config = Path(self.agent_config)
-        hiutil = config.with_name(f"{config.stem}_hiutil{config.suffix}")
-        found = {"hiutil": str(hiutil)} if (root / hiutil).is_file() else {}
+        files = {name: config.with_name(f"{config.stem}_{name}{config.suffix}") for name in VARIANTS}
+        found = {name: str(file) for name, file in files.items() if (root / file).is_file()}
         return {**found, "default": self.agent_config}
 
 
@@ -135,7 +137,8 @@ def read_inputs(root: Path, case: Case, engine_config: str) -> Inputs:
     clips: list[Any] = []
     if motion.endswith((".yaml", ".yml")):
         clips = [entry.get("file") for entry in _yaml(root / motion).get("motions") or [] if isinstance(entry, dict)]
-    paths = [case.args_file, engine_config, case.env_config, *case.variants(root).values(), character, motion]
+    agents = [file for variant in case.variants(root).values() for file in _layers(root, variant)]
+    paths = [case.args_file, engine_config, case.env_config, *agents, character, motion]
     paths += [str(path) for path in (*objects, *clips)]
     return Inputs(character, motion, {path: sha256(root / path) for path in dict.fromkeys(paths) if path})
 
@@ -160,6 +163,14 @@ def manifest_rows(root: Path, cases: Iterable[Case], engine_config: str) -> list
             "sha256": " ".join(f"{path}={digest}" for path, digest in inputs.sha256.items()),
         })
     return rows
+
+
+def _layers(root: Path, path: str) -> list[str]:
+    """An agent file and the files that it stands on, as paths below ``root``."""
+    try:
+        return [str(file.resolve().relative_to(root.resolve())) for file in layers(root / path)] if path else []
+    except (UserError, ValueError):  # reported by the run program
+        return [path]
 
 
 def _yaml(path: Path) -> dict[str, Any]:

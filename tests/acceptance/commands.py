@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimickit.config import load_yaml
+from mimickit.config import load_layered
 from mimickit.util.failures import AssetMissingError
 from tests.acceptance.cases import Case, Inputs
 from tests.acceptance.ladder import Rung, scaled_steps
@@ -177,7 +177,7 @@ def has_checkpoint(run_dir: Path) -> bool:
 def steps_per_iter(agent_config: Path) -> int:
     """``steps_per_iter`` of an agent file, 32 where it says nothing or is missing (training then reports it)."""
     try:
-        return int(load_yaml(agent_config).get("steps_per_iter", 32))
+        return int(load_layered(agent_config).get("steps_per_iter", 32))
     except AssetMissingError:
         return 32
 
