@@ -6,8 +6,9 @@ the field's ``description``. Numbers written as text (``1e-4`` is text to YAML 1
 
 from __future__ import annotations
 
+import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=BaseModel)
+_SHORT = reprlib.Repr()  # shows a few entries only: YAML's aliases can make a small file endless
+_SHORT.maxstring, _SHORT.maxlevel = 80, 2
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -49,29 +52,33 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_layered(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping that may stand on another: what it does not give comes from the file its key ``base`` names.
+    """Read a YAML mapping that may stand on others: what it does not give comes from the files its key ``base`` names.
 
     Raises:
         AssetMissingError, UserError: as :func:`load_yaml`, for every file on the way; files that stand on each other.
     """
     data: dict[str, Any] = {}
-    for file in reversed(layers(path)):
+    for file in layers(path):
         data = merge(data, load_yaml(file))
     data.pop("base", None)
     return data
 
 
-def layers(path: str | Path) -> list[Path]:
-    """The file, the file that its key ``base`` names (relative to its folder), and so on. Raises as load_layered."""
-    found = [Path(path)]
-    while (base := load_yaml(found[-1]).get("base")) is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{found[-1]}: key 'base' = {base!r} must be the name of a file beside it")
-        file = found[-1].parent / base
-        if any(file.resolve() == known.resolve() for known in found):
-            raise UserError(f"{found[-1]}: base {base} stands on this file itself")
-        found.append(file)
-    return found
+def layers(path: str | Path, above: Sequence[Path] = ()) -> list[Path]:
+    """The files that a file stands on, then itself; of several, later ones win. Raises as :func:`load_layered`.
+
+    Args:
+        above: files that stand on this one.
+    """
+    path = Path(path)
+    if any(path.resolve() == file.resolve() for file in above):
+        raise UserError(f"{above[-1]}: base {path.name} stands on this file itself")
+    given = load_yaml(path).get("base", [])
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: key 'base' = {given!r} must be the name of a file beside it, or a list of names")
+    found = [file for name in names for file in layers(path.parent / name, (*above, path))]
+    return [*found, path]
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +116,7 @@ def _describe(cls: type[BaseModel], error: Any) -> str:
         return f"unknown key '{key}'{nearest(str(location[-1]), known)}"
     if error["type"] == "missing":
         return f"missing key '{key}'"
-    given = repr(error.get("input"))
-    given = given if len(given) <= 80 else given[:77] + "..."
+    given = _SHORT.repr(error.get("input"))
     return f"key '{key}' = {given}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

@@ -56,6 +56,8 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "output_samples": ("N", "evaluate and checkpoint at least every N samples"),
     "output_seconds": ("S", "evaluate and checkpoint at least every S seconds"),
     "test_episodes": ("N [unlimited]", "test mode: episodes in all"),
+    "statistics_episodes": ("N", "test mode: episodes for statistics and measures, the first of them --test_episodes"),
+    "eval_envs": ("N [0]", "train mode: evaluate in so many worlds of every process while the others train; 0: pause"),
     "max_episode_steps": ("N", "tests and evaluations: count an episode as ended after so many control steps"),
     "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
     "resume": ("PATH", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder"),
@@ -335,6 +337,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         time_budget_s=None if hours is None else 3600.0 * hours,
         output_samples=args.integer("output_samples", minimum=1),
         output_seconds=args.number("output_seconds", minimum=0.0),
+        eval_envs=args.integer("eval_envs", 0, minimum=0),
         max_episode_steps=args.integer("max_episode_steps", minimum=1),
         save_int_models=args.boolean("save_int_models", False),
         resume=None if resume is None else Path(resume),
@@ -371,7 +374,8 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 
     with StopSignals() as signals:
         result = run_test(
-            env, agent, dist, args.integer("test_episodes", UNLIMITED, minimum=1), on_step=on_step,
+            env, agent, dist, args.integer("test_episodes", UNLIMITED, minimum=1),
+            args.integer("statistics_episodes", minimum=1), on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
             max_episode_steps=args.integer("max_episode_steps", minimum=1),
         )
@@ -385,8 +389,15 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         print(f"Mean return: {result.test_return:.6g}\nMean episode length: {result.test_episode_length:.6g}\n"
               f"Episodes: {result.test_episodes}", flush=True)
         for name, value in result.measures.items():
-            print(f"{name}: {value:.6g}")
+            print(f"{name}: {value:.6g}{interval_text(result.statistics.get(name))}")
     return EXIT_OK if signals.received is None else 128 + signals.received
+
+
+def interval_text(summary: Mapping[str, Any] | None) -> str:
+    """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
+    if summary is None or summary["ci95"] is None:
+        return ""
+    return f" +- {summary['ci95']:.2g} ({summary['episodes']} episodes)"
 
 
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:

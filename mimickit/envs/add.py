@@ -36,8 +36,8 @@ def build(config: ADDConfig, setup: Setup) -> Env:
         *failure_parts(config, setup, engine, character.model),
         history,
         TrackingObs(history, windows, config.global_obs),
-        TrackingError(setup.device),
-        SuccessRate(setup.device),
+        TrackingError(setup.num_envs, setup.device),
+        SuccessRate(setup.num_envs, setup.device),
     ]
     return Env(
         engine, character, source, parts, low, high, config.episode_length, view=view_of(config),

@@ -71,11 +71,11 @@ def compose(
         history,
         PriorObs(history, windows, config.rand_reset, key_ids, config.global_obs, config.root_height_obs,
                  config.disc_dof_vel_obs, world_anchor=config.track_root),
-        MotionSimilarity(history, windows, dt),
-        FallRate(setup.device),
+        MotionSimilarity(history, windows, num_envs, dt),
+        FallRate(setup.num_envs, setup.device),
     ]
     if config.log_tracking_error:
-        parts.append(TrackingError(setup.device))
+        parts.append(TrackingError(setup.num_envs, setup.device))
     return Env(
         engine, character, source, parts, low, high, config.episode_length, view=view_of(config), log_diagnostics=True,
     )

@@ -62,6 +62,12 @@ class VecEnv(Protocol):
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Means since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``. No sync."""
 
+    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Those diagnostics that are means over samples, as (sum, number of samples) of each environment, [N] float64.
+
+        Live buffers that every step adds to, cleared with the diagnostics. Diagnostics that are no such means (largest
+        values, for example) are left out."""
+
     def health(self) -> dict[str, torch.Tensor]:
         """Counters since clear_health(), 0-d int64 tensors: ``nonfinite`` (environment steps with a NaN or infinity
         in observation or reward; those environments were failed and reset), ``contact_overflow``,

@@ -36,8 +36,8 @@ def build(config: DeepMimicConfig, setup: Setup, objects: tuple[StaticObject, ..
         TrackingReward(weights, scales, key_ids, joint_w, dof_w, config.track_root, config.root_height_obs),
         MotionEnd(),
         *failure_parts(config, setup, engine, model),
-        TrackingError(setup.device),
-        SuccessRate(setup.device),
+        TrackingError(setup.num_envs, setup.device),
+        SuccessRate(setup.num_envs, setup.device),
     ]
     source = RefMotion(motions, character, setup.num_envs, engine.control_dt, config.future_steps, config.rand_reset)
     return Env(

@@ -60,7 +60,7 @@ class DofDrive(MeasuringPart):
         self._command = torch.zeros(engine.num_envs, model.num_dofs, device=device)
         self._driven = torch.zeros(engine.num_envs, dtype=torch.int64, device=device)
         self._rest = character.dof_to_rot(torch.zeros_like(low))
-        super().__init__(("pose_err", "command_size"), device)
+        super().__init__(("pose_err", "command_size"), engine.num_envs, device)
 
     def act(self) -> None:
         self._engine.command.copy_(self._command)

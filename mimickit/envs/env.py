@@ -141,6 +141,10 @@ class Env:
         """Measures of all parts, 0-d tensors. NaN where there was nothing to measure yet."""
         return {name: value for part in self.parts for name, value in part.diagnostics().items()}
 
+    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`mimickit.envs.base.VecEnv.measure_sums`."""
+        return {name: pair for part in self.parts for name, pair in part.measure_sums().items()}
+
     def health(self) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.health`."""
         contacts, constraints = self.engine.overflow.clone().unbind()

@@ -124,6 +124,10 @@ class Part:
         """Measures since ``clear_diagnostics``, 0-d tensors."""
         return {}
 
+    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """For those diagnostics that are means over samples: sum and number of samples [N] float64, live buffers."""
+        return {}
+
     def clear_diagnostics(self) -> None:
         """Forget all measures."""
 
@@ -158,21 +162,29 @@ class ConstantReward(Part):
 
 
 class Means:
-    """Named means over samples, summed in float64 on the device; NaN while there are no samples."""
+    """Named means over samples, summed in float64 on the device for each environment apart; NaN without samples.
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+    Apart, because environments are independent of each other while an environment's steps are not: only so can
+    somebody say how uncertain a mean is, or leave out the steps of some.
+    """
+
+    def __init__(self, names: tuple[str, ...], num_envs: int, device: torch.device) -> None:
         self.names = names
-        self.sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(num_envs, len(names), dtype=torch.float64, device=device)
+        self.count = torch.zeros(num_envs, dtype=torch.float64, device=device)
 
     def add(self, values: Tensor, valid: Tensor) -> None:
         """Add values [N, number of names] of the samples whose valid [N] is True."""
-        self.sums += torch.where(valid[:, None], values, 0.0).sum(dim=0, dtype=torch.float64)
-        self.count += valid.sum()
+        self.sums += torch.where(valid[:, None], values, 0.0)
+        self.count += valid
 
     def means(self) -> dict[str, Tensor]:
-        """Mean of each name, 0-d float64."""
-        return dict(zip(self.names, (self.sums / self.count).unbind(), strict=True))
+        """Mean of each name over the samples of all environments, 0-d float64."""
+        return dict(zip(self.names, (self.sums.sum(dim=0) / self.count.sum()).unbind(), strict=True))
+
+    def per_env(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sum and number of samples of each name, [N] float64, live."""
+        return {name: (self.sums[:, i], self.count) for i, name in enumerate(self.names)}
 
     def clear(self) -> None:
         """Forget all samples."""
@@ -187,11 +199,14 @@ class Means:
 class MeasuringPart(Part):
     """A part whose diagnostics are means over samples; ``measure`` adds to ``self._means``."""
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self._means = Means(names, device)
+    def __init__(self, names: tuple[str, ...], num_envs: int, device: torch.device) -> None:
+        self._means = Means(names, num_envs, device)
 
     def diagnostics(self) -> dict[str, Tensor]:
         return self._means.means()
+
+    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return self._means.per_env()
 
     def clear_diagnostics(self) -> None:
         self._means.clear()

@@ -60,14 +60,14 @@ class MotionSimilarity(MeasuringPart):
     exactly.
     """
 
-    def __init__(self, history: History, windows: ClipWindows, dt: float) -> None:
+    def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:
         self._history = history
         self._begin = (history.num_steps - 0.5) * dt  # s, from here on the window holds simulated states only
         self._clips = clip_snippets(windows, dt)
         self._centre = self._clips.mean(dim=0)
         self._search = self._clips - self._centre
         self._square = self._search.square().sum(dim=-1)
-        super().__init__(("motion_err",), self._clips.device)
+        super().__init__(("motion_err",), num_envs, self._clips.device)
         self._nearest = torch.full((len(self._clips),), FAR, device=self._clips.device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
@@ -101,8 +101,8 @@ class MotionSimilarity(MeasuringPart):
 class FallRate(MeasuringPart):
     """``fall_rate``: share of finished episodes that failed."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(("fall_rate",), device)
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        super().__init__(("fall_rate",), num_envs, device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         fallen = (flags == DoneFlag.FAIL).to(now.time.dtype)

@@ -135,8 +135,8 @@ class LocationGoal(MeasuringPart):
         self._motion = RootMotion(engine)
         self.target = torch.zeros(n, 2, device=device)  # m
         self._reached = torch.zeros(n, dtype=torch.bool, device=device)
-        super().__init__(("task_reward", "goal_err"), device)
-        self._success = Means(("success_rate",), device)
+        super().__init__(("task_reward", "goal_err"), n, device)
+        self._success = Means(("success_rate",), n, device)
 
     def act(self) -> None:
         self._motion.remember()
@@ -183,6 +183,9 @@ class LocationGoal(MeasuringPart):
     def diagnostics(self) -> dict[str, Tensor]:
         return {**super().diagnostics(), **self._success.means()}
 
+    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {**super().measure_sums(), **self._success.per_env()}
+
     def clear_diagnostics(self) -> None:
         super().clear_diagnostics()
         self._success.clear()
@@ -213,7 +216,7 @@ class SteeringGoal(MeasuringPart):
         self.direction = torch.zeros(n, 2, device=device)  # unit vector
         self.face = torch.zeros(n, 2, device=device)  # unit vector
         self.speed = torch.zeros(n, device=device)  # m/s
-        super().__init__(("task_reward", "vel_err", "success_rate"), device)
+        super().__init__(("task_reward", "vel_err", "success_rate"), n, device)
 
     def act(self) -> None:
         self._motion.remember()

@@ -96,8 +96,8 @@ class PoseLost(Part):
 class SuccessRate(MeasuringPart):
     """``success_rate``: share of finished episodes that did not fail."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(("success_rate",), device)
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        super().__init__(("success_rate",), num_envs, device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         kept = (flags != DoneFlag.FAIL).to(now.time.dtype)

@@ -110,8 +110,8 @@ class TrackingReward(Part):
 class TrackingError(MeasuringPart):
     """Mean tracking errors over all steps since the diagnostics were cleared."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(MEASURES, device)
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        super().__init__(MEASURES, num_envs, device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         self._means.add(tracking_errors(now.char, now.ref.now), valid)

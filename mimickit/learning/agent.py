@@ -52,6 +52,13 @@ class Agent(Protocol):
     def observe_test(self) -> None:
         """Measure the step that the environment just made."""
 
+    def freeze(self, count: int) -> None:
+        """From now on act in the first ``count`` environments without randomness by the policy as it is now; it does
+        not learn from them. ``count`` is the same in every call, the first comes before the first ``act``."""
+
+    def frozen_tensors(self) -> dict[str, torch.Tensor]:
+        """The frozen policy by the names of ``model_tensors``, live; empty without :meth:`freeze`."""
+
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """The method's own measures: means over the test so far, 0-d, by names like ``test_disc_reward``."""
 

@@ -21,12 +21,13 @@ from mimickit.envs.base import VecEnv
 from mimickit.learning import ppo
 from mimickit.learning.agent import prefixed
 from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.grad_penalty import penalized_entropy
 from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ModelConfig
-from mimickit.learning.policy_agent import check_batch_sizes
+from mimickit.learning.policy_agent import PASS_SAMPLES, check_batch_sizes
 from mimickit.learning.ppo_agent import PPOKeys
 from mimickit.learning.replay import ReplayRing
 from mimickit.learning.stats import Stat
@@ -51,7 +52,7 @@ class DiscKeys(Config):
     disc_optimizer: OptimizerConfig
     disc_epochs: int = Field(ge=1, description="passes over the rollout")
     disc_batch_size: float = Field(gt=0.0, description="samples per environment in a minibatch")
-    disc_eval_batch_size: int = Field(0, ge=0, description="samples per reward pass, 0 = all; saves memory")
+    disc_eval_batch_size: int = Field(0, ge=0, description="samples per reward pass, 0 = as is fast")
     disc_buffer_size: int = Field(ge=1, description="samples in the replay ring of a process")
     disc_replay_samples: int = Field(ge=0, description="samples of a rollout that enter the ring once it is full")
     disc_logit_reg: float = Field(ge=0.0, description="of the squared weights of the last layer")
@@ -79,27 +80,26 @@ def style_reward(logit: Tensor, scale: float) -> Tensor:
 def discriminator_loss(
     net: nn.Module, negatives: Tensor, positives: Tensor, grad_penalty: float, logit_reg: float
 ) -> dict[str, Tensor]:
-    """Loss of a discriminator, and what to watch; all 0-d.
+    """Loss of a discriminator, and what to watch (without gradient); all 0-d.
 
     Half the cross entropy of both sides, plus the penalty (half the mean squared slope of the logit with respect to
     the input, of both sides; differentiated through), plus the squared weights of the last layer.
 
     Args:
-        net: [B, n] -> logits [B]; its last layer is ``_disc_logits``.
+        net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
         negatives: [M, n] normalised, of the agent; positives: [P, n] normalised, as it should be.
     """
-    count = negatives.shape[0]
-    x = torch.cat([negatives, positives]).detach().requires_grad_()
-    logits = net(x)
+    count, (good, _) = negatives.shape[0], positives.shape
+    x = torch.cat([negatives, positives])
+    label = torch.cat([x.new_full((count,), -1.0), x.new_ones(good)])
+    share = torch.cat([x.new_full((count,), 0.5 / count), x.new_full((good,), 0.5 / good)])
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty)
     neg, pos = logits[:count], logits[count:]
-    (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-    square = slope.square().sum(-1)
-    penalty = 0.5 * (square[:count].mean() + square[count:].mean())
     logit_loss = net._disc_logits.weight.square().sum()
-    entropy = 0.5 * (functional.softplus(neg).mean() + functional.softplus(-pos).mean())
     return {
-        "loss": entropy + grad_penalty * penalty + logit_reg * logit_loss,
-        "grad_penalty": penalty,
+        "loss": loss + logit_reg * logit_loss,
+        "grad_penalty": (share * square).sum(),
         "logit_loss": logit_loss,
         "neg_acc": (neg < 0.0).to(neg.dtype).mean(),
         "pos_acc": (pos > 0.0).to(pos.dtype).mean(),
@@ -298,7 +298,7 @@ class Discriminator:
         flat = samples.flatten(0, 1)
         self._ring.push_rollout(flat, config.disc_replay_samples)
         logits = [self._net(self.evidence.norm.normalize(chunk))
-                  for chunk in flat.split(config.disc_eval_batch_size or flat.shape[0])]
+                  for chunk in flat.split(config.disc_eval_batch_size or PASS_SAMPLES)]
         reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 

@@ -57,6 +57,12 @@ class DummyAgent:
     def observe_test(self) -> None:
         pass
 
+    def freeze(self, count: int) -> None:
+        pass
+
+    def frozen_tensors(self) -> dict[str, torch.Tensor]:
+        return {}
+
     def diagnostics(self) -> dict[str, torch.Tensor]:
         return {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
-from mimickit.learning.stats import Stat, reduce_stats
-from mimickit.learning.tracker import EpisodeTracker
+from mimickit.learning.stats import Stat, reduce_stats, summarize
+from mimickit.learning.tracker import EpisodeRecord
 from mimickit.util.distributed import Distributed
 
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
+OWN_NAMES = ("return", "length", "survival")  # of a record, beside the environment's measures
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evaluation:
     episodes: int = 0
     measures: dict[str, float] = field(default_factory=dict)  # diagnostics of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
+    samples: int = 0  # that the policy had learned from
 
     def measured(self) -> dict[str, float]:
         """The measures without those (NaN) that had nothing to measure, such as a share of no ended episode.
@@ -43,56 +45,79 @@ def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(
+def run_episodes(
     env: VecEnv,
     agent: Agent,
     dist: Distributed,
-    episodes: int,
+    per_env: int,
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[], None] = lambda: None,
     max_episode_steps: int | None = None,
-) -> Evaluation:
-    """Run at least ``episodes`` episodes in TEST mode without randomness in the actions.
+) -> tuple[EpisodeRecord, bool]:
+    """Run episodes in TEST mode without randomness in the actions, until every environment has finished ``per_env``.
 
-    Every environment contributes the same number of episodes, its first ones. The environment is left in TEST mode.
+    The environment is left in TEST mode.
 
     Args:
-        should_stop: asked every few steps; true on any process ends the evaluation on all.
+        should_stop: asked every few steps; true on any process ends it on all.
         on_step: called after every step (heartbeat, picture).
         max_episode_steps: count an episode as finished after so many control steps.
+
+    Returns:
+        This process's record, and whether it is complete.
     """
-    wanted = episodes_per_env(episodes, env.num_envs, dist.world_size)
-    if wanted == 0:
-        return Evaluation()
     env.set_mode(EnvMode.TEST)
     env.reset()
     agent.start_test()
-    tracker = EpisodeTracker(env.num_envs, env.device, limit=wanted, max_length=max_episode_steps)
+    record = EpisodeRecord(env.num_envs, env.device, per_env, env.measure_sums(), max_episode_steps)
     running, stopped, steps = True, False, 0
     while running and not stopped:
         agent.act_test()
         env.step(agent.action)
-        tracker.update(env.reward, env.done)
+        record.update(env.reward, env.done)
         agent.observe_test()
         on_step()
         steps += 1
         if steps % CHECK_STEPS == 0:
-            unfinished = not bool(tracker.all_reached(wanted))
-            running, stopped = _any(dist, unfinished, should_stop())
+            running, stopped = _any(dist, not bool(record.complete()), should_stop())
+    return record, not running
 
-    mean_return, length, count = tracker.stats()
-    stats = {"return": mean_return, "length": length, "episodes": count}
-    found = {**env.diagnostics(), **agent.diagnostics()}
-    measures = {name: Stat(value, "mean", count.value) for name, value in found.items()}
-    values = reduce_stats({**stats, **measures}, dist)
+
+def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any) -> Evaluation:
+    """Means over at least ``episodes`` episodes of all processes.
+
+    Every environment contributes the same number of episodes, its first ones; ``options`` as in :func:`run_episodes`.
+    """
+    per_env = episodes_per_env(episodes, env.num_envs, dist.world_size)
+    if per_env == 0:
+        return Evaluation()
+    record, complete = run_episodes(env, agent, dist, per_env, **options)
+    values = mean_values(record, env, agent, dist)
     return Evaluation(
         mean_return=values["return"],
         episode_length=values["length"],
-        episodes=round(values["episodes"]),
-        measures={name: values[name] for name in measures},
-        complete=not running,
+        episodes=round(values.pop("episodes")),
+        measures={name: value for name, value in values.items() if name not in OWN_NAMES},
+        complete=complete,
     )
+
+
+@torch.no_grad()
+def mean_values(record: EpisodeRecord, env: VecEnv, agent: Agent, dist: Distributed) -> dict[str, float]:
+    """Means of everything measured, over all processes: recorded names over the recorded episodes, other diagnostics
+    over all steps made. NaN where nothing was measured. One wait for the device."""
+    sums = record.sums()
+    _, count = sums["return"]
+    others = {name: value for name, value in {**env.diagnostics(), **agent.diagnostics()}.items() if name not in sums}
+    found = reduce_stats({
+        **{f"sum.{name}": Stat(total, "sum") for name, (total, _) in sums.items()},
+        **{f"weight.{name}": Stat(weight, "sum") for name, (_, weight) in sums.items()},
+        **{name: Stat(value, "mean", count) for name, value in others.items()},
+    }, dist)
+    means = {name: _quotient(found[f"sum.{name}"], found[f"weight.{name}"], 0.0 if name in OWN_NAMES else math.nan)
+             for name in sums}
+    return {**means, **{name: found[name] for name in others}, "episodes": found["weight.return"]}
 
 
 def read_health(env: VecEnv, dist: Distributed) -> dict[str, int]:
@@ -104,7 +129,7 @@ def read_health(env: VecEnv, dist: Distributed) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Learning's part of ``result.json`` of a test."""
+    """Learning's part of ``result.json`` of a test; docs/run_folder.md explains each number."""
 
     __test__ = False  # not a test class
 
@@ -112,6 +137,7 @@ class TestResult:
     test_episode_length: float
     test_episodes: int
     measures: dict[str, float]
+    statistics: dict[str, dict[str, Any]]
     nonfinite: int
     contact_overflow: int
     constraint_overflow: int
@@ -122,30 +148,52 @@ class TestResult:
 
 
 def run_test(
-    env: VecEnv,
-    agent: Agent,
-    dist: Distributed,
-    episodes: int,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], None] = lambda: None,
-    max_episode_steps: int | None = None,
+    env: VecEnv, agent: Agent, dist: Distributed, episodes: int, statistics_episodes: int | None = None, **options: Any
 ) -> TestResult:
-    """One evaluation with its health counters; arguments as in :func:`evaluate`."""
+    """Episodes with their statistics and health counters; ``options`` as in :func:`run_episodes`.
+
+    Args:
+        episodes: at least so many, over all processes.
+        statistics_episodes: at least so many for statistics and measures; return and length are then those of the
+            first ``episodes`` of them. None: the same episodes for all.
+    """
     env.clear_health()
-    result = evaluate(env, agent, dist, episodes, should_stop=should_stop, on_step=on_step,
-                      max_episode_steps=max_episode_steps)
+    wanted = max(episodes, statistics_episodes or 0)
+    per_env = episodes_per_env(wanted, env.num_envs, dist.world_size)
+    record, complete = run_episodes(env, agent, dist, per_env, **options)
+    means = mean_values(record, env, agent, dist)
     health = read_health(env, dist)
+
+    every = dist.all_gather_object(record.episodes())
+    first = every
+    if statistics_episodes is not None:
+        first = [rows[:-(-episodes // dist.world_size)] for rows in every]
+    headline = _summaries(record.names, torch.cat(first))
+    statistics = _summaries(record.names, torch.cat(every))
+    measures = {name: value for name, value in means.items()
+                if name not in ("return", "length", "episodes") and not math.isnan(value)}
     return TestResult(
-        test_return=result.mean_return,
-        test_episode_length=result.episode_length,
-        test_episodes=result.episodes,
-        measures=result.measured(),
+        test_return=headline["return"]["mean"] if headline else 0.0,
+        test_episode_length=headline["length"]["mean"] if headline else 0.0,
+        test_episodes=headline["return"]["episodes"] if headline else 0,
+        measures=measures,
+        statistics=statistics,
         nonfinite=health["nonfinite"],
         contact_overflow=health["contact_overflow"],
         constraint_overflow=health["constraint_overflow"],
-        complete=result.complete,
+        complete=complete,
     )
+
+
+def _summaries(names: Sequence[str], rows: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """:func:`summarize` of each name; rows [K, number of names, 2]."""
+    found = {name: summarize(rows[:, i, 0], rows[:, i, 1], share=name == "survival" or name.endswith("_rate"))
+             for i, name in enumerate(names)}
+    return {name: summary for name, summary in found.items() if summary is not None}
+
+
+def _quotient(total: float, weight: float, otherwise: float) -> float:
+    return total / weight if weight > 0 else otherwise
 
 
 def _any(dist: Distributed, first: bool, second: bool) -> tuple[bool, bool]:

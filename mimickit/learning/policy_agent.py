@@ -7,6 +7,7 @@ critic), and *actor terms* (further losses of the actor). Who composes what: ``a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,7 @@ from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed
 
 OBS_CLIP = 10.0
+PASS_SAMPLES = 32768  # of a rollout that networks look at in one pass without gradient: enough to be fast
 
 
 class PolicyConfig(AgentConfig):
@@ -47,10 +49,9 @@ class PolicyConfig(AgentConfig):
     action_bound_weight: float = Field(ge=0.0)
     action_entropy_weight: float
     action_reg_weight: float = Field(ge=0.0)
-    critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = all; saves memory")
-    kl_target: float = Field(0.0, ge=0.0, description="the actor's learning rate is adapted until an update changes the "
-                                                      "policy so much (mean KL divergence over its steps); 0 = fixed "
-                                                      "rate (ours)")
+    critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = as is fast")
+    kl_target: float = Field(0.0, ge=0.0, description="mean KL divergence over an update's steps to which the actor's "
+                                                      "learning rate is adapted; 0 = fixed rate (ours)")
     exp_anneal_samples: float = Field(float("inf"), gt=0.0, description="total samples")
     exp_prob_beg: float = Field(1.0, ge=0.0, le=1.0, description="probability of a random action at the start")
     exp_prob_end: float = Field(1.0, ge=0.0, le=1.0, description="and after exp_anneal_samples")
@@ -128,6 +129,19 @@ class ActorBatch:
     flag: Tensor  # [B] 1 where the action was random
 
 
+@dataclass(frozen=True)
+class FrozenPolicy:
+    """A copy of the policy that does not learn."""
+
+    count: int  # environments in which it acts
+    model: ActorCritic
+    obs_norm: MeanStdNormalizer
+
+    def act(self, obs: Tensor, latent: Tensor | None) -> Tensor:
+        """Mean action [count, A], normalised, for observations [count, O] and latents [count, L]."""
+        return self.model.policy(join(self.obs_norm.normalize(obs), latent))[0]
+
+
 class ActorTerm(Protocol):
     """A further loss of the actor."""
 
@@ -188,6 +202,7 @@ class PolicyAgent:
         self._flag = torch.ones(num_envs, device=device)
         self._exp_prob = torch.ones((), device=device)
         drawn = list(latent.state_tensors().values()) if latent is not None else []
+        self._frozen: FrozenPolicy | None = None
         self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
         self._act_test = Graphed(self._act_mode, device, state=drawn, enabled=config.cuda_graphs)
 
@@ -233,11 +248,34 @@ class PolicyAgent:
     def diagnostics(self) -> dict[str, Tensor]:
         return {name: value for source in self._sources for name, value in source.measures.means().items()}
 
+    def freeze(self, count: int) -> None:
+        if self._frozen is None:
+            assert not self._act_train.captured, "what acts is captured already"
+            self._frozen = FrozenPolicy(count, copy.deepcopy(self._model), copy.deepcopy(self._obs_norm))
+        assert count == self._frozen.count
+        present = self.model_tensors()
+        with torch.no_grad():
+            for name, tensor in self.frozen_tensors().items():
+                tensor.copy_(present[name])
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        if self._frozen is None:
+            return {}
+        return {
+            **normalizer_tensors(self._frozen.obs_norm, self._action_norm),
+            **prefixed("_model.", dict(self._frozen.model.named_parameters())),
+        }
+
     @torch.no_grad()
     def _act_randomly(self) -> None:
         mean, log_std = self._policy_now()
         flag = (torch.rand_like(self._flag) < self._exp_prob).to(mean.dtype)
         action = mean + flag.unsqueeze(-1) * torch.exp(log_std) * torch.randn_like(mean)
+        if self._frozen is not None:
+            count = self._frozen.count
+            latent = self._latent.values[:count] if self._latent is not None else None
+            action = torch.cat([self._frozen.act(self._env.obs[:count], latent), action[count:]])
+            flag = torch.cat([torch.zeros_like(flag[:count]), flag[count:]])
         self._norm_action.copy_(action)
         self._log_prob.copy_(gaussian_log_prob(action, mean, log_std))
         self._flag.copy_(flag)
@@ -315,7 +353,7 @@ class PolicyAgent:
 
     def _values(self, obs: Tensor) -> Tensor:
         """Critic's values [T, N] of observations [T, N, O] with the latents of the same steps, some steps at a time."""
-        size = self.config.critic_eval_batch_size or obs.shape[0]
+        size = self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // obs.shape[1])
         chunks = obs.split(size)
         latents = self._latent.recorded().split(size) if self._latent is not None else [None] * len(chunks)
         return torch.cat([

@@ -115,7 +115,10 @@ def surrogate_loss(
 
 
 def policy_change(log_prob: torch.Tensor, old_log_prob: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """Estimate of the Kullback-Leibler divergence of the old policy from the new, mean over the flagged samples of [B],
-    0-d: rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL Divergence")."""
+    """Estimate of the Kullback-Leibler divergence of the old policy from the new over the flagged samples of [B], 0-d.
+
+    Mean of rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL
+    Divergence").
+    """
     log_ratio = torch.where(flag > 0.5, log_prob - old_log_prob, 0.0).detach()
     return flagged_mean(torch.expm1(log_ratio) - log_ratio, flag)

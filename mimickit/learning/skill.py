@@ -20,7 +20,7 @@ from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ActorCritic
-from mimickit.learning.policy_agent import ActorBatch, check_batch_sizes, join
+from mimickit.learning.policy_agent import PASS_SAMPLES, ActorBatch, check_batch_sizes, join
 from mimickit.learning.stats import Stat
 from mimickit.learning.update import BatchLoss, NetworkUpdate
 from mimickit.util.distributed import Distributed
@@ -43,7 +43,7 @@ class SkillConfig(AdversarialConfig):
     enc_optimizer: OptimizerConfig
     enc_epochs: int = Field(ge=1, description="passes over the rollout")
     enc_batch_size: float = Field(gt=0.0, description="samples per environment in a minibatch")
-    enc_eval_batch_size: int = Field(0, ge=0, description="samples per reward pass, 0 = all; saves memory")
+    enc_eval_batch_size: int = Field(0, ge=0, description="samples per reward pass, 0 = as is fast")
     enc_reward_weight: float
     diversity_weight: float = Field(ge=0.0)
     diversity_tar: float = Field(description="action change aimed at, relative to the change of the latent")
@@ -178,7 +178,7 @@ class SkillReward:
         evidence, latent = self._disc.evidence, self._latents.recorded()
         flat = evidence.samples().flatten(0, 1)
         guesses = [self._net(evidence.norm.normalize(chunk))
-                   for chunk in flat.split(self._config.enc_eval_batch_size or flat.shape[0])]
+                   for chunk in flat.split(self._config.enc_eval_batch_size or PASS_SAMPLES)]
         reward = encoder_reward(latent, torch.cat(guesses).view(latent.shape))
         return self._config.enc_reward_weight * reward, mean_and_std_columns("Enc_Reward", reward, self._dist)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import torch
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.evaluate import Evaluation, evaluate, read_health
+from mimickit.learning.side_evaluation import SideEvaluation
 from mimickit.learning.stats import Stat, reduce_stats
 from mimickit.learning.stopping import StopSignals
 from mimickit.learning.tracker import EpisodeTracker
@@ -52,6 +53,7 @@ class TrainOptions:
     time_budget_s: float | None = None  # of this process
     output_samples: int | None = None  # evaluate and save at least so often, besides the agent's iters_per_output
     output_seconds: float | None = None
+    eval_envs: int = 0  # evaluate in so many environments of every process beside training; 0: training pauses for it
     max_episode_steps: int | None = None  # evaluations count an episode as ended after so many control steps
     save_int_models: bool = False
     resume: Path | None = None  # run folder or checkpoint folder
@@ -116,8 +118,12 @@ class _Training:
         self.env, self.agent, self.dist, self.options, self.signals = env, agent, dist, options, signals
         self.out_dir = Path(options.out_dir)
         self.tracker = EpisodeTracker(env.num_envs, env.device)
+        self.side: SideEvaluation | None = None
         tracked = list(self.tracker.state_tensors().values())
-        self.track = Graphed(lambda: self.tracker.update(env.reward, env.done), env.device, state=tracked)
+        if options.eval_envs:
+            self.side = SideEvaluation(env, agent, options.eval_envs, options.max_episode_steps)
+            tracked += self.side.local_state().values()
+        self.track = Graphed(self._track, env.device, state=tracked)
 
         self.iteration = 0  # index of the iteration at hand
         self.samples = 0
@@ -132,6 +138,11 @@ class _Training:
         self.iterations_here = 0
         self.wall_before = 0.0  # s, of the runs this one continues
         self.signal: int | None = None  # that ended the run, received by any process
+
+    def _track(self) -> None:
+        self.tracker.update(self.env.reward, self.env.done)
+        if self.side is not None:
+            self.side.update()
 
     # --- the loop
 
@@ -167,8 +178,10 @@ class _Training:
         self.outcome = self._decide_outcome()
         if self.outcome == "interrupted":
             self._save_interrupted(self._state_before_output(due))
-        elif due or self.outcome:
+        elif (due or self.outcome) and self.side is None:
             self._output(due)
+        elif due or self.outcome:
+            self._output_beside(due)
         else:
             self._print(self._row())
             self.iteration += 1
@@ -185,30 +198,51 @@ class _Training:
             self.outcome = "interrupted"
             self._save_interrupted(before)
             return
-        self.evaluation = evaluation
         self._check_health(read_health(self.env, self.dist))
-        improved = [evaluation.mean_return, evaluation.episode_length] > self.best
-        if improved:
-            self.best = [evaluation.mean_return, evaluation.episode_length]
-
-        row = self._row()
-        measures = [column_name(name) for name in evaluation.measures] if self.options.log_measures else []
-        self.logger.write(row, measures)
-        self._print(row)
-        self._save_models(improved)
+        self._publish(evaluation)
         self.tracker.clear()
         self.env.set_mode(EnvMode.TRAIN)
         self.env.reset()
         self.iteration += 1
         self.pending = False
-        self.last_output_samples, self.last_output_time = self.samples, time.monotonic()
         if due:
             self._save_checkpoint(self._state(self.iteration))
         else:
             shared, local = before
-            self._save_checkpoint(({**shared, "evaluation": asdict(evaluation), "best": self.best}, local))
-        self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
+            self._save_checkpoint(({**shared, **self._evaluated()}, local))
         self.progress.enter("training")
+
+    def _output_beside(self, due: bool) -> None:
+        """Log and save; if the evaluation beside training has ended, take its result and begin the next."""
+        before = None if due else snapshot(self._state(self.iteration + 1))
+        evaluation = self.side.result(self.dist)
+        self._publish(evaluation)
+        self.tracker.clear()
+        if due and evaluation is not None:
+            self.env.reset()
+            self.side.begin(self.samples)
+        self.iteration += 1
+        self.pending = False
+        if before is None:
+            self._save_checkpoint(self._state(self.iteration))
+        else:
+            shared, local = before
+            self._save_checkpoint(({**shared, **self._evaluated()}, local))
+
+    def _publish(self, evaluation: Evaluation | None) -> None:
+        """Log, print and save the models of an output iteration. None: no new evaluation, the last one stands."""
+        improved = False
+        if evaluation is not None:
+            self.evaluation = evaluation if self.side is not None else replace(evaluation, samples=self.samples)
+            reached = [evaluation.mean_return, evaluation.episode_length]
+            improved = reached > self.best
+            self.best = max(self.best, reached)
+        row = self._row()
+        self.logger.write(row, [column_name(name) for name in self._shown_measures()])
+        self._print(row)
+        self._save_models(improved)
+        self.last_output_samples, self.last_output_time = self.samples, time.monotonic()
+        self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
 
     # --- decisions
 
@@ -276,7 +310,6 @@ class _Training:
 
     def _row(self) -> dict[str, Number]:
         report, evaluation = self.report, self.evaluation or Evaluation()
-        shown = evaluation.measures if self.options.log_measures else {}
         return {
             "Iteration": self.iteration,
             "Wall_Time": self._wall_s() / 3600.0,
@@ -288,9 +321,15 @@ class _Training:
             "Train_Episode_Length": report["Train_Episode_Length"],
             "Train_Episodes": round(report["Train_Episodes"]),
             **_part(report, "method."),
-            **{column_name(name): value for name, value in shown.items()},
+            **{column_name(name): value for name, value in self._shown_measures().items()},
             **_part(report, "info."),
+            **({"Test_Samples": evaluation.samples} if self.side is not None else {}),
         }
+
+    def _shown_measures(self) -> dict[str, float]:
+        """The environment's log columns: what the last pause for an evaluation measured."""
+        shown = self.evaluation is not None and self.options.log_measures and self.side is None
+        return self.evaluation.measures if shown else {}
 
     def _print(self, row: Mapping[str, Number]) -> None:
         if self.dist.is_root:
@@ -315,6 +354,8 @@ class _Training:
         self.env.clear_health()
         if options.resume is None:
             self.env.reset()
+            if self.side is not None:
+                self.side.begin(0)
         else:
             self._resume(options.resume)
         self.samples_before = self.samples
@@ -341,18 +382,22 @@ class _Training:
             "wall_s": self._wall_s(),
             "pending": pending,
             "report": self.report,
-            "evaluation": asdict(self.evaluation) if self.evaluation else None,
-            "best": self.best,
+            **self._evaluated(),
             "output_samples": self.last_output_samples,
+            "side": {"samples": self.side.samples, "frozen": self.side.shared_state()} if self.side else None,
         }
         local = {
             "env": self.env.state_dict(),
             "agent": self.agent.local_state(),
             "tracker": self.tracker.state_tensors(),
+            "side": self.side.local_state() if self.side else None,
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         return shared, local
+
+    def _evaluated(self) -> dict[str, Any]:
+        return {"evaluation": asdict(self.evaluation) if self.evaluation else None, "best": self.best}
 
     def _resume(self, path: Path) -> None:
         found = load_checkpoint(resolve_checkpoint(path, self.dist), self.dist)
@@ -375,6 +420,13 @@ class _Training:
         self.last_output_samples = shared["output_samples"]
         self.evaluation = Evaluation(**shared["evaluation"]) if shared["evaluation"] else None
         self.checkpoint = found.path
+        if self.side is not None and shared["side"] is not None:
+            self.side.begin(shared["side"]["samples"])
+            fill_tensors(self.side.shared_state(), shared["side"]["frozen"], str(found.path))
+            fill_tensors(self.side.local_state(), local["side"], str(found.path))
+        elif self.side is not None:  # its evaluations paused training
+            self.env.reset()
+            self.side.begin(self.samples)
         torch.set_rng_state(local["random_cpu"])
         if self.dist.device.type == "cuda":
             torch.cuda.set_rng_state(local["random_cuda"], self.dist.device)
@@ -405,8 +457,8 @@ class _Training:
             save_model(self.out_dir / "int_models" / f"model_{self.iteration:010d}.pt", tensors)
         if improved and self.evaluation is not None:
             best = self.out_dir / "checkpoints" / "best"
-            save_model(best / "model.pt", tensors)
-            entries = {"iteration": self.iteration, "samples": self.samples, **asdict(self.evaluation)}
+            save_model(best / "model.pt", {**tensors, **self.agent.frozen_tensors()})
+            entries = {"iteration": self.iteration, **asdict(self.evaluation)}
             write_json(best / "evaluation.json", entries)
 
     def _model_file(self) -> Path:
@@ -417,7 +469,8 @@ class _Training:
         wall = time.monotonic() - self.begun
         last = self.evaluation
         evaluation = None if last is None else {
-            "return": last.mean_return, "episode_length": last.episode_length, "episodes": last.episodes}
+            "return": last.mean_return, "episode_length": last.episode_length, "episodes": last.episodes,
+            "samples": last.samples}
         return TrainResult(
             outcome=self.outcome,
             samples=self.samples,

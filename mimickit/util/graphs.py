@@ -2,15 +2,23 @@
 
 Rules for a function that is captured: fixed shapes, results written into tensors that outlive the call, no host
 synchronisation, no Python decision on tensor values, no tensors made from host data. Python code runs only while
-warming up and capturing; a replay repeats the recorded kernels on the same memory.
+warming up and capturing; a replay repeats the recorded kernels on the same memory. Temporary tensors of all graphs of a
+device share one pool: graphs are replayed one after the other and leave nothing in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache
 
 import torch
+
+
+@cache
+def shared_pool(device: torch.device) -> tuple[int, int]:
+    """The memory pool of all graphs of a CUDA device."""
+    with torch.cuda.device(device):
+        return torch.cuda.graph_pool_handle()
 
 
 class Graphed:
@@ -21,7 +29,7 @@ class Graphed:
     first call has exactly the effect of one ``fn()``, and every call draws the same random numbers as without a graph.
 
     Args:
-        fn: function without arguments; what it returns (static tensors) every call returns again.
+        fn: function without arguments and result.
         device: where its tensors live.
         warmup: runs before capture, at least 1.
         state: tensors that ``fn`` reads and changes (counters, accumulators, parameters, optimizer moments). Tensors
@@ -33,7 +41,7 @@ class Graphed:
 
     def __init__(
         self,
-        fn: Callable[[], Any],
+        fn: Callable[[], None],
         device: torch.device | str,
         warmup: int = 3,
         state: Sequence[torch.Tensor] = (),
@@ -47,20 +55,19 @@ class Graphed:
         self._state = tuple(state)
         self._use_graph = enabled and self._device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._result: Any = None
 
     @property
     def captured(self) -> bool:
         """Whether calls replay a graph by now."""
         return self._graph is not None
 
-    def __call__(self) -> Any:
+    def __call__(self) -> None:
         if not self._use_graph:
-            return self._fn()
+            self._fn()
+            return
         if self._graph is None:
             self._capture()
         self._graph.replay()
-        return self._result
 
     def _capture(self) -> None:
         with torch.cuda.device(self._device):
@@ -82,7 +89,7 @@ class Graphed:
 
             graph = torch.cuda.CUDAGraph()
             # thread_local: a communication library's watchdog thread may query events meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._result = self._fn()
+            with torch.cuda.graph(graph, pool=shared_pool(self._device), capture_error_mode="thread_local"):
+                self._fn()
             torch.cuda.set_rng_state(random_state, self._device)
             self._graph = graph

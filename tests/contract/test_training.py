@@ -44,18 +44,22 @@ def assert_same_checkpoint(folder_a, folder_b):
         for name in a.local[part]:
             assert torch.equal(a.local[part][name], b.local[part][name]), name
     assert torch.equal(a.local["random_cpu"], b.local["random_cpu"])
-    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best"}:
+    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best", "side"}:
         assert a.shared[name] == b.shared[name], name
+    if a.shared["side"] is not None:
+        assert a.shared["side"]["samples"] == b.shared["side"]["samples"]
+        for x, y in ((a.shared["side"]["frozen"], b.shared["side"]["frozen"]), (a.local["side"], b.local["side"])):
+            assert all(torch.equal(x[name], y[name]) for name in x) and x.keys() == y.keys()
 
 
 @pytest.mark.parametrize("every", [100, 3, 2])
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_continued_run_equals_an_uninterrupted_one(tmp_path, every, optimizer):
+@pytest.mark.parametrize(("optimizer", "beside"), [("SGD", 0), ("Adam", 0), ("Adam", 4)])
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, every, optimizer, beside):
     keys = {"iters_per_output": every, "actor_optimizer": {"type": optimizer, "learning_rate": 1e-3},
             "exp_prob_beg": 1.0, "exp_prob_end": 0.5, "exp_anneal_samples": 2000, "normalizer_samples": 4 * PER_ITER}
-    whole = run(tmp_path / "whole", agent_keys=keys, max_iters=6)
-    run(tmp_path / "parts", agent_keys=keys, max_iters=3)
-    parts = run(tmp_path / "parts", seed=99, agent_keys=keys, max_iters=3, resume=tmp_path / "parts")
+    whole = run(tmp_path / "whole", agent_keys=keys, max_iters=6, eval_envs=beside)
+    run(tmp_path / "parts", agent_keys=keys, max_iters=3, eval_envs=beside)
+    parts = run(tmp_path / "parts", seed=99, agent_keys=keys, max_iters=3, resume=tmp_path / "parts", eval_envs=beside)
     assert parts[0].samples == whole[0].samples == 6 * PER_ITER
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
     assert parts[0].evaluation == whole[0].evaluation
@@ -81,18 +85,21 @@ class Interrupting(ToyEnv):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("in_test", "every"), [(False, 100), (False, 2), (True, 2)])
-def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_exactly(tmp_path, in_test, every):
+@pytest.mark.parametrize(("in_test", "every", "beside"), [
+    (False, 100, 0), (False, 2, 0), (True, 2, 0), (False, 100, 4), (False, 2, 4)])
+def test_a_signal_ends_the_run_with_a_checkpoint_that_continues_exactly(tmp_path, in_test, every, beside):
     keys = {"iters_per_output": every}
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    run(tmp_path / "whole", agent_keys=keys, max_samples=6 * PER_ITER)
-    stopped, _, _ = run(tmp_path / "parts", env=Interrupting(60, in_test), agent_keys=keys, max_samples=6 * PER_ITER)
+    run(tmp_path / "whole", agent_keys=keys, max_samples=6 * PER_ITER, eval_envs=beside)
+    stopped, _, _ = run(tmp_path / "parts", env=Interrupting(60, in_test), agent_keys=keys, max_samples=6 * PER_ITER,
+                        eval_envs=beside)
     assert stopped.outcome == "interrupted"
     assert stopped.signal == signal.SIGTERM
     assert stopped.samples < 6 * PER_ITER
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     result, _, _ = run(
-        tmp_path / "parts", seed=5, agent_keys=keys, max_samples=6 * PER_ITER, resume=tmp_path / "parts")
+        tmp_path / "parts", seed=5, agent_keys=keys, max_samples=6 * PER_ITER, resume=tmp_path / "parts",
+        eval_envs=beside)
     assert result.outcome == "completed"
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
     iterations = [r[0] for r in read_log(tmp_path / "parts" / "log.txt")[1]]

@@ -76,6 +76,9 @@ class ToyEnv:
     def diagnostics(self) -> dict[str, torch.Tensor]:
         return {"distance_err": self._distance[0] / self._distance[1].clamp(min=1.0)}
 
+    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        return {}
+
     def health(self) -> dict[str, torch.Tensor]:
         zero = torch.zeros((), dtype=torch.int64)
         return {"nonfinite": self._nonfinite, "contact_overflow": zero, "constraint_overflow": zero}

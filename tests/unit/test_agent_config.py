@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimickit.config import load_yaml
+from mimickit.config import load_layered, load_yaml
 from mimickit.learning.agents import parse_agent_config
 from mimickit.learning.dummy_agent import DummyConfig
 from mimickit.learning.ppo_agent import PPOConfig
@@ -23,11 +23,20 @@ def test_shipped_file():
     assert config.critic_eval_batch_size == 0
 
 
-@pytest.mark.parametrize("path", sorted(FILE.parent.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(FILE.parent.glob("*_agent*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_file_is_valid(path):
     name = path.stem.split("_")[0].upper()
     expected = {"DEEPMIMIC": "AWR" if "awr" in path.stem else "PPO"}.get(name, name)
-    assert parse_agent_config(load_yaml(path), str(path)).agent_name == expected
+    assert parse_agent_config(load_layered(path), str(path)).agent_name == expected
+
+
+@pytest.mark.parametrize("path", sorted(FILE.parent.glob("*_agent.yaml")), ids=lambda p: p.stem)
+def test_every_agent_has_a_tuned_variant_that_keeps_method_and_model(path):
+    shipped = parse_agent_config(load_yaml(path), str(path))
+    tuned = parse_agent_config(load_layered(path.with_name(f"{path.stem}_tuned.yaml")))
+    assert (tuned.agent_name, tuned.model) == (shipped.agent_name, shipped.model)
+    assert tuned.actor_optimizer.type == "Adam" and tuned.kl_target == 0.03 and shipped.kl_target == 0.0
+    assert getattr(tuned, "task_reward_weight", None) == getattr(shipped, "task_reward_weight", None)
 
 
 def test_shipped_values_of_the_methods():

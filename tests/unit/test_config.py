@@ -2,7 +2,7 @@ from typing import Literal
 
 import pytest
 
-from mimickit.config import Config, build, load_yaml
+from mimickit.config import Config, build, layers, load_layered, load_yaml
 from mimickit.util.failures import AssetMissingError, UserError
 
 
@@ -55,3 +55,25 @@ def test_missing_file_and_wrong_shape(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
         load_yaml(tmp_path / "list.yaml")
+
+
+def test_files_may_stand_on_others(tmp_path):
+    for name, text in {"a": "x: 1\nm: {p: 1, q: 1}", "b": "base: a.yaml\nm: {q: 2}", "c": "y: 3\nx: 3",
+                       "d": "base: [b.yaml, c.yaml]\ny: 4"}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    assert load_layered(tmp_path / "a.yaml") == load_yaml(tmp_path / "a.yaml")
+    assert load_layered(tmp_path / "b.yaml") == {"x": 1, "m": {"p": 1, "q": 2}}
+    assert load_layered(tmp_path / "d.yaml") == {"x": 3, "m": {"p": 1, "q": 2}, "y": 4}
+    assert [file.stem for file in layers(tmp_path / "d.yaml")] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(("text", "kind", "message"), [
+    ("base: other.yaml", UserError, r"other\.yaml: base this\.yaml stands on this file itself"),
+    ("base: 3", UserError, r"this\.yaml: key 'base' = 3 must be the name of a file beside it"),
+    ("base: [gone.yaml]", AssetMissingError, r"not found: .*gone\.yaml"),
+])
+def test_wrong_bases(tmp_path, text, kind, message):
+    (tmp_path / "this.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("base: this.yaml")
+    with pytest.raises(kind, match=message):
+        load_layered(tmp_path / "this.yaml")

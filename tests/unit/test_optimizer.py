@@ -73,3 +73,23 @@ def test_state_continues_exactly():
     step(p, optimizer)
     step(q, other)
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [
+    (0.0, 0.15), (0.014, 0.15), (0.016, 0.1), (0.059, 0.1), (0.061, 0.1 / 1.5), (9.0, 0.1 / 1.5)])
+def test_the_rate_follows_the_policys_change(kl, expected):
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = FlatOptimizer({"p": p}, config(), ALONE)
+    optimizer.adapt_rate(torch.tensor(kl, dtype=torch.float64), 0.03)
+    assert optimizer.rate.item() == pytest.approx(expected)
+    optimizer.set_gradient(p[0])
+    optimizer.step()
+    assert p[0].item() == pytest.approx(1.0 - expected)
+
+
+@pytest.mark.parametrize(("kl", "limit"), [(0.0, 3.0), (1.0, 0.1 / 30)])
+def test_the_rate_stays_within_limits(kl, limit):
+    optimizer = FlatOptimizer({"p": nn.Parameter(torch.ones(1))}, config(), ALONE)
+    for _ in range(20):
+        optimizer.adapt_rate(torch.tensor(kl), 0.03)
+    assert optimizer.rate.item() == pytest.approx(limit)

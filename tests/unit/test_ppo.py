@@ -1,5 +1,7 @@
 """PPO's mathematics against hand-computed numbers."""
 
+import math
+
 import pytest
 import torch
 
@@ -123,3 +125,14 @@ def test_action_bound_loss():
 
 def test_critic_loss_has_no_factor():
     assert ppo.critic_loss(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0])).item() == 5.0
+
+
+def test_policy_change_of_gaussians():
+    """The estimate's mean over many actions is the divergence: for equal deviations s, |m1 - m2|^2 / (2 s^2)."""
+    torch.manual_seed(0)
+    old, new, log_std = torch.zeros(200_000, 2), torch.full((200_000, 2), 0.01), torch.full((2,), -3.0)
+    action = old + torch.exp(log_std) * torch.randn_like(old)
+    logs = [gaussian_log_prob(action, mean, log_std) for mean in (new, old)]
+    expected = 2 * 0.01**2 / (2 * math.exp(-6.0))
+    assert ppo.policy_change(*logs, torch.ones(200_000)).item() == pytest.approx(expected, rel=0.02)
+    assert ppo.policy_change(*logs, torch.zeros(200_000)).item() == 0.0

@@ -1,0 +1,62 @@
+"""Evaluation beside training."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
+from mimickit.learning.evaluate import evaluate
+from mimickit.learning.trainer import TrainOptions, train
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import UserError
+from mimickit.util.logging import read_log
+from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+
+ALONE = Distributed.single()
+
+
+def run(folder, num_envs=256, **options):
+    seed_process(0, 0)
+    env = ToyEnv(num_envs)
+    agent = build_agent(env, parse_agent_config({**AGENT_CONFIG, "iters_per_output": 2}), ALONE)
+    return train(env, agent, ALONE, TrainOptions(folder, **options)), agent, env
+
+
+def test_it_measures_the_frozen_policy(tmp_path):
+    """Every evaluation agrees with one of many episodes of the model that was saved when it began."""
+    result, _, _ = run(tmp_path, max_iters=9, eval_envs=128, save_int_models=True)
+    columns, rows = read_log(tmp_path / "log.txt")
+    found = {int(row[columns.index("Test_Samples")]): float(row[columns.index("Test_Return")]) for row in rows}
+    per_iter = 256 * 16
+    assert list(found) == [i * per_iter for i in (0, 3, 5, 7)]  # episodes take two iterations
+    assert result.evaluation["samples"] == list(found)[-1]
+    env = ToyEnv(2000)
+    judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
+    for samples in list(found)[1:]:
+        load_agent_model(judge, tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
+        expected = evaluate(env, judge, ALONE, 2000).mean_return
+        assert found[samples] == pytest.approx(expected, abs=4 * 3.0 / math.sqrt(128))
+    assert found[7 * per_iter] > found[0] + 1.0
+
+
+def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):
+    _, agent, _ = run(tmp_path, num_envs=16, max_iters=1, eval_envs=4)
+    flag = agent._rollout["flag"]
+    assert flag[:, :4].sum() == 0 and flag[:, 4:].min() == 1
+
+
+def test_the_best_model_is_the_frozen_one(tmp_path):
+    run(tmp_path, max_iters=9, eval_envs=128, save_int_models=True)
+    entries = json.loads((tmp_path / "checkpoints/best/evaluation.json").read_text())
+    best = torch.load(tmp_path / "checkpoints/best/model.pt", weights_only=True)
+    iteration = entries["samples"] // (256 * 16) - 1
+    then = torch.load(tmp_path / f"int_models/model_{iteration:010d}.pt", weights_only=True)
+    for name in ("_obs_norm._mean", "_model._actor_layers.0.weight", "_model._action_dist._mean_net.bias"):
+        assert torch.equal(best[name], then[name]), name
+
+
+def test_some_environments_must_be_left(tmp_path):
+    with pytest.raises(UserError, match=r"--eval_envs 16 leaves none of the 16 environments"):
+        run(tmp_path, num_envs=16, max_iters=1, eval_envs=16)
