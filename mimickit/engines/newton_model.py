@@ -142,7 +142,7 @@ def _add_mjcf(builder: newton.ModelBuilder, path: Path, root: ElementTree.Elemen
             parse_sites=False,
             parse_mujoco_options=False,
             force_show_colliders=root.find(".//geom[@mesh]") is None,  # meshes show a body alone, primitives add to it
-            path_resolver=lambda base, name: _existing(Path(base or folder, name), path),
+            path_resolver=lambda base, name: _inside(Path(base or folder, name), path),
         )
     except ModuleNotFoundError as error:
         raise UserError(
@@ -150,7 +150,11 @@ def _add_mjcf(builder: newton.ModelBuilder, path: Path, root: ElementTree.Elemen
         ) from error
 
 
-def _existing(asset: Path, used_by: Path) -> str:
+def _inside(asset: Path, used_by: Path) -> str:
+    """The path of a mesh or texture. A model opens no files but those beside and below it."""
+    folder = Path(used_by).resolve().parent
+    if not asset.resolve().is_relative_to(folder):
+        raise UserError(f"{used_by} uses the file {asset}; meshes and textures must lie in {folder} or below it")
     if not asset.is_file():
         raise AssetMissingError(f"{used_by} uses the file {asset}, which does not exist")
     return str(asset)

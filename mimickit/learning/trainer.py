@@ -24,13 +24,12 @@ from mimickit.learning.stats import Stat, reduce_stats
 from mimickit.learning.stopping import StopSignals
 from mimickit.learning.tracker import EpisodeTracker
 from mimickit.util.checkpoint import (
+    CheckpointWriter,
     fill_tensors,
     load_checkpoint,
     resolve_checkpoint,
-    save_checkpoint,
     save_model,
     snapshot,
-    to_host,
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import NonFiniteError, UserError
@@ -39,6 +38,7 @@ from mimickit.util.graphs import Graphed
 from mimickit.util.logging import Heartbeat, Logger, LoggerKind, Number, Progress, column_name, print_row, warn
 
 UNLIMITED = 2**63 - 1
+LAST_WRITE = 10.0  # s
 Outcome = Literal["completed", "budget", "interrupted"]
 State = tuple[dict[str, Any], dict[str, Any]]  # shared by all processes, own
 
@@ -98,7 +98,11 @@ def train(env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions) -
         NonFiniteError: a NaN or infinity in observations, rewards or losses.
     """
     with StopSignals() as signals:
-        return _Training(env, agent, dist, options, signals).run()
+        training = _Training(env, agent, dist, options, signals)
+        try:
+            return training.run()
+        finally:
+            training.writer.wait(LAST_WRITE)  # a failure must not cost the checkpoint that is being written
 
 
 @torch.no_grad()
@@ -132,6 +136,7 @@ class _Training:
         self.outcome: Outcome | None = None
         self.evaluation: Evaluation | None = None
         self.best = [-math.inf, -math.inf]  # return, episode length
+        self.writer = CheckpointWriter(self.out_dir / "checkpoints", dist)
         self.checkpoint: Path | None = None
         self.health = {"nonfinite": 0, "contact_overflow": 0, "constraint_overflow": 0}
         self.peak_memory = 0
@@ -152,6 +157,8 @@ class _Training:
             if not self.pending:
                 self._iterate()
             self._conclude()
+        self.writer.wait()
+        self.dist.barrier()
         if not self._model_file().exists():  # continued when nothing was left to do
             self._save_models(improved=False)
         self.progress.enter("done")
@@ -440,13 +447,12 @@ class _Training:
         self.iteration += 1  # rolled out and learned from, though a due evaluation is still to come
 
     def _save_checkpoint(self, state: State) -> None:
-        shared, local = to_host(state)
+        shared, local = state
         manifest = {
             "samples": self.samples, "num_envs": self.env.num_envs, "fingerprint": self.options.fingerprint,
             "time": time.time(),
         }
-        self.checkpoint = save_checkpoint(
-            self.out_dir / "checkpoints", shared["iteration"], shared, local, manifest, self.dist)
+        self.checkpoint = self.writer.save(shared["iteration"], shared, local, manifest)
 
     def _save_models(self, improved: bool) -> None:
         if not self.dist.is_root:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -28,7 +30,9 @@ from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, fsync, write_json
 
 KEEP = 2
+WRITE_TIMEOUT = 600.0  # s, for the files of the other processes
 _SHARED = "shared.pt"
+_WRITTEN = ".written.json"  # beside a file that is complete: its size and sha256, for the manifest
 
 
 @dataclass(frozen=True)
@@ -61,51 +65,111 @@ def _copied(tree: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return tree
 
 
-def save_checkpoint(
-    folder: Path,
-    iteration: int,
-    shared: Mapping[str, Any] | None,
-    local: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    dist: Distributed,
-    keep: int = KEEP,
-) -> Path:
-    """Write ``folder/<iteration, 10 digits>`` together with all processes and remove all but the newest ``keep``.
+class CheckpointWriter:
+    """Writes checkpoints while training goes on: tensors are copied at once, files are written by a thread.
+
+    One checkpoint at a time; no collective operation takes place in the thread, the processes find each other's files.
 
     Args:
         folder: the run's ``checkpoints`` folder.
-        shared: written by the root; the others may pass None.
-        local: written by every process.
-        manifest: further plain entries of ``manifest.json``; ``world_size`` and ``iteration`` are added.
+        keep: so many newest checkpoints stay.
     """
-    folder = Path(folder)
-    final = folder / f"{iteration:010d}"
-    aside = folder / f".tmp-{iteration:010d}"
-    if dist.is_root:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
-            shutil.rmtree(stale)
-        aside.mkdir()
-    dist.barrier()
-    if dist.is_root:
-        assert shared is not None, "the root writes the shared part"
-        _save_tensors(aside / _SHARED, shared)
-    _save_tensors(aside / f"rank_{dist.rank}.pt", local)
-    dist.barrier()
-    if dist.is_root:
-        names = [_SHARED, *(f"rank_{rank}.pt" for rank in range(dist.world_size))]
-        files = {name: {"size": (aside / name).stat().st_size, "sha256": _sha256(aside / name)} for name in names}
-        entries = {**manifest, "world_size": dist.world_size, "iteration": iteration, "files": files}
-        write_json(aside / "manifest.json", entries)
+
+    def __init__(self, folder: Path, dist: Distributed, keep: int = KEEP) -> None:
+        self._folder, self._dist, self._keep = Path(folder), dist, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self, iteration: int, shared: Mapping[str, Any] | None, local: Mapping[str, Any], manifest: Mapping[str, Any]
+    ) -> Path:
+        """Begin to write ``folder/<iteration, 10 digits>`` together with all processes; the earlier one is complete.
+
+        Args:
+            shared: written by the root; the others may pass None.
+            local: written by every process.
+            manifest: further plain entries of ``manifest.json``; ``world_size`` and ``iteration`` are added.
+
+        Raises:
+            OSError: what the earlier one met with.
+        """
+        self.wait()
+        aside = self._folder / f".tmp-{iteration:010d}"
+        if self._dist.is_root:
+            assert shared is not None, "the root writes the shared part"
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for stale in self._folder.glob(".tmp-*"):
+                shutil.rmtree(stale)
+            aside.mkdir()
+        self._dist.barrier()
+        parts = {_SHARED: to_host(shared)} if self._dist.is_root else {}
+        parts[f"rank_{self._dist.rank}.pt"] = to_host(local)
+        entries = {**manifest, "world_size": self._dist.world_size, "iteration": iteration}
+        self._thread = threading.Thread(target=self._write, args=(aside, parts, entries), daemon=True)
+        self._thread.start()
+        return self._folder / f"{iteration:010d}"
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until this process's part is written; on the root, until the checkpoint is complete.
+
+        Args:
+            timeout: s to wait at most.
+
+        Raises:
+            OSError: what writing met with.
+        """
+        if self._thread is None:
+            return
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, aside: Path, parts: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+        try:
+            for name, data in parts.items():
+                found = {"size": _save(aside / name, data), "sha256": _sha256(aside / name)}
+                write_json(aside / f"{name}{_WRITTEN}", found)
+            if self._dist.is_root:
+                self._complete(aside, entries)
+        except BaseException as error:  # raised again where the training loop can end
+            self._error = error
+
+    def _complete(self, aside: Path, entries: Mapping[str, Any]) -> None:
+        """Wait for the files of all processes and put the folder in its place."""
+        folder, final = self._folder, self._folder / aside.name.removeprefix(".tmp-")
+        names = [_SHARED, *(f"rank_{rank}.pt" for rank in range(self._dist.world_size))]
+        deadline = time.monotonic() + WRITE_TIMEOUT
+        while missing := [name for name in names if not (aside / f"{name}{_WRITTEN}").exists()]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{aside}: {', '.join(missing)} not written within {WRITE_TIMEOUT:.0f} s")
+            time.sleep(0.02)
+        files = {name: json.loads((aside / f"{name}{_WRITTEN}").read_text()) for name in names}
+        for name in names:
+            (aside / f"{name}{_WRITTEN}").unlink()
+        write_json(aside / "manifest.json", {**entries, "files": files})
         if final.exists():
-            final.rename(folder / f".old-{final.name}")
+            replaced = folder / f".old-{final.name}"
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         aside.rename(final)
         fsync(folder)
-        shutil.rmtree(folder / f".old-{final.name}", ignore_errors=True)
-        for older in _numbered(folder)[keep:]:
+        for older in [*folder.glob(".old-*"), *_numbered(folder)[self._keep:]]:
             shutil.rmtree(older)
+
+
+def save_checkpoint(
+    folder: Path, iteration: int, shared: Mapping[str, Any] | None, local: Mapping[str, Any],
+    manifest: Mapping[str, Any], dist: Distributed, keep: int = KEEP,
+) -> Path:
+    """Write one checkpoint and wait for it; arguments as of :class:`CheckpointWriter`."""
+    writer = CheckpointWriter(folder, dist, keep)
+    path = writer.save(iteration, shared, local, manifest)
+    writer.wait()
     dist.barrier()
-    return final
+    return path
 
 
 def is_complete(path: Path) -> bool:
@@ -121,8 +185,12 @@ def is_complete(path: Path) -> bool:
 
 
 def find_latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder; truncated and unfinished ones are passed over."""
-    return next((path for path in _numbered(Path(run_dir) / "checkpoints") if is_complete(path)), None)
+    """The newest complete checkpoint of a run folder; truncated and unfinished ones are passed over.
+
+    One that was just being replaced (``.old-*``) serves when there is no other.
+    """
+    folder = Path(run_dir) / "checkpoints"
+    return next((path for path in [*_numbered(folder), *folder.glob(".old-*")] if is_complete(path)), None)
 
 
 def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
@@ -148,7 +216,8 @@ def load_checkpoint(path: Path, dist: Distributed) -> Checkpoint:
     """Read the parts of a checkpoint that this process needs, into CPU memory.
 
     Raises:
-        UserError: it was written by another number of processes.
+        AssetMissingError: it is none.
+        UserError: it was written by another number of processes, or a file holds more than tensors and plain values.
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -159,16 +228,13 @@ def load_checkpoint(path: Path, dist: Distributed) -> Checkpoint:
             f"{path} was written by {manifest['world_size']} process(es), this run has {dist.world_size}: an exact "
             f"continuation needs the same number of devices. Use --model_file with its model.pt for a warm start"
         )
-    shared = torch.load(path / _SHARED, map_location="cpu", weights_only=True)
-    local = torch.load(path / f"rank_{dist.rank}.pt", map_location="cpu", weights_only=True)
-    return Checkpoint(path, manifest, shared, local)
+    return Checkpoint(path, manifest, _load(path / _SHARED), _load(path / f"rank_{dist.rank}.pt"))
 
 
 def save_model(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a flat mapping from names to tensors, atomically, in torch's format with plain CPU tensors."""
-    host = to_host(tensors)
     with atomic_path(path) as temporary:
-        torch.save(host, temporary)
+        _save(temporary, to_host(tensors))
 
 
 def load_model(path: Path, target: Mapping[str, torch.Tensor]) -> None:
@@ -181,10 +247,7 @@ def load_model(path: Path, target: Mapping[str, torch.Tensor]) -> None:
     path = Path(path)
     if not path.is_file():
         raise AssetMissingError(f"model file not found: {path}")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a readable model file: {' '.join(str(error).split())[:300]}") from None
+    loaded = _load(path, "model file")
     if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} must hold a flat mapping from names to tensors")
     fill_tensors(target, loaded, str(path))
@@ -211,9 +274,52 @@ def fill_tensors(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.
             tensor.copy_(source[name])
 
 
-def _save_tensors(path: Path, data: Mapping[str, Any]) -> None:
-    torch.save(to_host(data), path)
-    fsync(path)
+class _Writer:
+    """A file for torch.save, which hides what the system says (disk full): the first error is kept."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is None:
+            self._file.flush()
+
+
+def _save(path: Path, data: Any) -> int:
+    """Write CPU tensors and plain values in torch's format, fsynced; returns the size.
+
+    A failed file is removed: it may be what fills the disk.
+    """
+    try:
+        with path.open("wb") as file:
+            writer = _Writer(file)
+            torch.save(data, writer)
+            if writer.error is not None:
+                raise writer.error
+        fsync(path)
+        return path.stat().st_size
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _load(path: Path, what: str = "checkpoint file") -> Any:
+    """Read a file of tensors and plain values; code in it is not run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged or hostile file may raise nearly anything; nothing of it has an effect
+        raise UserError(f"{path} is not a readable {what}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -226,7 +332,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    known = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "world_size" in manifest
+    return manifest if known else None
 
 
 def _sha256(path: Path) -> str:

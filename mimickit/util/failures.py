@@ -10,12 +10,16 @@ Three kinds of end exist for a run:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mimickit.util.files import write_json
 
@@ -66,41 +70,73 @@ class SolverOverflowError(MimicKitError):
     failure_class: FailureClass = "overflow"
 
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_NO_MEMORY = re.compile(
+    r"out of memory|failed to (cuda )?(m|c)?alloc|can(no|')t allocate memory|bad_alloc|alloc_failed")
+_GPU = re.compile(r"cuda|cublas|cudnn|cusolver|nccl")
+_GPU_FAULT = re.compile(
+    r"cuda error( \d+)?(:| detected)|cudaerror|illegal memory access|device-side assert|launch failure")
+_CONNECTION = re.compile(r"nccl|gloo|connection (closed|reset) by peer")
+
+
 def classify(error: BaseException) -> FailureClass:
-    """Name the failure class of an exception, from its type first and its text only where libraries leave no type."""
+    """Name the failure class of an exception, from its type first and its text only where libraries leave no type.
+
+    An exception that says nothing is judged by the one it was raised from.
+    """
+    classes = [_classify(one) for one in _chain(error)]
+    return next((name for name in classes if name != "failed"), "failed")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _classify(error: BaseException) -> FailureClass:
     if isinstance(error, MimicKitError):
         return error.failure_class
-    text = f"{type(error).__name__}: {error}".lower()
-    if type(error).__name__ == "OutOfMemoryError" or "cuda out of memory" in text or "failed to allocate" in text:
-        return "oom_gpu" if "cuda" in text else "oom_host"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "cannot allocate memory" in text:
-        return "oom_host"
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return "disk"
-    if "nccl" in text or type(error).__name__.startswith("Dist"):
-        return "nccl"
-    if "cuda error" in text or "cudaerror" in text or "illegal memory access" in text or "device-side assert" in text:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "oom_host"
+    text = f"{type(error).__name__}: {error}".lower()
+    if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        return "oom_gpu" if _GPU.search(text) else "oom_host"
+    if _GPU_FAULT.search(text):
         return "cuda_fault"
+    if type(error).__name__.startswith("Dist") or _CONNECTION.search(text):
+        return "nccl"
     return "failed"
 
 
 def write_failure(run_dir: Path, rank: int, error: BaseException) -> Path:
-    """Write ``failures/rank_<rank>.json`` into ``run_dir``: class, type, message, traceback, time, pid. Atomic."""
+    """Write ``failures/rank_<rank>.json`` into ``run_dir``: class, type, message, traceback, time, pid. Atomic.
+
+    Where even that cannot be written (a full disk), says so on stderr: the run's first error must not be hidden.
+    """
     path = Path(run_dir) / "failures" / f"rank_{rank}.json"
-    write_json(path, {
-        "failure_class": classify(error),
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-        "rank": rank,
-        "pid": os.getpid(),
-        "time": time.time(),
-    })
+    try:
+        write_json(path, {
+            "failure_class": classify(error),
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "rank": rank,
+            "pid": os.getpid(),
+            "time": time.time(),
+        })
+    except OSError as problem:
+        print(f"{path} could not be written: {problem}", file=sys.stderr)
     return path
 
 
-def read_failures(run_dir: Path) -> list[dict]:
-    """All failure files of a run folder, earliest first (the first one is the root cause)."""
+def read_failures(run_dir: Path) -> list[dict[str, Any]]:
+    """All failure files of a run folder, earliest first. See :func:`root_cause`."""
     found = []
     for path in sorted(Path(run_dir).glob("failures/rank_*.json")):
         try:
@@ -108,3 +144,13 @@ def read_failures(run_dir: Path) -> list[dict]:
         except (OSError, ValueError):
             continue
     return sorted(found, key=lambda f: f.get("time", float("inf")))
+
+
+def root_cause(failures: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The failure that brought the others about: the earliest that is more than a lost connection; None of none.
+
+    A process that ends takes its connections with it, so the others fail with class ``nccl``, sometimes before it has
+    written its own file.
+    """
+    telling = [failure for failure in failures if failure.get("failure_class") not in ("nccl", "failed")]
+    return next(iter([*telling, *failures]), None)
