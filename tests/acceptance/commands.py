@@ -126,6 +126,7 @@ class Attempt:
         settings, profile = self.settings, self.settings.profile
         flags = {
             **self._train_flags(self.rung.num_envs),
+            "eval_envs": [str(min(profile.eval_envs, self.rung.num_envs // 4))],
             "output_samples": [str(profile.output_samples)], "output_seconds": [f"{profile.output_seconds:g}"],
         }
         if settings.long_mode == "time_budget":
@@ -159,6 +160,10 @@ class Attempt:
         profile = self.settings.profile
         flags, key = self._episodes(profile.test_episodes)
         num_envs = max(profile.test_episodes, 1)  # all episodes side by side
+        if self.case.trainable and profile.test_envs > num_envs:
+            num_envs = profile.test_envs
+            flags["statistics_episodes"] = [str(num_envs)]
+            key = {**key, "test_envs": num_envs}
         return {**flags, "num_envs": [str(num_envs)]}, key, profile.test_timeout
 
     def _viz(self) -> tuple[dict, dict, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -14,13 +15,24 @@ from pathlib import Path
 from typing import IO
 
 
+@functools.cache
+def gpu_listing() -> str:
+    """What nvidia-smi says of the GPUs this process may see, without loading any GPU library; empty without it."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+
+
+def gpu_uuids() -> list[str]:
+    """Identities of the GPUs in the order of their indices; none where nvidia-smi does not say."""
+    return re.findall(r"^GPU \d+: .*\(UUID: (\S+)\)", gpu_listing(), flags=re.MULTILINE)
+
+
 def gpu_names() -> list[str]:
-    """Names of all NVIDIA GPUs of the machine, without loading any GPU library."""
-    if shutil.which("nvidia-smi"):
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
-        names = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listing, flags=re.MULTILINE)
-        if names:
-            return names
+    """Names of all NVIDIA GPUs of the machine."""
+    names = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", gpu_listing(), flags=re.MULTILINE)
+    if names:
+        return names
     return [path.name for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
@@ -43,12 +55,20 @@ def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int
     return list(visible), max(1, min(2, len(visible) // sessions))
 
 
-def physical_name(device: str, environ: Mapping[str, str] | None = None) -> str:
-    """Name of a device that two sessions with different ``CUDA_VISIBLE_DEVICES`` agree on."""
+def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: Sequence[str] | None = None) -> str:
+    """Name of a device that two sessions of a host agree on, whatever ``CUDA_VISIBLE_DEVICES`` each of them has.
+
+    It is the GPU's identity where nvidia-smi tells it: two jobs of a batch system may both call their only GPU
+    number 0 and mean different ones.
+    """
     environ = os.environ if environ is None else environ
+    uuids = gpu_uuids() if uuids is None else uuids
     mask = [entry.strip() for entry in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
     index = int(device.split(":")[1]) if ":" in device else 0
-    return f"cuda-{mask[index] if index < len(mask) else index}"
+    visible = mask[index] if index < len(mask) else str(index)
+    if visible.isdigit():
+        return uuids[int(visible)] if int(visible) < len(uuids) else f"cuda-{visible}"
+    return next((uuid for uuid in uuids if uuid.startswith(visible)), visible)  # identities may be abbreviated
 
 
 @contextmanager

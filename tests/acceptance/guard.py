@@ -24,22 +24,24 @@ PR_SET_CHILD_SUBREAPER = 36
 KILLED = 128 + signal.SIGKILL
 
 
-def descendants(pid: int) -> list[int]:
-    """Living (not zombie) processes below ``pid``, whatever their group or session."""
+def descendants(pid: int, states: str = "") -> list[int]:
+    """Living (not zombie) processes below ``pid``, whatever their group or session; ``states``: only those in one of
+    these (letters of proc(5): T stopped, t traced).
+    """
     children: dict[int, list[int]] = {}
-    dead = set()
+    out = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # ended meanwhile
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
             children.setdefault(int(parent), []).append(int(stat.parent.name))
-            if state == "Z":
-                dead.add(int(stat.parent.name))
+            if state == "Z" or (states and state not in states):
+                out.add(int(stat.parent.name))
     found, frontier = [], [pid]
     while frontier:
         below = children.get(frontier.pop(), [])
         found += below
         frontier += below
-    return [process for process in found if process not in dead]
+    return [process for process in found if process not in out]
 
 
 def kill_descendants(pid: int) -> None:
@@ -53,7 +55,10 @@ def kill_descendants(pid: int) -> None:
 
 
 def dump_stacks(pid: int) -> int:
-    """Send SIGUSR1 to every process below ``pid`` that handles it (faulthandler prints its stacks); how many did."""
+    """Send SIGUSR1 to every process below ``pid`` that handles it (faulthandler prints its stacks); how many did.
+
+    Stopped ones are continued: they could not print, nor end with a checkpoint.
+    """
     count = 0
     for process in descendants(pid):
         with contextlib.suppress(OSError):
@@ -61,7 +66,9 @@ def dump_stacks(pid: int) -> int:
             caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
             if caught >> (signal.SIGUSR1 - 1) & 1:
                 os.kill(process, signal.SIGUSR1)
+                os.kill(process, signal.SIGCONT)
                 count += 1
+                time.sleep(0.1)  # one after the other: they write to one file
     return count
 
 

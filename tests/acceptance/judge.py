@@ -35,6 +35,36 @@ class Verdict:
     gate: GateVerdict
 
 
+STATISTICS = {"test_return": "return", "test_episode_length": "length"}  # their names among the statistics
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A mean, half its 95 % interval and the number of episodes behind it (0: both are unknown)."""
+
+    mean: float
+    ci95: float | None = None
+    episodes: int = 0
+
+    def __str__(self) -> str:
+        interval = "" if self.ci95 is None else f" ± {self.ci95:.2g}"
+        count = f" ({self.episodes} episode{'s' if self.episodes != 1 else ''})" if self.episodes else ""
+        return f"{self.mean:.6g}{interval}{count}"
+
+
+def sample(result: Mapping[str, Any], name: str) -> Sample | None:
+    """A measure as the test's statistics say it, or as a bare number where they do not name it; None if not finite.
+
+    ``test_return`` and ``test_episode_length`` are so taken from all episodes of the test, not the first ten alone.
+    """
+    summary = (result.get("statistics") or {}).get(STATISTICS.get(name, name))
+    if summary is None:
+        value = measure(result, name)
+        return None if value is None else Sample(value)
+    mean = measure(summary, "mean")
+    return None if mean is None else Sample(mean, measure(summary, "ci95"), int(measure(summary, "episodes") or 0))
+
+
 def measure(result: Mapping[str, Any], name: str) -> float | None:
     """A number of the test result, at the top level or under ``measures``; None when missing or no finite number."""
     value = result.get(name, (result.get("measures") or {}).get(name))
@@ -44,18 +74,21 @@ def measure(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict:
-    """All gates together; a case without gates, or a measure that is missing or not finite, does not pass."""
+    """All gates together; a case without gates, or a measure that is missing or not finite, does not pass.
+
+    A measure is the mean over all episodes of the test where its statistics name it.
+    """
     if not gates:
         return GateVerdict("missing", "no learning gate in targets.yaml")
     details, verdict = [], "pass"
     for gate in gates:
-        value = measure(result, gate.measure)
-        if value is None:
+        found = sample(result, gate.measure)
+        if found is None:
             verdict = "missing"
             details.append(f"{gate.measure} is missing or not a finite number")
             continue
-        holds = COMPARE[gate.op](value, gate.bound)
-        details.append(f"{gate.measure} {value:.6g} {gate.op if holds else 'misses ' + gate.op} {gate.bound:g}")
+        holds = COMPARE[gate.op](found.mean, gate.bound)
+        details.append(f"{gate.measure} {found} {gate.op if holds else 'misses ' + gate.op} {gate.bound:g}")
         verdict = verdict if holds or verdict == "missing" else "fail"
     return GateVerdict(verdict, ", ".join(details))
 

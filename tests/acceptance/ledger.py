@@ -127,6 +127,19 @@ def _start(case: CaseState, event: dict[str, Any]) -> None:
     case.row, case.running = None, event
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a ledger, none without one; a line that a power cut left half written is passed over."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
 class Ledger:
     """The ledger of one root folder. Safe for several processes: appending and rebuilding hold a lock."""
 
@@ -135,16 +148,7 @@ class Ledger:
         self.path = out / "ledger.jsonl"
 
     def events(self) -> list[dict[str, Any]]:
-        """All whole lines; a line that a power cut left half written is passed over."""
-        if not self.path.is_file():
-            return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        return read_events(self.path)
 
     def state(self) -> State:
         return fold(self.events())

@@ -13,7 +13,7 @@ from tests.acceptance import ladder
 from tests.acceptance.cases import Case, read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import file_lock, lease
-from tests.acceptance.judge import GateVerdict, Verdict, check_viz, judge_case, measure
+from tests.acceptance.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
 from tests.acceptance.ledger import STAGE_COLUMNS, AttemptState, CaseState, Ledger
 from tests.acceptance.settings import Settings
 from tests.acceptance.stages import StageResult, StageSpec, read_json, run_stage, with_checkpoint_policy
@@ -29,6 +29,7 @@ class CaseRun:
         self.stages: dict[str, StageResult] = {}
         self.attempt: Attempt | None = None
         self.reused_row: dict[str, Any] | None = None
+        self.final_row: dict[str, Any] | None = None  # after finish(): the case's line in best_by_case.tsv
         self._afresh: set[ladder.Rung] = set()  # rungs this session started from nothing
         self._held = ExitStack()
 
@@ -77,12 +78,13 @@ class CaseRun:
     def finish(self) -> Verdict:
         """Judge the case and write its row."""
         if self.reused_row is not None:
-            row = self.reused_row
+            row = self.final_row = self.reused_row
             gate = GateVerdict(row["gate_verdict"], row["gate_detail"])
             return Verdict(str(row["final_ok"]) == "1", row["failed_stage"], row["failure_class"], row["message"], gate)
         verdict = judge_case(self.case.stages, self.stages, self.settings.target(self.case.name).gates,
                              self.settings.profile.enforce_gates)
-        self.ledger.append("case_end", case=self.case.name, row=self.row(verdict))
+        self.final_row = self.row(verdict)
+        self.ledger.append("case_end", case=self.case.name, row=self.final_row)
         return verdict
 
     # ladder and resume
@@ -150,6 +152,8 @@ class CaseRun:
         """An earlier success of this stage that still holds: same attempt, same key, its files still there."""
         event = known.stages.get(spec.stage) if known is not None and not self._start_afresh else None
         if event is None or event.get("outcome") != "ok" or event["key"] != dict(spec.key):
+            return None
+        if health_problem(StageResult.from_event(event)):  # it ended well, but not what it did
             return None
         left = {"probe_train": self.attempt.resume_from() is not None,
                 "long_train": self.attempt.model_file.is_file(),
@@ -220,15 +224,13 @@ class CaseRun:
             "samples_per_s": train.result.get("samples_per_s") if train else None,
             **{name: tested.get(name) for name in ("test_return", "test_episode_length", "test_episodes")},
             "test_measures": " ".join(f"{name}={measure(tested, name)}" for name in tested.get("measures") or {}),
-            "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
-            "note": note(verdict, attempt.degraded), "out_dir": settings.relative(attempt.folder),
+            **verdict_columns(verdict, attempt.degraded), "out_dir": settings.relative(attempt.folder),
             "probe_out_dir": settings.relative(attempt.folder / "probe_train") if case.trainable else "",
             "long_out_dir": settings.relative(attempt.folder / self._train_stage),
             "probe_train_log": settings.relative(attempt.log("probe_train")) if case.trainable else "",
             "long_train_log": settings.relative(attempt.log(self._train_stage)),
             "test_log": settings.relative(attempt.log("test")), "viz_log": settings.relative(attempt.log("viz")),
-            "viz_video": settings.relative(attempt.folder / "viz.mp4"), "failed_stage": verdict.failed_stage,
-            "failure_class": verdict.failure_class, "message": verdict.message, "degraded": int(attempt.degraded),
+            "viz_video": settings.relative(attempt.folder / "viz.mp4"), "degraded": int(attempt.degraded),
             "profile": settings.profile_name, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "key": self.key,
         }
@@ -239,6 +241,15 @@ class CaseRun:
             row[f"{short}_rc"] = done.rc if done is not None else None
             row[f"{short}_elapsed_s"] = done.elapsed_s if done is not None and done.outcome != "not_run" else None
         return row
+
+
+def verdict_columns(verdict: Verdict, degraded: bool) -> dict[str, Any]:
+    """The columns of best_by_case.tsv that a verdict decides."""
+    return {
+        "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
+        "note": note(verdict, degraded), "failed_stage": verdict.failed_stage,
+        "failure_class": verdict.failure_class, "message": verdict.message,
+    }
 
 
 def note(verdict: Verdict, degraded: bool) -> str:
@@ -284,16 +295,20 @@ def earlier_memory_trials(rungs: Sequence[ladder.Rung], state: CaseState) -> lis
     return []
 
 
-def close_open_stages(ledger: Ledger, settings: Settings) -> list[str]:
-    """Record the end of stages whose pytest was killed: interrupted, as long as their files show signs of life."""
+def close_open_stages(ledger: Ledger, only: str | None = None,
+                      message: str = "the session that ran it was killed") -> list[str]:
+    """Record the end of stages whose pytest was killed: interrupted, as long as their files show signs of life.
+
+    ``only`` names the one case to look at.
+    """
     closed = []
     for name, case in ledger.state().cases.items():
-        if (event := case.running) is None:
+        if (event := case.running) is None or only not in (None, name):
             continue
-        out_dir = settings.repo / event["out_dir"]
-        seen = [path.stat().st_mtime for path in (settings.repo / event["log"], *out_dir.glob("heartbeat/*"),
+        out_dir = ledger.repo / event["out_dir"]
+        seen = [path.stat().st_mtime for path in (ledger.repo / event["log"], *out_dir.glob("heartbeat/*"),
                                                   out_dir / "progress.json") if path.exists()]
-        result = StageResult(event["stage"], "interrupted", message="the session that ran it was killed",
+        result = StageResult(event["stage"], "interrupted", message=message,
                              elapsed_s=round(max([*seen, event["time"]]) - event["time"], 2), log=event["log"])
         about = {key: value for key, value in event.items() if key not in ("event", "time")}
         ledger.append("stage_end", **{**result.to_event(), **about})

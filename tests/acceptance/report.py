@@ -1,14 +1,15 @@
-"""What the terminal shows: the live line, why a case failed, the summary."""
+"""What people and job systems see: live line, why a case failed, the summary, the page of a run, JUnit's numbers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.acceptance.cases import Case
 from tests.acceptance.judge import Verdict
-from tests.acceptance.ledger import CaseState, State
+from tests.acceptance.ledger import STAGE_COLUMNS, CaseState, State
 from tests.acceptance.settings import Settings
 from tests.acceptance.stages import TAIL_LINES, StageResult
 
@@ -25,20 +26,95 @@ def counts(cases: Sequence[Case], passed: set[str]) -> str:
     return " | ".join([f"{of(cases)} final_ok=1", *types, " ".join(methods)])
 
 
-def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Settings) -> list[str]:
+def by_end(state: State, cases: Sequence[Case], reused: set[str]) -> tuple[list[Case], list[Case], list[Case]]:
+    """The session's cases that passed, that failed, and that have no end."""
+    known = state.touched | reused
+    passed = [case for case in cases if case.name in known and state.case(case.name).passed]
+    failed = [case for case in cases if case.name in state.touched and case not in passed]
+    return passed, failed, [case for case in cases if case not in passed and case not in failed]
+
+
+def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Settings,
+            resumable: bool = True) -> list[str]:
     """The lines at the end of a session: results per case, what failed, what never ran, and last the counts."""
-    passed = {case.name for case in cases if case.name in state.touched | reused and state.case(case.name).passed}
+    passed, failed, never = by_end(state, cases, reused)
     lines = [f"tables: {settings.relative(settings.out)}/best_by_case.tsv, attempts and logs below runs/"]
-    lines += [passed_line(case, state.case(case.name), case.name in reused) for case in cases if case.name in passed]
-    failed = [case for case in cases if case.name in state.touched and case.name not in passed]
+    lines += [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
     lines += [failed_line(state.case(case.name).row) for case in failed]
-    never = [case for case in cases if case.name not in state.touched | passed]
     lines += [never_line(case, state.case(case.name)) for case in never]
     if not settings.profile.enforce_gates:
         lines.append(f"profile {settings.profile_name}: learning gates are reported, not enforced")
-    if never or failed:
+    if (never or failed) and resumable:
         lines.append("continue with: pytest -m longcycle --lf (and the same options)")
-    return [*lines, counts(cases, passed)]
+    return [*lines, counts(cases, {case.name for case in passed})]
+
+
+def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Settings) -> str:
+    """The run as a page for job systems: counts, cases x stages with times and verdicts, what failed and its log."""
+    passed, failed, never = by_end(state, cases, reused)
+    lines = [f"## longcycle: {counts(cases, {case.name for case in passed}) if cases else 'no case was selected'}", "",
+             f"Profile {settings.profile_name}, files in `{settings.relative(settings.out)}`.", ""]
+    if not settings.profile.enforce_gates:
+        lines[2] += " Learning gates are reported, not enforced."
+    if cases:
+        head = ["case", *STAGE_COLUMNS, "envs", "samples", "samples/s", "return", "gate", "verdict"]
+        lines += [table_line(head), table_line(["---"] * len(head))]
+    for case in cases:
+        row, words = state.case(case.name).row, unfinished(state.case(case.name))
+        if case in never or row is None:
+            lines.append(table_line([case.name, *[""] * 9, f"**not run**{f' ({words})' if words else ''}"]))
+            continue
+        verdict = "ok" if case in passed else f"**{row['failure_class']} in {row['failed_stage']}**"
+        labels = f"{' (degraded)' if row['degraded'] else ''}{' (reused)' if case.name in reused else ''}"
+        lines.append(table_line([
+            case.name, *(stage_cell(row, short) for short in STAGE_COLUMNS), row["num_envs"], number(row["samples"]),
+            number(row["samples_per_s"]), number(row["test_return"]), row["gate_verdict"], verdict + labels]))
+    if failed:
+        lines += ["", "### Failed", ""]
+        lines += [f"- **{case.name}**: {row['failed_stage']}, class `{row['failure_class']}`: "
+                  f"{''.join(str(row['message']).splitlines()[:1])} (log: `{log_of(row)}`)"
+                  for case in failed if (row := state.case(case.name).row)]
+    return "\n".join(lines) + "\n"
+
+
+def table_line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str("" if cell is None else cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def stage_cell(row: Mapping[str, Any], short: str) -> str:
+    """``1:23``, ``**failed** 1:23``, or nothing for a stage that did not run."""
+    ok, seconds = str(row[f"{short}_ok"]), row[f"{short}_elapsed_s"]
+    if ok not in ("0", "1"):
+        return ""
+    return f"{'' if ok == '1' else '**failed** '}{duration(seconds)}"
+
+
+def add_to_job_summary(page: str) -> None:
+    """Append a page to the summary that GitHub shows with a job; nothing elsewhere."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{page}\n")
+
+
+def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What JUnit files say of a case: its end, numbers, the gate's verdict, and how each stage ended after how long."""
+    if row is None:
+        return [("outcome", "not_run")]
+    times = [seconds for short in STAGE_COLUMNS if isinstance(seconds := row[f"{short}_elapsed_s"], (int, float))]
+    found = {
+        "outcome": "ok" if str(row["final_ok"]) == "1" else row["failure_class"], "failed_stage": row["failed_stage"],
+        "elapsed_s": round(sum(times), 2), "samples": row["samples"], "samples_per_s": row["samples_per_s"],
+        "variant": row["variant"], "num_envs": row["num_envs"], "degraded": row["degraded"],
+        "test_return": row["test_return"], "gate_verdict": row["gate_verdict"], "gate_detail": row["gate_detail"],
+    }
+    for short in STAGE_COLUMNS:
+        stage = case.stages[-3] if short == "long" else STAGE_COLUMNS[short]
+        if stage in case.stages:
+            found[stage] = {"1": "ok", "0": "failed"}.get(str(row[f"{short}_ok"]), "not_run")
+            found[f"{stage}_elapsed_s"] = row[f"{short}_elapsed_s"]
+    if found.get(row["failed_stage"]) == "failed":
+        found[row["failed_stage"]] = row["failure_class"]
+    return [(name, "" if value is None else str(value)) for name, value in found.items()]
 
 
 def passed_line(case: Case, state: CaseState, reused: bool) -> str:
@@ -58,8 +134,13 @@ def failed_line(row: Mapping[str, Any]) -> str:
 
 
 def never_line(case: Case, state: CaseState) -> str:
-    note = next((a.note() for a in reversed(state.attempts.values())), "")
+    note = unfinished(state)
     return f"NOT RUN  {case.name}{f': {note}' if note else ''}"
+
+
+def unfinished(state: CaseState) -> str:
+    """How far a case without an end came; nothing when it never began."""
+    return next((attempt.note() for attempt in reversed(state.attempts.values())), "")
 
 
 def log_of(row: Mapping[str, Any]) -> str:
@@ -81,7 +162,7 @@ def explain(case: Case, verdict: Verdict, stages: Mapping[str, StageResult], row
             tail = "\n".join((repo / log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
     head = f"{case.name}: stage {verdict.failed_stage} failed, class {verdict.failure_class}: {verdict.message}"
     not_run = [name for name in case.stages if name in stages and stages[name].outcome == "not_run"]
-    lines = [head, *([f"not run: {', '.join(not_run)}"] if not_run else []), f"log: {log}"]
+    lines = [head, *([f"not run: {', '.join(not_run)}"] if not_run else []), *([f"log: {log}"] if log else [])]
     return "\n".join([*lines, *(f"  | {line}" for line in tail.splitlines())])
 
 

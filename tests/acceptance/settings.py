@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ class Profile(Config):
         hang_seconds: a process whose heartbeat is older than this hangs.
         startup_seconds: longest time until a training process' first heartbeat.
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
+        test_envs: environments of the test of a trainable case; each gives one episode to statistics and gates. At
+            least ``test_episodes``.
+        eval_envs: environments of every process in which long_train evaluates while the others train.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
         env: environment of every stage; train_set: ``--set`` values of trainable cases.
@@ -37,6 +41,7 @@ class Profile(Config):
     env_ladder: tuple[int, ...] | None
     probe_iters: int
     long_max_samples: int
+    eval_envs: int
     output_samples: int
     output_seconds: float
     test_episodes: int
@@ -57,6 +62,7 @@ class Profile(Config):
     rand_seed: int
     env: dict[str, str]
     train_set: tuple[str, ...]
+    test_envs: int = 0
 
 
 class ProfilesFile(Config):
@@ -114,7 +120,8 @@ class Settings:
 
     @property
     def lock_dir(self) -> Path:
-        return self.repo / "output" / ".device_locks"
+        """Where devices are locked, for this host alone: a checkout may be on a file system that several share."""
+        return self.repo / "output" / ".device_locks" / platform.node()
 
     @property
     def stop_file(self) -> Path:
@@ -131,8 +138,13 @@ class Settings:
 
     def relative(self, path: Path | str) -> str:
         """A path relative to the repository root, for tables and messages."""
-        path = Path(path)
-        return str(path.relative_to(self.repo)) if path.is_relative_to(self.repo) else str(path)
+        return relative_to(path, self.repo)
+
+
+def relative_to(path: Path | str, folder: Path) -> str:
+    """A path relative to ``folder``, or as it is when it lies elsewhere."""
+    path = Path(path)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def load_profiles(path: Path = PROFILES_FILE) -> ProfilesFile:

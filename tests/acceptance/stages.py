@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, read_failures
+from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, read_failures, root_cause
 from tests.acceptance import guard
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
@@ -25,12 +25,17 @@ POLL = 0.05  # s
 KILL_WAIT = 15.0  # s, for the guard to kill what is below it
 TAIL_LINES = 15
 
+NO_SPACE = 2**20  # bytes: with less a disk counts as full
+KILLED, ENDED = 128 + signal.SIGKILL, (128 + signal.SIGTERM, 128 + signal.SIGINT)
+CRASHES = {128 + s: s.name for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
+
 # Last resort, for processes that died before they could write failures/rank_<r>.json: (pattern in the log, class).
 LOG_SIGNS = (
-    (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY", "oom_gpu"),
+    *((rf"^error \({name}\): .*", name) for name in FAILURE_CLASSES),  # the run program's own words
+    (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY|CUDA error( 2)?: out of memory", "oom_gpu"),
     (r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc", "oom_host"),
     (r"illegal memory access|device-side assert|CUDA_ERROR_|CUDA error", "cuda_fault"),
-    (r"NCCL (error|WARN)|ncclUnhandled|ProcessGroupNCCL.*(timeout|aborted)", "nccl"),
+    (r"NCCL (error|WARN)|ncclUnhandled|ProcessGroupNCCL.*(timeout|aborted)|third_party/gloo/", "nccl"),
     (r"No space left on device|Disk quota exceeded", "disk"),
 )
 
@@ -120,6 +125,7 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
     try:
         ending = watch(process, spec, begin, stop_requested)
         if ending is not None:
+            ending = with_stopped(*ending, process)
             guard.dump_stacks(process.pid)
             time.sleep(0.5)
             stop(process, spec.grace)
@@ -163,12 +169,17 @@ def silent(spec: StageSpec, elapsed: float, now: float) -> str:
     for path in (spec.out_dir / "heartbeat").glob("rank_*"):
         with contextlib.suppress(OSError):  # being replaced
             beats[path.name] = now - path.stat().st_mtime
-    for name, age in beats.items():
-        if age > spec.hang_seconds:
-            return f"no sign of life from {name} for {age:.0f} s"
+    if late := sorted(name for name, age in beats.items() if age > spec.hang_seconds):
+        return f"no sign of life from {', '.join(late)} for {max(beats.values()):.0f} s"
     if spec.startup_seconds and len(beats) < spec.ranks and elapsed > spec.startup_seconds:
         return f"{len(beats)} of {spec.ranks} processes gave a sign of life within {elapsed:.0f} s"
     return ""
+
+
+def with_stopped(failure_class: str, message: str, process: subprocess.Popen) -> tuple[str, str]:
+    """Add to the message which processes do not run because somebody stopped them (SIGSTOP, a debugger)."""
+    stopped = ", ".join(map(str, guard.descendants(process.pid, states="Tt")))
+    return failure_class, f"{message}; stopped by a signal: process {stopped}" if stopped else message
 
 
 def stop(process: subprocess.Popen, grace: float) -> None:
@@ -204,24 +215,44 @@ def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool) -> tuple[
         return "failed", "no_result", f"the result is of mode {result.get('mode')!r}, expected {spec.mode!r}"
     if rc == 0 and result.get("ok") is True:
         return "ok", "", str(result.get("outcome", ""))
-    if failures:
-        root = failures[0]
-        name = root.get("failure_class")
-        return "failed", name if name in FAILURE_CLASSES else "failed", f"{root.get('type')}: {root.get('message')}"
-    if rc in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    root = root_cause(failures)
+    if root is not None and root.get("failure_class") not in ("nccl", "failed"):
+        return "failed", *told(root)
+    if rc in ENDED:
         return "failed", "preempted", f"stopped from outside by {signal.Signals(rc - 128).name}"
-    if rc == 128 + signal.SIGKILL:
-        if oom_killed:
-            return "failed", "oom_host", "killed by the system: out of memory"
-        return "failed", "preempted", "killed from outside by SIGKILL"
+    if rc == KILLED and oom_killed:
+        return "failed", "oom_host", "a process was killed by the system: out of memory"
+    if rc == KILLED:
+        return "failed", "preempted", "a process was killed from outside by SIGKILL"
+    if root is not None and rc not in CRASHES:
+        return "failed", *told(root)
+    text = log_since(spec.log, offset)
     for pattern, name in LOG_SIGNS:
-        if found := re.search(pattern, log_since(spec.log, offset)):
-            return "failed", name, f"exit code {rc}, no failure file; the log says: {found.group()}"
+        if name == "nccl" and rc in CRASHES and rc != 128 + signal.SIGABRT:
+            continue  # the others' words: they lost the crashed one (NCCL and gloo themselves abort)
+        if found := re.search(pattern, text, flags=re.MULTILINE):
+            return "failed", name, f"exit code {rc}; the log says: {found.group()}"
+    if rc != 0 and (free := free_space(spec.out_dir)) < NO_SPACE:
+        return "failed", "disk", f"exit code {rc}, and only {free} bytes are free where {spec.out_dir.name} is"
+    if rc in CRASHES:
+        return "failed", "failed", f"a process crashed ({CRASHES[rc]}), see the log"
     if rc == EXIT_USER_ERROR:
         return "failed", "config", "wrong input, see the log"
     if rc == 0:
         return "failed", "failed", f"the result says ok={result.get('ok')}"
     return "failed", "failed", f"exit code {rc} without a failure file"
+
+
+def told(failure: Mapping[str, Any]) -> tuple[str, str]:
+    """(class, message) of a failure file."""
+    name = failure.get("failure_class")
+    return name if name in FAILURE_CLASSES else "failed", f"{failure.get('type')}: {failure.get('message')}"
+
+
+def free_space(path: Path) -> int:
+    """Bytes an ordinary user may still write to the file system of ``path``."""
+    state = os.statvfs(path)
+    return state.f_bavail * state.f_frsize
 
 
 def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached: bool) -> StageResult:

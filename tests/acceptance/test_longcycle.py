@@ -5,14 +5,13 @@ The fixtures run the stages in order and hand on how they ended; they assert not
 
 import pytest
 
-from tests.acceptance.lifecycle import CaseRun
-from tests.acceptance.report import explain
+from tests.acceptance.report import explain, properties
 
 
 @pytest.fixture
-def case_run(longcycle_case, longcycle_settings, longcycle_ledger):
-    """The case with its devices leased."""
-    with CaseRun(longcycle_settings, longcycle_case, longcycle_ledger) as run:
+def case_run(longcycle_case, longcycle_session):
+    """The case with its devices leased; with ``--from-results`` what was recorded of it."""
+    with longcycle_session.open_case(longcycle_case) as run:
         yield run
 
 
@@ -33,7 +32,8 @@ def viewed(case_run, tested):
 
 
 @pytest.mark.longcycle
-def test_longcycle(case_run, trained, tested, viewed):
+def test_longcycle(case_run, trained, tested, viewed, request):
     verdict = case_run.finish()
+    request.node.user_properties += properties(case_run.case, case_run.final_row)  # for --junitxml
     reason = explain(case_run.case, verdict, case_run.stages, case_run.reused_row, case_run.settings.repo)
     assert verdict.final_ok, reason

@@ -66,6 +66,11 @@ class Project:
     def rules(self, *rules: dict) -> None:
         (self.path / "fake.json").write_text(json.dumps(rules))
 
+    def add_cases(self, *names: str) -> None:
+        """More cases; what their configurations name is missing, which the fake trainer does not mind."""
+        for name in names:
+            shutil.copy(ROOT / f"args/{name}_args.txt", self.path / "args")
+
     def run(self, *options: str) -> pytest.RunResult:
         return self.pytester.runpytest_subprocess("-m", "longcycle", *options)
 

@@ -72,7 +72,7 @@ def resumed_samples(args: Args) -> int:
     source = args.text("resume")
     if source is None:
         return 0
-    return max(int((folder / "samples").read_text()) for folder in Path(source, "checkpoints").iterdir())
+    return max(int((folder / "samples").read_text()) for folder in Path(source, "checkpoints").glob("[0-9]*"))
 
 
 def misbehave(behaviour: str, out: Path) -> int | None:
@@ -115,8 +115,9 @@ def misbehave(behaviour: str, out: Path) -> int | None:
 def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, per_step: int, behaviour: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: STOP.update(signal=number))
     target = args.integer("max_samples", 10**18)
+    end = time.time() + 3600 * args.number("time_budget_hours", 1e6)
     iterations, limit = 0, args.integer("max_iters", 10**9)
-    while samples < target and iterations < limit and not STOP["signal"]:
+    while samples < target and iterations < limit and time.time() < end and not STOP["signal"]:
         samples, iterations = samples + 8 * per_step, iterations + 1
         if behaviour == "slow":
             time.sleep(0.05)
@@ -137,7 +138,10 @@ def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, 
 
 
 def save(out: Path, iterations: int, samples: int) -> None:
-    write_text(out / "checkpoints" / f"{iterations:010d}" / "samples", str(samples))
+    aside, folder = (out / "checkpoints" / f"{start}{iterations:010d}" for start in (".", ""))
+    write_text(aside / "samples", str(samples))
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
     write_text(out / "model.pt", str(samples))
 
 

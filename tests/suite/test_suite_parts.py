@@ -152,8 +152,14 @@ def test_default_devices():
     assert settings.choose_devices(None, "full", [], 2, 1) == (("cpu", "cpu"), 2)
     assert settings.choose_devices(None, "smoke", eight, 2, 1) == (("cpu", "cpu"), 2)
     assert settings.choose_devices(["cuda:3"], "smoke", eight, 2, 1) == (("cuda:3",), 1)
-    assert devices.physical_name("cuda:1", {"CUDA_VISIBLE_DEVICES": "4,6"}) == "cuda-6"
-    assert devices.physical_name("cuda:1", {}) == "cuda-1"
+
+
+@pytest.mark.parametrize(("mask", "uuids", "name"), [
+    ("4,6", (), "cuda-6"), (None, (), "cuda-1"), (None, ("GPU-a", "GPU-b"), "GPU-b"),
+    ("1,0", ("GPU-a", "GPU-b"), "GPU-a"), ("GPU-c,GPU-d", (), "GPU-d"), ("0,GPU-b", ("GPU-a", "GPU-b9"), "GPU-b9")])
+def test_sessions_agree_on_the_names_of_devices(mask, uuids, name):
+    environ = {} if mask is None else {"CUDA_VISIBLE_DEVICES": mask}
+    assert devices.physical_name("cuda:1", environ, uuids) == name
 
 
 def test_leases_are_exclusive_and_all_or_nothing(tmp_path):

@@ -162,7 +162,7 @@ def test_live_progress_reaches_the_terminal(project):
     session = project.start("--cases", TRAINED, "--long-max-samples", "2000")
     session.wait(20)
     text = (project.path / "session.txt").read_text()
-    line = next(line for line in text.splitlines() if "long_train default_e8" in line)
+    line = next(line for line in text.splitlines() if "long_train default_e8" in line and "samples" in line)
     assert line.startswith(f"[1/1] {TRAINED}") and "100/s" in line and "ETA 1:00" in line
 
 

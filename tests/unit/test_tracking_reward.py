@@ -72,9 +72,11 @@ def test_tracking_errors():
 
 
 def test_means_leave_invalid_samples_out():
-    means = Means(("a", "b"), torch.device("cpu"))
+    means = Means(("a", "b"), 2, torch.device("cpu"))
     means.add(torch.tensor([[1.0, 2.0], [math.nan, math.inf]]), torch.tensor([True, False]))
     means.add(torch.tensor([[3.0, 4.0], [5.0, 9.0]]), torch.tensor([True, True]))
     assert {k: v.item() for k, v in means.means().items()} == {"a": 3.0, "b": 5.0}
+    total, count = means.per_env()["b"]
+    assert total.tolist() == [6.0, 9.0] and count.tolist() == [2.0, 1.0]
     means.clear()
     assert all(math.isnan(v.item()) for v in means.means().values())

@@ -1,0 +1,213 @@
+"""A session that runs cases: what it selects, locks and records, how it ends, also when it is interrupted."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+import time
+import uuid
+from typing import IO, Any
+
+import pytest
+
+from mimickit.util.files import write_json, write_text
+from tests.acceptance import report
+from tests.acceptance.cases import Case, manifest_rows
+from tests.acceptance.devices import try_lock
+from tests.acceptance.environment import describe
+from tests.acceptance.ledger import Ledger, State, to_tsv
+from tests.acceptance.lifecycle import CaseRun, case_key, close_open_stages, passed
+from tests.acceptance.live import LiveLine, own_stdout
+from tests.acceptance.roots import lock_session
+from tests.acceptance.scheduler import OneAtATime, make_scheduler, run_without_waiting
+from tests.acceptance.settings import Settings
+
+CASE = "longcycle_case"  # the parameter that holds a test's case
+ONE_AT_A_TIME = "longcycle_one_at_a_time"
+PR_SET_PDEATHSIG = 1
+OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
+NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
+
+
+def side_by_side(config: pytest.Config) -> int:
+    """How many cases run at once: pytest-xdist's workers."""
+    if hasattr(config, "workerinput"):
+        return int(config.workerinput["workercount"])
+    return int(getattr(config.option, "numprocesses", None) or 1)
+
+
+def is_case(item: pytest.Item) -> bool:
+    """False for pytest's stand-in for an empty list of cases."""
+    return isinstance(item.callspec.params[CASE], Case)
+
+
+class Session:
+    """Hooks of one session that runs acceptance cases: the only process, or the controller or a worker of xdist."""
+
+    def __init__(self, config: pytest.Config, settings: Settings, cases: list[Case]) -> None:
+        self.config, self.settings, self.cases = config, settings, cases
+        self.ledger = Ledger(settings.out, settings.repo)
+        self.worker = getattr(config, "workerinput", {}).get("workerid", "")
+        self.idle = bool(config.getoption("--collect-only"))  # nothing runs, nothing is written
+        self.selected: list[str] = []
+        self.passed_before: set[str] = set()
+        self.lock: IO[str] | None = None
+        self.live: LiveLine | None = None
+        self.started = False
+        if self.worker:  # a killed controller must not leave workers behind
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        else:
+            self.terminal = own_stdout()
+
+    def open_case(self, case: Case) -> CaseRun:
+        return CaseRun(self.settings, case, self.ledger)
+
+    def pytest_report_header(self) -> str:
+        return f"longcycle: {self.settings.header()}"
+
+    # pytest-xdist: one case at a time
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneAtATime | None:
+        return make_scheduler(config) if config.getvalue("dist") in ("load", "worksteal") else None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str) -> None:
+        """A worker died: its case was interrupted, and ``--lf`` continues it."""
+        name = re.fullmatch(r".*\[(.*)\]", crashitem)[1]
+        close_open_stages(self.ledger, name, "the pytest-xdist worker that ran it died")
+
+    # begin
+
+    def pytest_sessionstart(self) -> None:
+        if self.idle:
+            return
+        signal.signal(signal.SIGTERM, on_sigterm)
+        if self.worker:
+            return
+        self.lock = lock_session(self.settings.out)
+        if self.lock is None:
+            raise pytest.UsageError(f"another session works in {self.settings.relative(self.settings.out)}; "
+                                    "wait for it, or give --root-out NAME")
+        self.settings.stop_file.unlink(missing_ok=True)
+        close_open_stages(self.ledger)
+        self.session_before = self.ledger.state().session.get("session")
+
+    def choose(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        """Note the selected cases, add the back-stop timeout, and name the items that ``--lf`` leaves out."""
+        real = [item for item in items if is_case(item)]
+        by_name = {item.callspec.params[CASE].name: item for item in real}
+        self.selected = sorted(by_name)
+        state = self.ledger.state()
+        if self.config.getoption("timeout", None) is None and self.config.pluginmanager.has_plugin("timeout"):
+            for item in items:
+                item.add_marker(pytest.mark.timeout(self.back_stop(), method="signal"))
+        none = [item for item in items if item not in real]
+        if not self.config.getoption("lf", False):
+            return none
+        self.passed_before = {name for name, item in by_name.items() if passed(
+            state.case(name), case_key(self.settings, item.callspec.params[CASE]))}
+        return [*none, *(by_name[name] for name in self.passed_before)]
+
+    def back_stop(self) -> float:
+        """Seconds after which pytest-timeout ends a case; 0 (never) while a stage has no timeout."""
+        profile = self.settings.profile
+        stages = (profile.probe_timeout, profile.long_timeout, profile.test_timeout, profile.viz_timeout)
+        return 0 if 0 in stages else 16 * sum(stages)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write what is known at the start (xdist: by the first worker, the controller collects nothing)."""
+        distributing = not self.worker and side_by_side(self.config) > 1
+        if self.idle or distributing or self.worker not in ("", "gw0"):
+            return
+        settings, out = self.settings, self.settings.out
+        chosen = [case for case in self.cases if case.name in self.selected]
+        table = manifest_rows(settings.repo, chosen, settings.engine_config)
+        if table:
+            write_text(out / "case_manifest.tsv", to_tsv(list(table[0]), table))
+        write_json(out / "environment.json", describe(settings))
+        self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
+                           passed_before=sorted(self.passed_before), profile=settings.profile_name, command=sys.argv)
+        for name in sorted(self.passed_before):
+            self.ledger.append("case_reused", case=name)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        if self.worker and self.config.workerinput.get(ONE_AT_A_TIME):
+            run_without_waiting(self.config)
+        if not self.idle and not self.worker:
+            self.live = LiveLine(self.ledger, self.terminal)
+            self.live.start()
+
+    # end
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """xdist: tell the workers, and wait until their stages have ended with a checkpoint."""
+        if self.worker or self.idle or side_by_side(self.config) <= 1:
+            return
+        self.settings.stop_file.touch()
+        deadline = time.monotonic() + OTHERS_WAIT
+        while (lock := try_lock(self.settings.out / ".running.lock")) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if lock is not None:
+            lock.close()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.live is not None:
+            self.live.stop()
+        if self.worker or self.lock is None:
+            return
+        state = self.ledger.state()
+        self.started = state.session.get("session") != self.session_before
+        if self.started:
+            interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+            self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
+            selected = state.session["cases"]
+            complete = all(name in state.touched and state.case(name).passed for name in selected)
+            if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and selected and complete:
+                session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
+            elif exitstatus == pytest.ExitCode.OK and not complete:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            page = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
+            write_text(self.settings.out / "summary.md", page)
+            report.add_to_job_summary(page)
+        self.lock.close()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.worker or self.lock is None or not self.started:
+            return
+        state = self.ledger.state()
+        cases = self.cases_of(state)
+        terminalreporter.section("longcycle")
+        if not cases:
+            terminalreporter.line(NOTHING)
+            return
+        if set(state.session["passed_before"]) == {case.name for case in cases}:
+            terminalreporter.line("--lf: every selected case has passed already, nothing to run")
+        for line in report.summary(state, cases, self.reused(state), self.settings):
+            terminalreporter.line(line, red=line.startswith("FAILED"))
+
+    def cases_of(self, state: State) -> list[Case]:
+        """The cases that the session selected."""
+        return [case for case in self.cases if case.name in state.session["cases"]]
+
+    def reused(self, state: State) -> set[str]:
+        """Cases whose earlier end stands."""
+        events = self.ledger.events()
+        begin = max(i for i, event in enumerate(events) if event["event"] == "session_start")
+        return {*state.session["passed_before"],
+                *(event["case"] for event in events[begin:] if event["event"] == "case_reused")}
+
+
+def on_sigterm(number: int, frame: object) -> None:
+    """End like Ctrl-C does: the running stage writes its checkpoint, the tables and the summary are written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pytest.exit("SIGTERM")

@@ -1,0 +1,125 @@
+"""Cases side by side (pytest-xdist): one a worker at a time, own devices, workers that die; ``--lf`` exactly."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.suite.conftest import CASES, TRAINED
+from tests.suite.test_suite_resume import alive, running, wait_for
+
+VIEWS = ("view_motion_g1", "view_motion_go2", "view_motion_humanoid")
+DOF = "dof_test_humanoid"
+
+
+def parent(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def call_of(project, case):
+    """The last start of a case's process."""
+    return next((call for call in reversed(project.calls()) if call["case"] == case), None)
+
+
+def ended(project, case):
+    path = project.out / "ledger.jsonl"
+    return path.exists() and any(e["event"] == "case_end" and e["case"] == case for e in project.events_tolerant())
+
+
+def test_no_case_waits_behind_a_long_one(project):
+    """Four cases on two workers, the first one long: the others all run on the other worker meanwhile."""
+    project.add_cases(*VIEWS)
+    project.rules({"stage": "bootstrap_train", "case": DOF, "do": "slow"})
+    result = project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS)), "--nontrainable-max-samples", "1600")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*4/4 final_ok=1*"])
+    order = [e["case"] for e in project.events() if e["event"] == "case_end"]
+    assert order[-1] == DOF and sorted(order[:-1]) == sorted(VIEWS)
+
+
+def test_more_workers_than_cases(project):
+    assert project.run("-n", "3", "--cases", f"{DOF},{CASES[2]}").ret == 0
+
+
+def test_leases_are_disjoint(project):
+    project.add_cases(*VIEWS)
+    project.rules({"stage": "bootstrap_train", "do": "slow"})
+    result = project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS)), "--devices-nontrainable", "cuda:0,cuda:1")
+    assert result.ret == 0
+    events = [e for e in project.events() if e["event"] in ("stage_start", "stage_end")]
+    held, together = {}, 0
+    for event in events:
+        if event["event"] == "stage_end":
+            del held[event["case"]]
+            continue
+        assert event["devices"][0] not in held.values(), "two stages on one device"
+        held[event["case"]] = event["devices"][0]
+        together = max(together, len(held))
+    assert together == 2
+
+
+def test_a_killed_worker_costs_its_case_alone(project):
+    """The lease of a worker that dies frees itself, the others go on, and --lf runs the one case again."""
+    project.add_cases(*VIEWS)
+    cases = ("--cases", ",".join((DOF, *VIEWS)), "--devices-nontrainable", "cuda:0,cuda:1")
+    project.rules({"stage": "bootstrap_train", "case": DOF, "do": "spawn", "times": 1})
+    session = project.start("-n", "2", *cases)
+    trainer = wait_for(lambda: (call := call_of(project, DOF)) and call["pid"])
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").exists() and
+                           (project.path / "sleeper.pid").read_text()))
+    os.kill(parent(parent(trainer)), signal.SIGKILL)  # trainer, guard, worker
+    assert session.wait(60) == 1
+    wait_for(lambda: not alive(trainer) and not alive(sleeper), 10.0)
+    text = (project.path / "session.txt").read_text()
+    assert f"crashed while running 'tests/acceptance/test_longcycle.py::test_longcycle[{DOF}]'" in text
+    assert f"NOT RUN  {DOF}: interrupted_in_bootstrap_train" in text and "3/4 final_ok=1" in text
+    end = next(e for e in project.events() if e["event"] == "stage_end" and e["case"] == DOF)
+    assert end["outcome"] == "interrupted" and "worker that ran it died" in end["message"]
+    assert project.progress()["status"] == "finished" and not project.progress()["running"]
+    project.forget_calls()
+    project.rules()
+    result = project.run("-n", "2", "--lf", *cases)
+    assert result.ret == 0 and {call["case"] for call in project.calls()} == {DOF}
+    result.stdout.fnmatch_lines(["*4/4 final_ok=1*"])
+
+
+# --lf: exactly what has not passed, whatever ended the session
+
+KILLS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("ending", [*KILLS, "trainer killed", "failures"])
+def test_lf_runs_exactly_what_has_not_passed(project, ending, workers):
+    """One case passed, one was in the middle of its training; alone, the third never began."""
+    options = [*workers, "--nontrainable-max-samples", "2000"]
+    if ending in KILLS:
+        project.rules({"stage": "bootstrap_train", "do": "slow"})
+        session = project.start(*options)
+        wait_for(lambda: ended(project, TRAINED) and (call := call_of(project, DOF)) and alive(call["pid"])
+                 and running(project, "bootstrap_train"))
+        if workers:
+            wait_for(lambda: call_of(project, CASES[2]))
+        session.send_signal(KILLS[ending])
+        assert session.wait(30) != 0
+        wait_for(lambda: not any(alive(call["pid"]) for call in project.calls()), 10.0)
+        left = {DOF, CASES[2]}
+    else:
+        project.rules({"stage": "bootstrap_train", "case": DOF, "do": "killed" if "killed" in ending else "crash"})
+        assert project.run(*options).ret == 1
+        assert project.rows()[DOF]["failure_class"] == ("preempted" if "killed" in ending else "failed")
+        left = {DOF}
+    time.sleep(0.2)
+    project.forget_calls()
+    project.rules()
+    result = project.run("--lf", *options)
+    assert result.ret == 0
+    result.assert_outcomes(passed=len(left), deselected=3 - len(left) if not workers else 0)
+    result.stdout.fnmatch_lines([f"ok       {TRAINED}:*(reused)", "*3/3 final_ok=1*"])
+    assert {call["case"] for call in project.calls()} == left
+    project.forget_calls()
+    result = project.run("--lf", *options)
+    assert result.ret == 0 and not project.calls()
+    result.stdout.fnmatch_lines(["*every selected case has passed already*", "*3/3 final_ok=1*"])

@@ -1,0 +1,194 @@
+"""Plotting logs, and pages of results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimickit.util.failures import AssetMissingError, UserError
+from tools import export_results, plot_log
+from tools.curves import joined, read_curves, smooth
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG = "Iteration   Samples Test_Return\n0 1000 1.0\n10 2000 3.0\n20 3000 nan\n"
+CASE = "deepmimic_humanoid_ppo"
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_by_column_name(tmp_path):
+    (tmp_path / "log.txt").write_text(LOG)
+    curves = read_curves(tmp_path)
+    assert curves.column("Samples").tolist() == [1000.0, 2000.0, 3000.0]
+    assert curves.column("Test_Return")[:2].tolist() == [1.0, 3.0] and np.isnan(curves.column("Test_Return")[2])
+    with pytest.raises(UserError, match=r"no column 'Test_Retrun'.*did you mean 'Test_Return'.*there are: Iteration"):
+        curves.column("Test_Retrun")
+
+
+def test_logs_of_others(tmp_path):
+    """Commas, and the lone carriage returns of MimicKit."""
+    (tmp_path / "log.txt").write_bytes(b"Iteration,Samples\r0,10\r1,20\r")
+    assert read_curves(tmp_path / "log.txt").column("Samples").tolist() == [10.0, 20.0]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("A B\n1 2\n3\n", "row 3 has 1 cells for 2 columns"), ("A B\n1 x\n", "could not convert string to float: 'x'")])
+def test_broken_logs(tmp_path, text, message):
+    (tmp_path / "log.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_curves(tmp_path)
+
+
+def test_missing_log(tmp_path):
+    with pytest.raises(AssetMissingError, match="no such log"):
+        read_curves(tmp_path)
+
+
+def test_parts_of_a_run(tmp_path):
+    for name, text in (("a", "Samples X Y\n1 2 3\n"), ("b", "Samples Y\n2 5\n")):
+        (tmp_path / name).write_text(text)
+    whole = joined([read_curves(tmp_path / "a"), read_curves(tmp_path / "b")], "both")
+    assert {name: values.tolist() for name, values in whole.columns.items()} == {"Samples": [1, 2], "Y": [3, 5]}
+
+
+def test_smoothing():
+    assert smooth(np.array([1.0, 3.0, 8.0]), 2).tolist() == [1.0, 2.0, 5.5]
+    assert smooth(np.array([1.0, 3.0, 8.0]), 1).tolist() == [1.0, 3.0, 8.0]
+
+
+def test_plotting(tmp_path, capsys):
+    (tmp_path / "log.txt").write_text(LOG)
+    out = tmp_path / "curves.png"
+    assert plot_log.main([str(tmp_path), str(tmp_path / "log.txt"), "--labels", "one", "two", "--y", "Test_Return",
+                          "Iteration", "--out", str(out)]) == 0
+    picture = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
+    assert {(31, 119, 180), (255, 127, 14)} <= {tuple(color) for color in picture}  # both runs' lines
+    assert plot_log.main([str(tmp_path), "--list"]) == 0
+    assert re.search(r"Samples +3000\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--y", "Test_Retrun"], "did you mean 'Test_Return'"), (["--x", "Smaples"], "did you mean 'Samples'"),
+    (["--labels", "a", "b"], "2 names for 1 logs"), (["--out", "x.bmp"], "pictures can end in"),
+    (["--smooth", "0"], "at least 1")])
+def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.txt").write_text(LOG)
+    assert plot_log.main([".", "--y", "Test_Return", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["plot_log", "export_results"])
+def test_help(tool):
+    done = subprocess.run([sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"python tools/{tool}.py" in done.stdout
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def film(path, frames=30):
+    """A blue box walks over grey ground."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for i in range(frames):
+            picture = np.full((240, 320, 3), 130, np.uint8)
+            picture[100:140, 40 + 4 * i:60 + 4 * i] = (40, 60, 220)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def tsv(path, rows):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["\t".join(names), *("\t".join(str(row.get(name, "")) for name in names) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """One case that passed with two attempts, one that failed early, one that never ran."""
+    folder = tmp_path / "output/train/nightly"
+    names = (CASE, "amp_g1", "view_motion_g1")
+    folder.mkdir(parents=True)
+    tsv(folder / "case_manifest.tsv", [{"case": f"{n}_args.txt", "method": n.split("_")[0]} for n in names])
+    tsv(folder / "best_by_case.tsv", [
+        {"case": f"{CASE}_args.txt", "method": "deepmimic", "variant": "default", "num_envs": 8, "probe_elapsed_s": 2.5,
+         "long_elapsed_s": 100, "samples": 30000128, "samples_per_s": 346138.2, "test_return": 9.1,
+         "test_episode_length": 20.5, "test_episodes": 10, "gate_verdict": "pass", "final_ok": 1, "note": "ok"},
+        {"case": "amp_g1_args.txt", "method": "amp", "variant": "default", "num_envs": 8, "probe_elapsed_s": 4,
+         "gate_verdict": "missing", "final_ok": 0, "note": "nan_in_probe_train", "message": "see /home/x/output/y.log"},
+    ])
+    (folder / "environment.json").write_text(json.dumps({
+        "time": "2026-11-23T07:14:39", "profile": "full", "devices": ["cuda:0"], "gpus": ["H200"],
+        "command": ["/home/me/x/.venv/bin/pytest", "-m", "longcycle", "--root-out", "nightly", "--lf"],
+        "runner": ["/home/me/x/.venv/bin/python", "mimickit/run.py"], "versions": {"torch": "2.13.0"}}))
+    for envs in (16, 8):
+        attempt = folder / f"runs/{CASE}_args/default_e{envs}"
+        for stage, start in (("probe_train", 0), ("long_train", 1000)):
+            (attempt / stage).mkdir(parents=True)
+            (attempt / stage / "log.txt").write_text(
+                f"Samples Test_Return Test_Episode_Length\n{start + 10} 1 {envs}\n{start + 20} 3 {envs + 1}\n")
+    (folder / f"runs/{CASE}_args/attempts.json").write_text('{"attempts": [{"log": "/home/me/x/output/l"}]}')
+    (attempt / "test.json").write_text(json.dumps({
+        "test_return": 9.1, "measures": {"coverage_err": 0.4}, "statistics": {
+            "return": {"mean": 9.52, "ci95": 0.081, "episodes": 1024},
+            "survival": {"mean": 0.25, "ci95": 0.02, "episodes": 1024}}}))
+    film(attempt / "viz.mp4")
+    return folder
+
+
+def test_a_page_of_results(root, tmp_path, capsys):
+    out = tmp_path / "results"
+    assert export_results.main([str(root), "--out", str(out)]) == 0
+    assert "2 of 3 cases, 1 film strips, 1 pictures of curves" in capsys.readouterr().out
+    page = (out / "README.md").read_text()
+    assert page.startswith("# nightly: 1 of 3 cases passed\n")
+    assert "pytest -m longcycle --root-out nightly\n" in page
+    assert ("| deepmimic_humanoid_ppo | yes | default_e8 | 30,000,128 | 346,138 | 9.52 ± 0.081 | 20.5 | 1024 "
+            "| survival 0.25 ± 0.02, coverage_err 0.4 | pass | 102 |") in page
+    assert "| amp_g1 | no: nan_in_probe_train | default_e8 | - | - | - | - |  |  | missing | 4 |" in page
+    assert "| view_motion_g1 | not run |" in page and "1 of 3 cases have no recorded end" in page
+    for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
+        assert (out / target).is_file(), target
+    everything = "".join(path.read_text() for path in out.rglob("*") if path.suffix in (".md", ".json", ".tsv"))
+    assert "/home" not in everything and "see output/y.log" in everything
+    assert json.loads((out / "attempts" / f"{CASE}.json").read_text())["attempts"] == [{"log": "output/l"}]
+
+
+def test_the_strip_shows_the_character_on_its_way(root, tmp_path):
+    export_results.main([str(root), "--out", str(tmp_path), "--pictures", "3"])
+    strip = np.asarray(Image.open(tmp_path / f"pictures/{CASE}.jpg").convert("RGB")).astype(int)
+    assert (tmp_path / f"pictures/{CASE}.jpg").stat().st_size <= export_results.STRIP_BYTES
+    blue = strip[..., 2] - strip[..., 0] > 60
+    cells = np.array_split(blue, 3, axis=1)
+    assert all(cell.mean() > 0.02 for cell in cells), "cropped to what moves"
+    places = [np.flatnonzero(cell.any(axis=0)).mean() / cell.shape[1] for cell in cells]
+    assert places[0] < 0.25 < places[1] < 0.75 < places[2]
+
+
+def test_both_attempts_are_drawn(root):
+    runs = export_results.read_runs(root / f"runs/{CASE}_args")
+    assert [run.label for run in runs] == ["default_e16", "default_e8"]
+    assert runs[1].column("Samples").tolist() == [10, 20, 1010, 1020]
+    row = export_results.curve_row(runs, CASE)
+    assert [(panel.column, len(panel.runs)) for panel in row] == [("Test_Return", 2), ("Test_Episode_Length", 2)]
+
+
+def test_what_is_no_film_gives_no_strip(tmp_path):
+    (tmp_path / "viz.mp4").write_text("no film")
+    assert not export_results.film_strip(tmp_path / "viz.mp4", tmp_path / "strip.jpg", 7)
+    assert not export_results.film_strip(tmp_path / "none.mp4", tmp_path / "strip.jpg", 7)
+    assert not (tmp_path / "strip.jpg").exists()
+
+
+def test_not_a_root(tmp_path, capsys):
+    assert export_results.main([str(tmp_path)]) == 2
+    assert "no case_manifest.tsv there" in capsys.readouterr().err

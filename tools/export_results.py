@@ -1,0 +1,330 @@
+"""Makes a page of results from what the acceptance suite left behind, small enough for the repository.
+
+    python tools/export_results.py output/train/longcycle --out docs/results/two_h200
+
+Writes tables, attempts, a strip of pictures a case (from its film), learning curves and a README.md. Works on a root
+that is not finished too: what is missing is said. Machine paths are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.files import atomic_path, write_json, write_text
+from mimickit.util.video import COLOR_SPREAD
+from tools.command import explains_mistakes
+from tools.curves import Curves, Panel, draw_panels, joined, read_curves
+
+OWN_FOLDERS = ("mimickit", "tests", "data", "args", "output", "tools", r"\.venv")
+FOREIGN_PATH = re.compile(rf"(?<![\w.])/[^\s'\":]*?/(?=(?:{'|'.join(OWN_FOLDERS)})(?:/|$))")
+STRIP_BYTES = 60_000
+FRAME_HEIGHT = 150  # pixels
+SHOWN_MEASURES = ("survival", "success_rate", "task_reward", "goal_err", "vel_err", "body_pos_err", "motion_err",
+                  "coverage_err", "pose_err")
+CURVE_COLUMNS = ("Test_Return", "Test_Episode_Length", "Body_Pos_Err", "Motion_Err", "Task_Reward")
+CURVES_A_CASE = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known about one case.
+
+    Attributes:
+        row: its line in best_by_case.tsv, None for a case without an end.
+        test: its test.json, or {}.
+        folder: its best attempt's folder, None without one.
+    """
+
+    name: str
+    method: str
+    row: Mapping[str, str] | None
+    test: Mapping[str, Any]
+    folder: Path | None
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_root(root: Path) -> list[Result]:
+    """All cases of a root, in the order of its manifest.
+
+    Raises:
+        AssetMissingError: the folder is none of the suite's.
+    """
+    manifest = root / "case_manifest.tsv"
+    if not manifest.is_file():
+        raise AssetMissingError(f"{root}: no case_manifest.tsv there; give a folder below output/train that "
+                                "pytest -m longcycle has written")
+    rows = {row["case"]: row for row in read_tsv(root / "best_by_case.tsv")}
+    found = []
+    for entry in read_tsv(manifest):
+        row = rows.get(entry["case"])
+        stem = entry["case"].removesuffix(".txt")
+        folder = root / "runs" / stem / f"{row['variant']}_e{row['num_envs']}" if row else None
+        test = read_json(folder / "test.json") if folder is not None else {}
+        found.append(Result(stem.removesuffix("_args"), entry["method"], row, test, folder))
+    return found
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_runs(folder: Path) -> list[Curves]:
+    """One run for each attempt of a case: its trial and its training as one curve."""
+    runs = []
+    for attempt in sorted(path for path in folder.glob("*_e*") if path.is_dir()):
+        logs = [path for stage in ("probe_train", "long_train") if (path := attempt / stage / "log.txt").is_file()]
+        parts = [part for path in logs if len((part := read_curves(path)).columns.get("Samples", ())) > 0]
+        if parts:
+            runs.append(joined(parts, attempt.name))
+    return runs
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def without_machine(value: Any) -> Any:
+    """Texts of a JSON value without the machine's folders: paths begin at the repository, others are names only."""
+    if isinstance(value, str):
+        text = FOREIGN_PATH.sub("", value)
+        return Path(text).name if text.startswith("/") and " " not in text else text
+    if isinstance(value, Mapping):
+        return {key: without_machine(item) for key, item in value.items()}
+    return [without_machine(item) for item in value] if isinstance(value, list) else value
+
+
+def command_line(environment: Mapping[str, Any]) -> str:
+    """How the root was made, as one types it."""
+    words = without_machine(list(environment.get("command") or []))
+    given = [word for word in words[1:] if word != "--lf"]
+    return shlex.join(["pytest", *(given or ["-m", "longcycle"])])
+
+
+def film_strip(video: Path, path: Path, pictures: int) -> bool:
+    """Write pictures of a film side by side, evenly spaced in time, as a JPEG of at most ``STRIP_BYTES``.
+
+    False when there is no film that can be decoded.
+    """
+    import av
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with av.open(str(video)) as container:
+            count = sum(1 for _ in container.decode(video=0))
+        wanted = {round(x) for x in np.linspace(0, count - 1, pictures)} if count else set()
+        with av.open(str(video)) as container:
+            frames = [frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in wanted]
+    except (av.FFmpegError, OSError):
+        return False
+    if not frames:
+        return False
+    box = interesting_box([np.asarray(frame) for frame in frames])
+    width = round(FRAME_HEIGHT * (box[2] - box[0]) / (box[3] - box[1]))
+    cells = [frame.crop(box).resize((width, FRAME_HEIGHT), Image.Resampling.LANCZOS) for frame in frames]
+    strip = Image.new("RGB", ((width + 2) * len(cells) - 2, FRAME_HEIGHT), "white")
+    x = 0
+    for part in cells:
+        strip.paste(part, (x, 0))
+        x += part.width + 2
+    for quality in (85, 75, 65, 50, 35, 20):
+        data = io.BytesIO()
+        strip.save(data, format="JPEG", quality=quality, optimize=True)
+        if data.tell() <= STRIP_BYTES:
+            break
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.getvalue())
+    return True
+
+
+def interesting_box(frames: Sequence[Any]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom (pixels) of what is coloured in any of the frames [H, W, 3], with some margin.
+
+    Ground and sky are grey. Between half and twice as wide as high, and not lower than a quarter of the frame.
+    """
+    import numpy as np
+
+    height, width = frames[0].shape[:2]
+    coloured = np.any([frame.max(axis=2).astype(int) - frame.min(axis=2) > COLOR_SPREAD for frame in frames], axis=0)
+    rows, columns = np.flatnonzero(coloured.sum(axis=1) > 2), np.flatnonzero(coloured.sum(axis=0) > 2)
+    if not len(rows) or not len(columns):
+        return 0, 0, width, height
+    high = max(1.15 * (rows[-1] - rows[0]), 0.25 * height)
+    wide = max(1.15 * (columns[-1] - columns[0]), 0.5 * high)
+    high = min(max(high, wide / 2), height)
+    wide = min(wide, width)
+    left = min(max((columns[0] + columns[-1] - wide) / 2, 0), width - wide)
+    top = min(max((rows[0] + rows[-1] - high) / 2, 0), height - high)
+    return round(left), round(top), round(left + wide), round(top + high)
+
+
+def curve_row(runs: Sequence[Curves], title: str) -> list[Panel]:
+    """A case's first informative columns, with a line for each attempt; empty without runs."""
+    columns = [c for c in CURVE_COLUMNS if any(c in run.columns and run.columns[c].any() for run in runs)]
+    return [Panel(title, c, [run for run in runs if c in run.columns]) for c in columns[:CURVES_A_CASE]]
+
+
+def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
+    """Write everything; returns counts for the command's last line."""
+    results = read_root(root)
+    environment = without_machine(read_json(root / "environment.json"))
+    for name in ("best_by_case.tsv", "case_manifest.tsv"):
+        if (root / name).is_file():
+            write_text(out / name, "\n".join(without_machine((root / name).read_text(encoding="utf-8").split("\n"))))
+    write_json(out / "environment.json", environment)
+    strips, figures = set(), {}
+    for result in results:
+        attempts = root / "runs" / f"{result.name}_args" / "attempts.json"
+        if attempts.is_file():
+            write_json(out / "attempts" / f"{result.name}.json", without_machine(read_json(attempts)))
+        strip = out / "pictures" / f"{result.name}.jpg"
+        if result.folder is not None and film_strip(result.folder / "viz.mp4", strip, pictures):
+            strips.add(result.name)
+    for method in sorted({result.method for result in results}):
+        names = [result.name for result in results if result.method == method]
+        rows = [row for name in names if (row := curve_row(read_runs(root / "runs" / f"{name}_args"), name))]
+        if rows:
+            draw_panels(rows, out / "curves" / f"{method}.png")
+            figures[method] = f"curves/{method}.png"
+    write_text(out / "README.md", page(root, results, environment, strips, figures))
+    return {"cases": len(results), "with_an_end": sum(r.row is not None for r in results), "strips": len(strips),
+            "curves": len(figures)}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(root: Path, results: Sequence[Result], environment: Mapping[str, Any], strips: set[str],
+         figures: Mapping[str, str]) -> str:
+    """README.md."""
+    passed = [r for r in results if r.row and r.row["final_ok"] == "1"]
+    ended = [r for r in results if r.row]
+    lines = [
+        f"# {root.name}: {len(passed)} of {len(results)} cases passed", "",
+        *described(environment, len(ended), len(results)), "",
+        "```sh", command_line(environment), "```", "",
+        "Return and length (control steps) are means over all episodes of the test, ± half the 95 % interval; gate: "
+        "the learning gate of `tests/acceptance/targets.yaml`; seconds: of all stages. What each measure is: "
+        "[run_folder.md](../../run_folder.md). Further columns: [best_by_case.tsv](best_by_case.tsv), attempts: "
+        "`attempts/`.", "",
+        "| case | passed | variant | samples | samples/s | return | length | episodes | measures | gate | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(table_row(result) for result in results), "",
+    ]
+    if figures:
+        lines += ["## Learning curves", "", "Evaluations during training over samples; one line an attempt.", ""]
+        for method, path in figures.items():
+            lines += [f"### {method}", "", f"![learning curves of {method}]({path})", ""]
+    if strips:
+        lines += ["## Films", "", "The first episode of each test's policy, evenly spaced over its length.", ""]
+        for result in results:
+            if result.name in strips:
+                lines += [f"**{result.name}**", "", f"![{result.name}](pictures/{result.name}.jpg)", ""]
+    return "\n".join(lines)
+
+
+def described(environment: Mapping[str, Any], ended: int, total: int) -> list[str]:
+    """When, where and with what."""
+    versions = environment.get("versions") or {}
+    gpus = [gpu if isinstance(gpu, str) else str(gpu.get("name", gpu)) for gpu in environment.get("gpus") or []]
+    shown = [f"{name} {versions[name]}" for name in ("torch", "newton", "warp-lang", "mujoco-warp") if name in versions]
+    commit = str(environment.get("git_commit") or "unknown")[:12]
+    changed = " with local changes" if environment.get("git_changed") else ""
+    words = [
+        f"{str(environment.get('time', 'date unknown'))[:10]}, profile `{environment.get('profile', 'unknown')}`, ",
+        f"devices {' '.join(environment.get('devices') or ['unknown'])}",
+        f" ({', '.join(dict.fromkeys(gpus))})" if gpus else "",
+        f", {', '.join(shown)}, commit {commit}{changed}.",
+    ]
+    lines = ["".join(words)]
+    if environment.get("profile") == "smoke":
+        lines.append("The smoke profile trains for seconds: it shows that everything works, not what is learned.")
+    if ended < total:
+        lines.append(f"{total - ended} of {total} cases have no recorded end.")
+    return lines
+
+
+def table_row(result: Result) -> str:
+    """One line of the table."""
+    row = result.row
+    if row is None:
+        return f"| {result.name} | not run |" + " |" * 9
+    seconds = sum(float(row[key]) for key in row if key.endswith("_elapsed_s") and row[key])
+    verdict = "yes" if row["final_ok"] == "1" else f"no: {row['note']}"
+    episodes = (result.test.get("statistics") or {}).get("return", {}).get("episodes", row["test_episodes"])
+    measures = ", ".join(f"{name} {shown}" for name in SHOWN_MEASURES if (shown := value_of(result, name)))
+    attempt = f"{row['variant']}_e{row['num_envs']}"
+    cells = [
+        result.name, verdict, attempt, count(row["samples"]), count(row["samples_per_s"]),
+        value_of(result, "return") or number(row["test_return"]),
+        value_of(result, "length") or number(row["test_episode_length"]),
+        str(episodes), measures, row["gate_verdict"], f"{seconds:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def value_of(result: Result, name: str) -> str:
+    """``10.5 ± 0.08`` from the statistics, the bare number from the measures, or nothing."""
+    summary = (result.test.get("statistics") or {}).get(name)
+    if summary is not None:
+        interval = f" ± {summary['ci95']:.2g}" if summary.get("ci95") is not None else ""
+        return number(summary["mean"]) + interval
+    value = (result.test.get("measures") or {}).get(name)
+    return "" if value is None else number(value)
+
+
+def number(value: Any) -> str:
+    try:
+        return f"{float(value):.4g}"
+    except (TypeError, ValueError):
+        return "-"
+
+
+def count(value: Any) -> str:
+    """``30,000,128``; ``-`` for nothing."""
+    try:
+        return f"{round(float(value)):,}"
+    except (TypeError, ValueError):
+        return "-"
+
+
+@explains_mistakes
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="output/train/<root-out>")
+    parser.add_argument("--out", type=Path, help="folder to write (docs/results/<root-out>)")
+    parser.add_argument("--pictures", type=int, default=7, help="of each film (7)")
+    args = parser.parse_args(argv)
+    if args.pictures < 1:
+        raise UserError(f"--pictures {args.pictures}: at least 1")
+    out = args.out or Path("docs/results") / args.root.name
+    done = export(args.root, out, args.pictures)
+    print(f"{out}: {done['with_an_end']} of {done['cases']} cases, {done['strips']} film strips, "
+          f"{done['curves']} pictures of curves")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
