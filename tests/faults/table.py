@@ -313,7 +313,7 @@ def describe_end(row: Row, scenario: Scenario, project: Project) -> None:
     faults = project.journal("fault")
     if ends:
         end = ends[0]
-        row.failure_class, row.message = end["failure_class"] or end["outcome"], end["message"]
+        row.failure_class, row.message = end["failure_class"] or end["outcome"], without_folders(end["message"])
         row.stage = end["stage"]
         row.end_s = round(end["time"] - (faults[0]["time"] if faults else end["started"]), 1)
         if scenario.to_session == signal.SIGKILL:
@@ -325,12 +325,18 @@ def describe_end(row: Row, scenario: Scenario, project: Project) -> None:
         row.then = "" if scenario.to_session else went_on(end, [e for e in after if e["time"] < session_end])
     elif cases:
         end = cases[0]
-        row.failure_class, row.message = cases[0]["row"]["failure_class"], cases[0]["row"]["message"]
-        row.stage, row.then = cases[0]["row"]["failed_stage"], "end"
+        verdict = end["row"]
+        row.failure_class, row.message = verdict["failure_class"], without_folders(verdict["message"])
+        row.stage, row.then = verdict["failed_stage"], "end"
         row.end_s = round(end["time"] - faults[0]["time"], 1) if faults else None
     row.degraded = bool(cases) and bool(cases[0]["row"]["degraded"])
     row.samples_per_iteration = [samples_per_iteration(path) for path in sorted(
         project.out.glob("runs/*/*/*_train/run_config.yaml"), key=lambda path: path.stat().st_mtime)]
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths as file names alone."""
+    return re.sub(r"(?<![\w.])/[^\s:'\]]*/", "", text)
 
 
 def went_on(end: dict[str, Any], after: list[dict[str, Any]]) -> str:
