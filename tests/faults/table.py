@@ -410,6 +410,13 @@ def abilities(devices: list[str]) -> set[str]:
     return has
 
 
+def remove_groups() -> None:
+    """The control groups of processes that the memory killer took."""
+    for group in [*CGROUP.glob("faulty_run_*"), *CGROUP.glob("memory/faulty_run_*")]:
+        with contextlib.suppress(OSError):  # somebody lives in it
+            group.rmdir()
+
+
 def grown(before: list[int], after: list[int]) -> int:
     """The largest growth in MiB, in steps of 16."""
     return max(b - a for a, b in zip(before, after)) // 16 * 16
@@ -477,6 +484,7 @@ def main(argv: list[str] | None = None) -> int:
             row = run_scenario(name, SCENARIOS[name], project)
         finally:
             project.undo.close()
+            remove_groups()
             if not options.keep:
                 shutil.rmtree(scratch)
         rows.append(row)
