@@ -199,9 +199,10 @@ class Project:
                    "--longcycle-profiles", "profiles.yaml", "--root-out", ROOT_OUT, "--cases", CASE,
                    "--devices-train", ",".join(self.devices),
                    "--runner", f"{{python}} {ROOT / 'tests/faults/faulty_run.py'}", *more]
+        search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with (self.path / "session.txt").open("ab") as output:
             return subprocess.Popen(command, cwd=self.path, stdout=output, stderr=subprocess.STDOUT,
-                                    env={**os.environ, "PYTHONPATH": str(ROOT), "FAULT_FILE": str(self.fault_file)})
+                                    env={**os.environ, "PYTHONPATH": search, "FAULT_FILE": str(self.fault_file)})
 
     def journal(self, event: str) -> list[dict[str, Any]]:
         lines = self.journal_file.read_text().splitlines() if self.journal_file.exists() else []
