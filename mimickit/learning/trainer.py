@@ -38,7 +38,7 @@ from mimickit.util.graphs import Graphed
 from mimickit.util.logging import Heartbeat, Logger, LoggerKind, Number, Progress, column_name, print_row, warn
 
 UNLIMITED = 2**63 - 1
-LAST_WRITE = 10.0  # s
+LAST_WRITE = 2.0  # s, for a checkpoint that is being written when training fails
 Outcome = Literal["completed", "budget", "interrupted"]
 State = tuple[dict[str, Any], dict[str, Any]]  # shared by all processes, own
 
@@ -102,7 +102,7 @@ def train(env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions) -
         try:
             return training.run()
         finally:
-            training.writer.wait(LAST_WRITE)  # a failure must not cost the checkpoint that is being written
+            training.writer.wait(LAST_WRITE)
 
 
 @torch.no_grad()
@@ -181,6 +181,7 @@ class _Training:
 
     def _conclude(self) -> None:
         """Evaluate and save where due, log, and decide whether to go on."""
+        self.writer.check()
         due = self.pending or self._output_due()
         self.outcome = self._decide_outcome()
         if self.outcome == "interrupted":

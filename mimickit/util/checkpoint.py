@@ -123,6 +123,10 @@ class CheckpointWriter:
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what writing has met with so far. Does not wait."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
