@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from typing import IO, Any
 
 import pytest
@@ -57,6 +59,7 @@ class Session:
         self.lock: IO[str] | None = None
         self.live: LiveLine | None = None
         self.started = False
+        self.unwritten = ""  # why the end could not be recorded
         if self.worker:  # a killed controller must not leave workers behind
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         else:
@@ -92,12 +95,13 @@ class Session:
         signal.signal(signal.SIGTERM, on_sigterm)
         if self.worker:
             return
-        self.lock = lock_session(self.settings.out)
-        if self.lock is None:
-            raise pytest.UsageError(f"another session works in {self.settings.relative(self.settings.out)}; "
-                                    "wait for it, or give --root-out NAME")
-        self.settings.stop_file.unlink(missing_ok=True)
-        close_open_stages(self.ledger)
+        with self.needs_disk():
+            self.lock = lock_session(self.settings.out)
+            if self.lock is None:
+                raise pytest.UsageError(f"another session works in {self.settings.relative(self.settings.out)}; "
+                                        "wait for it, or give --root-out NAME")
+            self.settings.stop_file.unlink(missing_ok=True)
+            close_open_stages(self.ledger)
         self.session_before = self.ledger.state().session.get("session")
 
     def choose(self, items: list[pytest.Item]) -> list[pytest.Item]:
@@ -130,13 +134,23 @@ class Session:
         settings, out = self.settings, self.settings.out
         chosen = [case for case in self.cases if case.name in self.selected]
         table = manifest_rows(settings.repo, chosen, settings.engine_config)
-        if table:
-            write_text(out / "case_manifest.tsv", to_tsv(list(table[0]), table))
-        write_json(out / "environment.json", describe(settings))
-        self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
-                           passed_before=sorted(self.passed_before), profile=settings.profile_name, command=sys.argv)
-        for name in sorted(self.passed_before):
-            self.ledger.append("case_reused", case=name)
+        with self.needs_disk():
+            if table:
+                write_text(out / "case_manifest.tsv", to_tsv(list(table[0]), table))
+            write_json(out / "environment.json", describe(settings))
+            self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
+                               passed_before=sorted(self.passed_before), profile=settings.profile_name,
+                               command=sys.argv)
+            for name in sorted(self.passed_before):
+                self.ledger.append("case_reused", case=name)
+
+    @contextlib.contextmanager
+    def needs_disk(self) -> Iterator[None]:
+        """A root that cannot be written ends the session with the reason (full disk, a file in its place)."""
+        try:
+            yield
+        except OSError as error:
+            raise pytest.UsageError(f"cannot write to {self.settings.relative(self.settings.out)}: {error}") from None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
@@ -167,19 +181,29 @@ class Session:
             return
         state = self.ledger.state()
         self.started = state.session.get("session") != self.session_before
-        if self.started:
-            interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
-            self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
-            selected = state.session["cases"]
-            complete = all(name in state.touched and state.case(name).passed for name in selected)
-            if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and selected and complete:
-                session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
-            elif exitstatus == pytest.ExitCode.OK and not complete:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            page = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
-            write_text(self.settings.out / "summary.md", page)
-            report.add_to_job_summary(page)
+        if not self.started:
+            self.lock.close()
+            return
+        try:
+            self.record_end(session, exitstatus, state)
+        except OSError as error:  # a full disk, most likely
+            self.unwritten = str(error)
+            session.exitstatus = exitstatus or pytest.ExitCode.INTERNAL_ERROR
         self.lock.close()
+
+    def record_end(self, session: pytest.Session, exitstatus: int, state: State) -> None:
+        """Write how the session ended, and correct its exit code: 0 exactly when every selected case passed."""
+        interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+        self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
+        selected = state.session["cases"]
+        complete = all(name in state.touched and state.case(name).passed for name in selected)
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and selected and complete:
+            session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
+        elif exitstatus == pytest.ExitCode.OK and not complete:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        page = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
+        write_text(self.settings.out / "summary.md", page)
+        report.add_to_job_summary(page)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.worker or self.lock is None or not self.started:
@@ -187,6 +211,9 @@ class Session:
         state = self.ledger.state()
         cases = self.cases_of(state)
         terminalreporter.section("longcycle")
+        if self.unwritten:
+            terminalreporter.line(f"the tables may be older than the results, they could not be written: "
+                                  f"{self.unwritten}. Make room and continue with --lf", red=True)
         if not cases:
             terminalreporter.line(NOTHING)
             return

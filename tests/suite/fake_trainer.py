@@ -6,6 +6,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,10 @@ def misbehave(behaviour: str, out: Path) -> int | None:
     if behaviour == "nccl":
         write_failure(out, 0, RuntimeError("NCCL error: unhandled system error"))
         return 1
+    if behaviour == "no_ledger":  # for pytest it is as if the disk were full: the ledger cannot grow
+        ledger = out.parents[3] / "ledger.jsonl"
+        pid = next(json.loads(line)["pid"] for line in ledger.read_text().splitlines() if '"session_start"' in line)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (ledger.stat().st_size,) * 2)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour in ("hang", "spawn"):

@@ -194,3 +194,21 @@ def test_hours_used_before_an_interruption_count(project, number):
     assert second["resumed"] > 0 and ends[1]["elapsed_s"] < 4.0 - ends[0]["elapsed_s"] + 1.5
     project.forget_calls()
     assert project.run(*budget, "--lf").ret == 0 and not project.calls()
+
+
+def test_a_root_that_cannot_be_written_is_named(project):
+    project.out.parent.mkdir(parents=True)
+    project.out.write_text("in the way")
+    result = project.run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and not project.calls()
+    result.stderr.fnmatch_lines(["*cannot write to output/train/longcycle_smoke: *exists*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_a_disk_that_fills_up_ends_in_words(project):
+    """The ledger cannot be written any more once the film of the last case is being made."""
+    project.rules({"stage": "viz", "do": "no_ledger"})
+    result = project.run("--cases", CASES[1])
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*could not be written: *Make room and continue with --lf*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
