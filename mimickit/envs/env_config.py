@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from mimickit.config import Config, build, load_yaml
+from mimickit.config import Config, build, load_yaml, merge
 from mimickit.engines.engine_config import EngineConfig, make_engine_config
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
@@ -284,13 +284,13 @@ def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None
 
     Args:
         path: yaml file.
-        overrides: keys that replace those of the file, e.g. ``{"episode_length": 5}``.
+        overrides: keys that replace those of the file, e.g. ``{"episode_length": 5}``; mappings are merged.
 
     Raises:
         AssetMissingError: no such file.
         UserError: unknown ``env_name`` or key, missing key, wrong value; all of a file's problems in one message.
     """
-    return make_env_config({**load_yaml(path), **(overrides or {})}, str(path))
+    return make_env_config(merge(load_yaml(path), overrides or {}), str(path))
 
 
 def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:

@@ -138,3 +138,9 @@ def test_character_alone():
         env.step(env.action_low.expand(2, -1))
         ends.append(env.done.tolist())
     assert env.obs.shape == (2, 125) and ends == [[0, 0], [0, 0], [3, 3]] and (env.reward == 1).all()
+
+
+def test_overrides_reach_into_mappings():
+    path = ROOT / "data/envs/add_go2_env.yaml"
+    file, changed = load_env_config(path).engine, load_env_config(path, {"engine": {"sim_freq": 480}}).engine
+    assert file and changed == {**file, "sim_freq": 480} != file
