@@ -17,6 +17,7 @@ from mimickit.util.names import nearest
 
 SUFFIX = "_args.txt"
 NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; --cases still takes them by name
+DEFAULT = "default"  # the agent file that the args file names
 VARIANTS = ("tuned", "hiutil")  # agent files <agent>_<variant>.yaml, tried in this order before the args file's own
 TRAIN_STAGES = ("probe_train", "long_train", "test", "viz")
 VIEW_STAGES = ("bootstrap_train", "test", "viz")
@@ -63,14 +64,19 @@ class Case:
     def stages(self) -> tuple[str, ...]:
         return TRAIN_STAGES if self.trainable else VIEW_STAGES
 
-    def variants(self, root: Path) -> dict[str, str]:
-        """Agent configurations to try, in order: those of ``VARIANTS`` whose file exists, then ``default``."""
+    def variants(self, root: Path, only: Sequence[str] = ()) -> dict[str, str]:
+        """Agent configurations to try, in order: those of ``VARIANTS`` whose file exists, then ``default``.
+
+        Args:
+            only: leave out the others; ``default`` where none is left.
+        """
         if not self.trainable:
-            return {"default": ""}
+            return {DEFAULT: ""}
         config = Path(self.agent_config)
         files = {name: config.with_name(f"{config.stem}_{name}{config.suffix}") for name in VARIANTS}
         found = {name: str(file) for name, file in files.items() if (root / file).is_file()}
-        return {**found, "default": self.agent_config}
+        chosen = {name: file for name, file in found.items() if name in only or not only}
+        return chosen if chosen and only and DEFAULT not in only else {**chosen, DEFAULT: self.agent_config}
 
 
 def discover(root: Path, include_newer: bool = False) -> list[Case]:
@@ -129,7 +135,7 @@ class Inputs:
     sha256: Mapping[str, str]
 
 
-def read_inputs(root: Path, case: Case, engine_config: str) -> Inputs:
+def read_inputs(root: Path, case: Case, engine_config: str, only: Sequence[str] = ()) -> Inputs:
     """Find and hash every input of a case: args, engine, env, agents, character, objects and all clips."""
     env = _yaml(root / case.env_config)
     motion, character = str(env.get("motion_file") or ""), str(env.get("char_file") or "")
@@ -137,7 +143,7 @@ def read_inputs(root: Path, case: Case, engine_config: str) -> Inputs:
     clips: list[Any] = []
     if motion.endswith((".yaml", ".yml")):
         clips = [entry.get("file") for entry in _yaml(root / motion).get("motions") or [] if isinstance(entry, dict)]
-    agents = [file for variant in case.variants(root).values() for file in _layers(root, variant)]
+    agents = [file for variant in case.variants(root, only).values() for file in _layers(root, variant)]
     paths = [case.args_file, engine_config, case.env_config, *agents, character, motion]
     paths += [str(path) for path in (*objects, *clips)]
     return Inputs(character, motion, {path: sha256(root / path) for path in dict.fromkeys(paths) if path})
@@ -151,11 +157,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def manifest_rows(root: Path, cases: Iterable[Case], engine_config: str) -> list[dict[str, str]]:
+def manifest_rows(
+    root: Path, cases: Iterable[Case], engine_config: str, only: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Rows of ``case_manifest.tsv``; the sha256 column holds ``path=digest`` pairs separated by spaces."""
     rows = []
     for case in cases:
-        inputs = read_inputs(root, case, engine_config)
+        inputs = read_inputs(root, case, engine_config, only)
         rows.append({
             "case": case.file, "method": case.method, "case_type": case.case_type, "mode": case.mode,
             "agent_config": case.agent_config, "env_config": case.env_config, "engine_config": engine_config,

@@ -36,7 +36,7 @@ class Attempt:
 
     @property
     def agent_config(self) -> str:
-        return self.case.variants(self.settings.repo)[self.rung.variant]
+        return self.case.variants(self.settings.repo, self.settings.variants)[self.rung.variant]
 
     @property
     def train_stage(self) -> str:

@@ -34,7 +34,8 @@ class CaseRun:
         self._held = ExitStack()
 
     def __enter__(self) -> CaseRun:
-        self.inputs = read_inputs(self.settings.repo, self.case, self.settings.engine_config)
+        self.inputs = read_inputs(self.settings.repo, self.case, self.settings.engine_config,
+                                  self.settings.variants)
         self.key = case_key(self.settings, self.case)
         state = self._state()
         if reusable(state, self.key, self.settings.resume_skip_status):
@@ -100,7 +101,7 @@ class CaseRun:
             return [ladder.Rung("default", profile.nontrainable_num_envs)]
         sizes = (settings.ladder or settings.target(self.case.name).env_ladder or profile.env_ladder
                  or ladder.halving(self.case.num_envs))
-        return ladder.rungs(self.case.variants(settings.repo), sizes)
+        return ladder.rungs(self.case.variants(settings.repo, settings.variants), sizes)
 
     def _state(self) -> CaseState:
         return self.ledger.state().case(self.case.name)
@@ -260,7 +261,7 @@ def note(verdict: Verdict, degraded: bool) -> str:
 
 def case_key(settings: Settings, case: Case) -> str:
     """What a case's verdict depends on: its inputs, sizes and gates. A verdict under another key does not count."""
-    inputs = read_inputs(settings.repo, case, settings.engine_config)
+    inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
     return digest({
         "sha256": dict(inputs.sha256), "profile": settings.profile_name, "sizes": settings.profile.model_dump(),
         "long_mode": settings.long_mode, "budget": settings.long_budget_hours,

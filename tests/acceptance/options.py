@@ -29,6 +29,7 @@ from tests.acceptance.settings import (
     parse_ladder,
     parse_list,
     parse_runner,
+    parse_variants,
 )
 from tests.acceptance.shards import Shard, parse_shard
 
@@ -76,6 +77,8 @@ OPTIONS = {option.name: option for option in (
            metavar="D"),
     Option("env-ladder", str, "environments per device to try (default: the case's, halved down to 32)",
            metavar="N,N"),
+    Option("variants", str, "agent files to try, of tuned, hiutil and default (default: all there are, in this order)",
+           metavar="A,B"),
     Option("no-scale-steps", bool, "keep steps_per_iter on smaller rungs of the ladder"),
     Option("long-mode", str, "when long_train ends", default="max_samples", choices=("max_samples", "time_budget")),
     Option("long-budget-hours", float, "for --long-mode time_budget, all sessions together", metavar="H"),
@@ -187,7 +190,8 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
         train_env=parse_env(values["train-env"], data.train_env), viz_env=data.viz_env, pool=pool, per_case=per_case,
         view_devices=tuple(parse_list(values["devices-nontrainable"]) or ()),
         engine_config=values["engine-config"], runner=parse_runner(values["runner"]),
-        ladder=parse_ladder(values["env-ladder"]), scale_steps=not values["no-scale-steps"],
+        ladder=parse_ladder(values["env-ladder"]), variants=parse_variants(values["variants"]),
+        scale_steps=not values["no-scale-steps"],
         long_mode=long_mode, long_budget_hours=hours, long_success_policy=values["long-success-policy"],
         resume_skip_status=values["resume-skip-status"])
 

@@ -133,7 +133,7 @@ class Session:
             return
         settings, out = self.settings, self.settings.out
         chosen = [case for case in self.cases if case.name in self.selected]
-        table = manifest_rows(settings.repo, chosen, settings.engine_config)
+        table = manifest_rows(settings.repo, chosen, settings.engine_config, settings.variants)
         with self.needs_disk():
             if table:
                 write_text(out / "case_manifest.tsv", to_tsv(list(table[0]), table))

@@ -13,6 +13,7 @@ from typing import Literal
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
+from tests.acceptance.cases import DEFAULT, VARIANTS
 from tests.acceptance.devices import training_pool
 
 HERE = Path(__file__).parent
@@ -96,6 +97,7 @@ class Settings:
         pool, per_case: devices to lease from, and how many a trainable case takes.
         view_devices: devices of nontrainable cases; empty means the first of the leased ones.
         ladder: the ``--env-ladder`` option.
+        variants: the ``--variants`` option; empty: all.
     """
 
     repo: Path
@@ -112,6 +114,7 @@ class Settings:
     engine_config: str = DEFAULT_ENGINE
     runner: tuple[str, ...] = (sys.executable, "mimickit/run.py")
     ladder: tuple[int, ...] | None = None
+    variants: tuple[str, ...] = ()
     scale_steps: bool = True
     long_mode: Literal["max_samples", "time_budget"] = "max_samples"
     long_budget_hours: float | None = None
@@ -187,6 +190,15 @@ def parse_env(text: str | None, default: Mapping[str, str]) -> dict[str, str]:
     if wrong := [key for key, equals, _ in pairs if not equals or not key]:
         raise UserError(f"--train-env {text}: '{wrong[0]}' is not KEY=VALUE (or give: none)")
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def parse_variants(text: str | None) -> tuple[str, ...]:
+    """``tuned,default``. Raises UserError for unknown ones."""
+    names, known = tuple(parse_list(text) or ()), (*VARIANTS, DEFAULT)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--variants {text}: unknown variant '{unknown[0]}'{nearest(unknown[0], known)}; known are "
+                        f"{', '.join(known)}")
+    return names
 
 
 def parse_ladder(text: str | None) -> tuple[int, ...] | None:

@@ -200,6 +200,24 @@ def test_hiutil_comes_first(project):
     assert project.calls()[0]["flags"]["agent_config"] == ["data/agents/deepmimic_humanoid_ppo_agent_hiutil.yaml"]
 
 
+def test_variants_can_be_chosen(project):
+    for name in ("tuned", "hiutil"):
+        (project.path / f"data/agents/deepmimic_humanoid_ppo_agent_{name}.yaml").write_text(
+            "base: deepmimic_humanoid_ppo_agent.yaml\n")
+    only = ["--cases", TRAINED, "--variants"]
+    assert project.run(*only, "default").ret == 0
+    assert project.rows()[TRAINED]["variant"] == "default"
+    assert project.run("--cases", TRAINED).ret == 0  # not reused: another variant comes first
+    assert project.rows()[TRAINED]["variant"] == "tuned"
+    project.forget_calls()
+    assert project.run("--cases", TRAINED).ret == 0 and not project.calls()
+    assert project.run(*only, "hiutil,default").ret == 0
+    assert project.rows()[TRAINED]["variant"] == "hiutil"
+    result = project.run(*only, "tund")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*unknown variant 'tund' (did you mean 'tuned'?)*tuned, hiutil, default*"])
+
+
 @pytest.mark.parametrize("behaviour", ["nccl", "killed"])
 def test_transient_failures_get_one_more_chance(project, behaviour):
     project.rules({"stage": "long_train", "do": behaviour, "times": 1})
