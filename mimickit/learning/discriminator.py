@@ -89,7 +89,7 @@ def discriminator_loss(
         net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
         negatives: [M, n] normalised, of the agent; positives: [P, n] normalised, as it should be.
     """
-    count, (good, _) = negatives.shape[0], positives.shape
+    count, good = negatives.shape[0], positives.shape[0]
     x = torch.cat([negatives, positives])
     label = torch.cat([x.new_full((count,), -1.0), x.new_ones(good)])
     share = torch.cat([x.new_full((count,), 0.5 / count), x.new_full((good,), 0.5 / good)])

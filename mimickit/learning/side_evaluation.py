@@ -47,8 +47,9 @@ class SideEvaluation:
         unfinished = (~self._record.complete()).to(torch.int32)
         if dist.max_(unfinished).item():
             return None
-        sums = {name: self._record.sums()[name] for name in ("return", "length")}
-        found = reduce_stats({name: Stat(total / count, "mean", count) for name, (total, count) in sums.items()}, dist)
+        sums = self._record.sums()
+        found = reduce_stats({name: Stat(sums[name][0] / sums[name][1], "mean", sums[name][1])
+                              for name in ("return", "length")}, dist)
         return Evaluation(found["return"], found["length"], self._count * dist.world_size, samples=self.samples)
 
     def local_state(self) -> dict[str, Tensor]:

@@ -207,41 +207,35 @@ class _Training:
             self._save_interrupted(before)
             return
         self._check_health(read_health(self.env, self.dist))
-        self._publish(evaluation)
-        self.tracker.clear()
+        self._publish(replace(evaluation, samples=self.samples))
         self.env.set_mode(EnvMode.TRAIN)
         self.env.reset()
-        self.iteration += 1
-        self.pending = False
-        if due:
-            self._save_checkpoint(self._state(self.iteration))
-        else:
-            shared, local = before
-            self._save_checkpoint(({**shared, **self._evaluated()}, local))
+        self._end_output(None if due else before)
         self.progress.enter("training")
 
     def _output_beside(self, due: bool) -> None:
         """Log and save; if the evaluation beside training has ended, take its result and begin the next."""
-        before = None if due else snapshot(self._state(self.iteration + 1))
+        before = None if due else snapshot(self._state_before_output(due))
         evaluation = self.side.result(self.dist)
         self._publish(evaluation)
-        self.tracker.clear()
         if due and evaluation is not None:
             self.env.reset()
             self.side.begin(self.samples)
+        self._end_output(before)
+
+    def _end_output(self, before: State | None) -> None:
+        """Go on to the next iteration and save: the state as it is now, or ``before`` with what was evaluated since."""
+        self.tracker.clear()
         self.iteration += 1
         self.pending = False
-        if before is None:
-            self._save_checkpoint(self._state(self.iteration))
-        else:
-            shared, local = before
-            self._save_checkpoint(({**shared, **self._evaluated()}, local))
+        shared, local = self._state(self.iteration) if before is None else before
+        self._save_checkpoint(({**shared, **self._evaluated()}, local))
 
     def _publish(self, evaluation: Evaluation | None) -> None:
         """Log, print and save the models of an output iteration. None: no new evaluation, the last one stands."""
         improved = False
         if evaluation is not None:
-            self.evaluation = evaluation if self.side is not None else replace(evaluation, samples=self.samples)
+            self.evaluation = evaluation
             reached = [evaluation.mean_return, evaluation.episode_length]
             improved = reached > self.best
             self.best = max(self.best, reached)

@@ -75,8 +75,8 @@ class Case:
         config = Path(self.agent_config)
         files = {name: config.with_name(f"{config.stem}_{name}{config.suffix}") for name in VARIANTS}
         found = {name: str(file) for name, file in files.items() if (root / file).is_file()}
-        chosen = {name: file for name, file in found.items() if name in only or not only}
-        return chosen if chosen and only and DEFAULT not in only else {**chosen, DEFAULT: self.agent_config}
+        known = {**found, DEFAULT: self.agent_config}
+        return {name: file for name, file in known.items() if not only or name in only} or {DEFAULT: self.agent_config}
 
 
 def discover(root: Path, include_newer: bool = False) -> list[Case]:
