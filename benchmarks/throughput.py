@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=10, help="timed iterations (after 3 for warming up)")
     parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
     parser.add_argument("--set", nargs="*", default=[], help="configuration overrides, as of the run program")
+    parser.add_argument("--variant", default="default", choices=("default", "tuned"),
+                        help="hyper-parameters: the args file's own, or the _tuned file beside them")
     parser.add_argument("--out", type=Path, help="JSON lines file to append to")
     parser.add_argument("--label", default="", help="free text kept with the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -53,7 +55,8 @@ def main() -> None:
         for num_envs in map(int, options.num_envs.split(",")):
             for device_list in devices:
                 job = {"case": case, "num_envs": num_envs, "devices": device_list, "iters": options.iters,
-                       "engine_config": options.engine_config, "set": options.set, "label": options.label}
+                       "engine_config": options.engine_config, "set": options.set, "variant": options.variant,
+                       "label": options.label}
                 row = run_job(job)
                 rows.append(row)
                 if options.out and "error" not in row:
@@ -144,6 +147,9 @@ def worker(job: dict) -> None:
 
     argv = ["--arg_file", f"args/{job['case']}_args.txt", "--engine_config", job["engine_config"], "--out_dir",
             job["out_dir"], "--num_envs", str(job["num_envs"]), "--devices", *job["devices"], "--rand_seed", "1"]
+    if job["variant"] == "tuned":
+        own = Path(Args.from_argv(argv[:2]).text("agent_config"))
+        argv += ["--agent_config", str(own.with_stem(f"{own.stem}_tuned"))]
     request = run.read_request(Args.from_argv([*argv[2:], *(["--set", *job["set"]] if job["set"] else []), *argv[:2]]))
     dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)
@@ -205,7 +211,7 @@ def worker(job: dict) -> None:
         name = torch.cuda.get_device_name() if dist.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
         Path(job["result"]).write_text(json.dumps({
             "case": job["case"], "num_envs": job["num_envs"], "devices": job["devices"], "label": job["label"],
-            "set": job["set"], "samples_per_s": round(per_iter / whole, 1), "iteration_ms": round(1e3 * whole, 2),
+            "variant": job["variant"], "set": job["set"], "samples_per_s": round(per_iter / whole, 1), "iteration_ms": round(1e3 * whole, 2),
             "physics_only": round(ceiling, 1), "split_ms": {k: round(v, 2) for k, v in split.items()},
             "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "health": health,
             "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,
