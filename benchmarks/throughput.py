@@ -211,7 +211,8 @@ def worker(job: dict) -> None:
         name = torch.cuda.get_device_name() if dist.device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
         Path(job["result"]).write_text(json.dumps({
             "case": job["case"], "num_envs": job["num_envs"], "devices": job["devices"], "label": job["label"],
-            "variant": job["variant"], "set": job["set"], "samples_per_s": round(per_iter / whole, 1), "iteration_ms": round(1e3 * whole, 2),
+            "variant": job["variant"], "set": job["set"], "samples_per_s": round(per_iter / whole, 1),
+            "iteration_ms": round(1e3 * whole, 2),
             "physics_only": round(ceiling, 1), "split_ms": {k: round(v, 2) for k, v in split.items()},
             "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "health": health,
             "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,

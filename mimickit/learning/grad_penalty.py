@@ -55,7 +55,7 @@ class _PenalizedEntropy(torch.autograd.Function):
         for weight, h, outer in zip(weights, hidden, reversed(slopes), strict=True):
             if h is not x:
                 change = relu_backward(change, h, 0.0)
-            gradients += [outer.t() @ torch.addcmul(change, by_logit, h), (outer * by_logit).sum(0)]
+            gradients += [outer.t() @ torch.addcmul(change, by_logit, h), outer.t() @ by_logit.squeeze(-1)]
             if weight is not weights[-1]:
                 change = change @ weight.t()
         ctx.save_for_backward(*gradients)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.optim.adamw import adamw
 
 from mimickit.config import Config
 from mimickit.util.distributed import Distributed
@@ -57,7 +58,7 @@ class FlatOptimizer:
         self.gradient = self._packed[:size]
         self._moment1 = torch.zeros_like(self._flat)
         self._moment2 = torch.zeros_like(self._flat) if config.type == "Adam" else None
-        self._count = torch.zeros((), dtype=torch.float64, device=first.device)
+        self._count = torch.zeros((), device=first.device)
         self.rate = torch.full((), config.learning_rate, dtype=first.dtype, device=first.device)
         dist.broadcast_([self._flat])
 
@@ -88,12 +89,11 @@ class FlatOptimizer:
             self._moment1.mul_(MOMENTUM).add_(gradient)
             self._flat.addcmul_(self._moment1, self.rate, value=-1.0)
             return
-        self._count.add_(1.0)
-        self._moment1.lerp_(gradient, 1.0 - BETA1)
-        self._moment2.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
-        scale1, scale2 = 1.0 - BETA1**self._count, 1.0 - BETA2**self._count
-        direction = self._moment1 / scale1 / ((self._moment2 / scale2).sqrt() + EPSILON)
-        self._flat.mul_(1.0 - self.rate * config.weight_decay).addcmul_(direction, self.rate, value=-1.0)
+        adamw(
+            [self._flat], [gradient], [self._moment1], [self._moment2], [], [self._count], fused=True, capturable=True,
+            amsgrad=False, beta1=BETA1, beta2=BETA2, lr=self.rate, weight_decay=config.weight_decay, eps=EPSILON,
+            maximize=False,
+        )
 
     def adapt_rate(self, kl: torch.Tensor, target: float) -> None:
         """Change the learning rate so that the policy's change ``kl`` (0-d) comes near ``target``.

@@ -140,8 +140,12 @@ def write_to_nowhere(training: Any) -> None:
     """CUDA: a kernel writes to an address nobody allocated."""
     import warp as wp
 
-    target = wp.array(ptr=0x10, shape=(1024,), dtype=wp.float32, device=str(training.env.device))
-    target.fill_(1.0)
+    @wp.kernel
+    def write(target: wp.array(dtype=wp.float32)):
+        target[wp.tid()] = 1.0
+
+    device = str(training.env.device)
+    wp.launch(write, 1024, [wp.array(ptr=0x10, shape=1024, dtype=wp.float32, device=device)], device=device)
 
 
 def cut_connections(training: Any) -> None:
@@ -251,8 +255,10 @@ def install(fault: Fault | None, journal: Journal, num_envs: int) -> None:
     if fault.when == "iteration":
         before_iteration(fault, journal)
     elif fault.when == "engine":
+        from mimickit.engines.kernel_cache import warp_cache_dir
         from mimickit.envs import env_builder
 
+        warp_cache_dir()  # loads Warp: importing without memory can spin for ever in CPython
         env_builder.build_env = after(env_builder.build_env, lambda: hit(fault, journal))
     elif fault.when == "agent":
         from mimickit.learning import agents
