@@ -33,6 +33,16 @@ class Curves:
         return self.columns[name]
 
 
+    def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+        """Points of ``y`` over ``x``. Evaluations beside training stand where the policy was that they are of."""
+        across, values = self.column(x), self.column(y)
+        if y.startswith("Test_") and {"Test_Samples", "Test_Episodes"} <= set(self.columns):
+            of = self.columns["Test_Samples"]
+            new = (self.columns["Test_Episodes"] > 0.0) & (np.diff(of, prepend=-1.0) != 0.0)
+            across, values = (of if x == "Samples" else across)[new], values[new]
+        return across, values
+
+
 @dataclass(frozen=True)
 class Panel:
     """What is drawn in one place: a column of some runs."""
@@ -103,8 +113,8 @@ def draw_panels(
 def draw_panel(axes: Any, panel: Panel, x: str, smoothing: int) -> None:
     """Lines of one column, a line each run, with marks where there are few values."""
     for run in panel.runs:
-        across, values = run.column(x), smooth(run.column(panel.column), smoothing)
-        axes.plot(across, values, "-" if len(across) > 30 else ".-", label=run.label, linewidth=1.3, markersize=4)
+        across, values = run.line(x, panel.column)
+        axes.plot(across, smooth(values, smoothing), "-" if len(across) > 30 else ".-", label=run.label, linewidth=1.3, markersize=4)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(LABELS.get(x, x), fontsize=8)
     axes.set_ylabel(panel.column, fontsize=8)
