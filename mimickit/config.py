@@ -58,14 +58,16 @@ def load_layered(path: str | Path) -> dict[str, Any]:
         AssetMissingError, UserError: as :func:`load_yaml`, for every file on the way; files that stand on each other.
     """
     data: dict[str, Any] = {}
-    for file in layers(path):
-        data = merge(data, load_yaml(file))
+    for _, given in layers(path):
+        data = merge(data, given)
     data.pop("base", None)
     return data
 
 
-def layers(path: str | Path, above: Sequence[Path] = ()) -> list[Path]:
-    """The files that a file stands on, then itself; of several, later ones win. Raises as :func:`load_layered`.
+def layers(path: str | Path, above: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that a file stands on, then itself, each with what it gives; of several, later ones win.
+
+    Raises as :func:`load_layered`.
 
     Args:
         above: files that stand on this one.
@@ -73,12 +75,13 @@ def layers(path: str | Path, above: Sequence[Path] = ()) -> list[Path]:
     path = Path(path)
     if any(path.resolve() == file.resolve() for file in above):
         raise UserError(f"{above[-1]}: base {path.name} stands on this file itself")
-    given = load_yaml(path).get("base", [])
-    names = [given] if isinstance(given, str) else given
+    given = load_yaml(path)
+    base = given.get("base", [])
+    names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: key 'base' = {given!r} must be the name of a file beside it, or a list of names")
-    found = [file for name in names for file in layers(path.parent / name, (*above, path))]
-    return [*found, path]
+        raise UserError(f"{path}: key 'base' = {base!r} must be the name of a file beside it, or a list of names")
+    found = [layer for name in names for layer in layers(path.parent / name, (*above, path))]
+    return [*found, (path, given)]
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ PROCESS_START = time.time()
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mimickit.config import layers, load_layered, merge
+from mimickit.config import load_layered, load_yaml, merge
 from mimickit.util.args import Args
 from mimickit.util.failures import (
     EXIT_FAILED,
@@ -434,7 +434,7 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
         target = request.out_dir / f"{flag}.yaml"
         if path.resolve() == target.resolve():
             continue
-        if flag == "agent_config" and len(layers(path)) > 1:  # the copy must stand alone
+        if flag == "agent_config" and "base" in load_yaml(path):  # the copy must stand alone
             write_text(target, yaml.safe_dump(load_layered(path), sort_keys=False))
         else:
             shutil.copyfile(path, target)

@@ -9,9 +9,7 @@ that is not finished too: what is missing is said. Machine paths are left out.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import json
 import re
 import shlex
 import sys
@@ -23,8 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.files import atomic_path, write_json, write_text
+from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
+from tests.acceptance.tables import read_tsv
 from tools.command import explains_mistakes
 from tools.curves import Curves, Panel, draw_panels, joined, read_curves
 
@@ -77,18 +76,6 @@ def read_root(root: Path) -> list[Result]:
         test = read_json(folder / "test.json") if folder is not None else {}
         found.append(Result(stem.removesuffix("_args"), entry["method"], row, test, folder))
     return found
-
-
-def read_tsv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; {} where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_runs(folder: Path) -> list[Curves]:
@@ -196,9 +183,8 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
     write_json(out / "environment.json", environment)
     strips, figures = set(), {}
     for result in results:
-        attempts = root / "runs" / f"{result.name}_args" / "attempts.json"
-        if attempts.is_file():
-            write_json(out / "attempts" / f"{result.name}.json", without_machine(read_json(attempts)))
+        if attempts := read_json(root / "runs" / f"{result.name}_args" / "attempts.json"):
+            write_json(out / "attempts" / f"{result.name}.json", without_machine(attempts))
         strip = out / "pictures" / f"{result.name}.jpg"
         if result.folder is not None and film_strip(result.folder / "viz.mp4", strip, pictures):
             strips.add(result.name)

@@ -55,9 +55,9 @@ class MotionSimilarity(MeasuringPart):
 
     ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
     clips do, if only like a part of them. ``coverage_err``: mean distance of the clips' snippets to the nearest thing
-    that any character did: small when everything in the clips was done. Windows that reach back into the episode's
-    start, where the past is the clip's own, do not count. Nearest ones are searched by inner products, then measured
-    exactly.
+    that any character did: small when everything in the clips was done. It is a figure of all steps of all characters
+    together, no mean over episodes, hence has no interval. Windows that reach back into the episode's start, where the
+    past is the clip's own, do not count. Nearest ones are searched by inner products, then measured exactly.
     """
 
     def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env_config import LocationConfig, SteeringConfig
-from mimickit.envs.parts import Marker, Means, MeasuringPart, Snapshot, overwrite
+from mimickit.envs.parts import Marker, MeasuringPart, Snapshot, overwrite
+from mimickit.util.means import Means
 from mimickit.util.rotations import heading, heading_quat_inv, normalize, quat_rotate, yaw_quat
 
 LOCATION_MARKER = Path("data/assets/objects/location_marker.xml")

@@ -27,8 +27,8 @@ class Agent(Protocol):
     """Acts on an environment's observations and learns from what comes of it.
 
     An iteration is ``start_iteration``, then ``steps_per_iter`` times (``act``, environment step, ``observe``), then
-    ``update``. A test is ``start_test``, then repeatedly (``act_test``, environment step, ``observe_test``), then
-    ``diagnostics``. None of them waits for the device.
+    ``update``. A test is ``start_test``, then repeatedly (``act_test``, environment step, ``observe_test``), all the
+    while summed up in ``measure_sums``. None of them waits for the device.
     """
 
     config: AgentConfig
@@ -59,8 +59,9 @@ class Agent(Protocol):
     def frozen_tensors(self) -> dict[str, torch.Tensor]:
         """The frozen policy by the names of ``model_tensors``, live; empty without :meth:`freeze`."""
 
-    def diagnostics(self) -> dict[str, torch.Tensor]:
-        """The method's own measures: means over the test so far, 0-d, by names like ``test_disc_reward``."""
+    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """The method's own measures by names like ``test_disc_reward``: sum and number of samples (steps) of each
+        environment since ``start_test``, [N] float64. Live buffers that ``observe_test`` adds to."""
 
     def update(self, samples: int) -> dict[str, Stat]:
         """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's log columns."""

@@ -281,7 +281,7 @@ class Discriminator:
         self._figures = {name: column for name, column in evidence.columns.items() if name not in hidden}
         self._update = NetworkUpdate(
             self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs)
-        self.measures = TestMeasures(measure_names(evidence), self._judge, device, config.cuda_graphs)
+        self.measures = TestMeasures(measure_names(evidence), self._judge, num_envs, device, config.cuda_graphs)
 
     def normalized_now(self) -> Tensor:
         """The agent's sample [N, n] of the last step, normalised."""

@@ -63,7 +63,7 @@ class DummyAgent:
     def frozen_tensors(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def diagnostics(self) -> dict[str, torch.Tensor]:
+    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return {}
 
     def update(self, samples: int) -> dict[str, Stat]:

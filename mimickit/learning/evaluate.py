@@ -70,13 +70,14 @@ def run_episodes(
     env.set_mode(EnvMode.TEST)
     env.reset()
     agent.start_test()
-    record = EpisodeRecord(env.num_envs, env.device, per_env, env.measure_sums(), max_episode_steps)
+    measures = {**env.measure_sums(), **agent.measure_sums()}
+    record = EpisodeRecord(env.num_envs, env.device, per_env, measures, max_episode_steps)
     running, stopped, steps = True, False, 0
     while running and not stopped:
         agent.act_test()
         env.step(agent.action)
-        record.update(env.reward, env.done)
         agent.observe_test()
+        record.update(env.reward, env.done)
         on_step()
         steps += 1
         if steps % CHECK_STEPS == 0:
@@ -93,7 +94,7 @@ def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **opti
     if per_env == 0:
         return Evaluation()
     record, complete = run_episodes(env, agent, dist, per_env, **options)
-    values = mean_values(record, env, agent, dist)
+    values = mean_values(record, env, dist)
     return Evaluation(
         mean_return=values["return"],
         episode_length=values["length"],
@@ -104,12 +105,12 @@ def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **opti
 
 
 @torch.no_grad()
-def mean_values(record: EpisodeRecord, env: VecEnv, agent: Agent, dist: Distributed) -> dict[str, float]:
-    """Means of everything measured, over all processes: recorded names over the recorded episodes, other diagnostics
-    over all steps made. NaN where nothing was measured. One wait for the device."""
+def mean_values(record: EpisodeRecord, env: VecEnv, dist: Distributed) -> dict[str, float]:
+    """Means of everything measured, over all processes: recorded names over the recorded episodes, other diagnostics of
+    the environment over all steps made. NaN where nothing was measured. One wait for the device."""
     sums = record.sums()
     _, count = sums["return"]
-    others = {name: value for name, value in {**env.diagnostics(), **agent.diagnostics()}.items() if name not in sums}
+    others = {name: value for name, value in env.diagnostics().items() if name not in sums}
     found = reduce_stats({
         **{f"sum.{name}": Stat(total, "sum") for name, (total, _) in sums.items()},
         **{f"weight.{name}": Stat(weight, "sum") for name, (_, weight) in sums.items()},
@@ -161,7 +162,7 @@ def run_test(
     wanted = max(episodes, statistics_episodes or 0)
     per_env = episodes_per_env(wanted, env.num_envs, dist.world_size)
     record, complete = run_episodes(env, agent, dist, per_env, **options)
-    means = mean_values(record, env, agent, dist)
+    means = mean_values(record, env, dist)
     health = read_health(env, dist)
 
     every = dist.all_gather_object(record.episodes())

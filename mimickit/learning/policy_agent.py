@@ -245,8 +245,8 @@ class PolicyAgent:
         for source in self._sources:
             source.measures.observe()
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        return {name: value for source in self._sources for name, value in source.measures.means().items()}
+    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: pair for source in self._sources for name, pair in source.measures.sums().items()}
 
     def freeze(self, count: int) -> None:
         if self._frozen is None:

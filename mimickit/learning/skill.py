@@ -168,7 +168,7 @@ class SkillReward:
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
         self._update = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist, config.cuda_graphs)
-        self.measures = TestMeasures(("test_enc_reward",), self._judge, env.device, config.cuda_graphs)
+        self.measures = TestMeasures(("test_enc_reward",), self._judge, env.num_envs, env.device, config.cuda_graphs)
 
     def record(self, t: int) -> None:
         """Latents and observations are recorded by their owners."""

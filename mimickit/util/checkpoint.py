@@ -27,7 +27,7 @@ import torch
 
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.files import atomic_path, fsync, write_json
+from mimickit.util.files import atomic_path, fsync, read_json, write_json
 
 KEEP = 2
 WRITE_TIMEOUT = 600.0  # s, for the files of the other processes
@@ -177,18 +177,6 @@ class CheckpointWriter:
         fsync(folder)
         for older in [*folder.glob(".old-*"), *_numbered(folder)[self._keep:]]:
             shutil.rmtree(older)
-
-
-def save_checkpoint(
-    folder: Path, iteration: int, shared: Mapping[str, Any] | None, local: Mapping[str, Any],
-    manifest: Mapping[str, Any], dist: Distributed, keep: int = KEEP,
-) -> Path:
-    """Write one checkpoint and wait for it; arguments as of :class:`CheckpointWriter`."""
-    writer = CheckpointWriter(folder, dist, keep)
-    path = writer.save(iteration, shared, local, manifest)
-    writer.wait()
-    dist.barrier()
-    return path
 
 
 def is_complete(path: Path) -> bool:
@@ -347,12 +335,8 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return None
-    known = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "world_size" in manifest
-    return manifest if known else None
+    manifest = read_json(path / "manifest.json")
+    return manifest if isinstance(manifest.get("files"), dict) and "world_size" in manifest else None
 
 
 def _sha256(path: Path) -> str:

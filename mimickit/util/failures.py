@@ -11,7 +11,6 @@ Three kinds of end exist for a run:
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mimickit.util.files import write_json
+from mimickit.util.files import read_json, write_json
 
 FailureClass = Literal[
     "oom_gpu", "oom_host", "cuda_fault", "nccl", "hang", "timeout", "nan", "overflow", "asset_missing",
@@ -73,6 +72,8 @@ class SolverOverflowError(MimicKitError):
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_MEMORY = re.compile(
     r"out of memory|failed to (cuda )?(m|c)?alloc|can(no|')t allocate memory|bad_alloc|alloc_failed")
+# The loader's words about a library, which may be one of CUDA; after a colon it gives another reason.
+_NO_ADDRESS_SPACE = re.compile(r"failed to map segment from shared object(?!:)")
 _GPU = re.compile(r"cuda|cublas|cudnn|cusolver|nccl")
 _GPU_FAULT = re.compile(
     r"cuda error( \d+)?(:| detected)|cudaerror|illegal memory access|device-side assert|launch failure")
@@ -102,9 +103,10 @@ def _classify(error: BaseException) -> FailureClass:
         return error.failure_class
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return "disk"
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return "oom_host"
     text = f"{type(error).__name__}: {error}".lower()
+    no_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if no_memory or _NO_ADDRESS_SPACE.search(text):
+        return "oom_host"
     if type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
         return "oom_gpu" if _GPU.search(text) else "oom_host"
     if _GPU_FAULT.search(text):
@@ -137,12 +139,8 @@ def write_failure(run_dir: Path, rank: int, error: BaseException) -> Path:
 
 def read_failures(run_dir: Path) -> list[dict[str, Any]]:
     """All failure files of a run folder, earliest first. See :func:`root_cause`."""
-    found = []
-    for path in sorted(Path(run_dir).glob("failures/rank_*.json")):
-        try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
-            continue
+    files = sorted(Path(run_dir).glob("failures/rank_*.json"))
+    found = [failure for file in files if (failure := read_json(file))]
     return sorted(found, key=lambda f: f.get("time", float("inf")))
 
 

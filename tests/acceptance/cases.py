@@ -176,7 +176,7 @@ def manifest_rows(
 def _layers(root: Path, path: str) -> list[str]:
     """An agent file and the files that it stands on, as paths below ``root``."""
     try:
-        return [str(file.resolve().relative_to(root.resolve())) for file in layers(root / path)] if path else []
+        return [str(file.resolve().relative_to(root.resolve())) for file, _ in layers(root / path)] if path else []
     except (UserError, ValueError):  # reported by the run program
         return [path]
 

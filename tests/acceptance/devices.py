@@ -48,11 +48,15 @@ def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] |
     return [f"cuda:{i}" for i in range(count)]
 
 
-def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int]:
-    """Devices to lease from and how many a case takes: up to two, all of one host's when ``sessions`` run beside."""
+def training_pool(visible: Sequence[str], sessions: int, slots: int = 1) -> tuple[list[str], int]:
+    """Devices to lease from and how many a case takes: up to two, all of one host's when ``sessions`` run beside.
+
+    Args:
+        slots: cases that may use a device at once.
+    """
     if sessions <= 1:
         return list(visible[:2]), min(2, len(visible))
-    return list(visible), max(1, min(2, len(visible) // sessions))
+    return list(visible), max(1, min(2, slots * len(visible) // sessions))
 
 
 def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: Sequence[str] | None = None) -> str:
@@ -80,12 +84,12 @@ def file_lock(path: Path, shared: bool = False) -> Iterator[IO[str]]:
         yield file
 
 
-def try_lock(path: Path) -> IO[str] | None:
-    """Take an exclusive flock now, or None when someone holds it. Close the file to release."""
+def try_lock(path: Path, shared: bool = False) -> IO[str] | None:
+    """Take an flock now, or None when someone holds it. Close the file to release."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
@@ -93,12 +97,13 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def lease(pool: Sequence[str], count: int, lock_dir: Path,
+def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
           waiting: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
-    """Hold ``count`` devices of ``pool``, all or none at a time; CPU entries need no lock.
+    """Hold ``count`` devices of ``pool``, all or none at a time, the least used first; CPU entries need no lock.
 
     Args:
         pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
+        slots: leases of one device at once. With 1 it is held alone, whatever other sessions allow.
         waiting: called once a second while devices are busy; raise in it to give up.
     """
     if any(device == "cpu" for device in pool):
@@ -107,13 +112,24 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path,
     while True:
         with ExitStack() as held:
             taken: list[str] = []
-            for device in pool:
-                lock = try_lock(lock_dir / f"{physical_name(device)}.lock") if len(taken) < count else None
-                if lock is not None:
-                    held.enter_context(lock)
-                    taken.append(device)
+            for slot in range(slots):
+                for device in pool:
+                    if len(taken) < count and device not in taken and _take(device, slot, slots, lock_dir, held):
+                        taken.append(device)
             if len(taken) == count:
                 yield taken
                 return
         waiting()
         time.sleep(1.0)
+
+
+def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack) -> bool:
+    """Lock one slot of a device and, together with those who share it, the device; False when either is taken."""
+    name = physical_name(device)
+    with ExitStack() as locks:
+        for path, shared in ((lock_dir / f"{name}.lock", slots > 1), (lock_dir / f"{name}.{slot}.lock", False)):
+            if (lock := try_lock(path, shared)) is None:
+                return False
+            locks.enter_context(lock)
+        held.enter_context(locks.pop_all())
+    return True

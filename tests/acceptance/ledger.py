@@ -12,19 +12,17 @@ Events (all with ``event``, ``time`` and, but for the session's, ``case``):
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimickit.util.files import write_json, write_text
+from mimickit.util.files import read_json, write_json
 from tests.acceptance.devices import file_lock
-from tests.acceptance.stages import read_json
+from tests.acceptance.tables import write_tsv
 
 STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
 COLUMNS = (
@@ -171,7 +169,7 @@ class Ledger:
     def write_tables(self, state: State, changed_cases: Iterable[str]) -> None:
         """Replace the tables; ``attempts.json`` of the changed cases only."""
         write_json(self.out / "progress.json", progress(state, self.repo))
-        write_text(self.out / "best_by_case.tsv", to_tsv(COLUMNS, rows(state)))
+        write_tsv(self.out / "best_by_case.tsv", COLUMNS, rows(state))
         for name in changed_cases:
             case = state.case(name)
             write_json(self.out / "runs" / f"{name}_args" / "attempts.json", attempts_table(name, case))
@@ -236,13 +234,3 @@ def attempts_table(name: str, case: CaseState) -> dict[str, Any]:
             } for stage, s in a.stages.items()},
         } for a in case.attempts.values()
     ]}
-
-
-def to_tsv(columns: Sequence[str], table: Iterable[Mapping[str, Any]]) -> str:
-    """Tab separated text with a header; tabs and line ends inside values become spaces."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
-    writer.writerow(columns)
-    for row in table:
-        writer.writerow([" ".join(str("" if row.get(c) is None else row[c]).split()) for c in columns])
-    return text.getvalue()

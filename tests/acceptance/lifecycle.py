@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from mimickit.util.files import read_json
 from tests.acceptance import ladder
 from tests.acceptance.cases import Case, read_inputs
 from tests.acceptance.commands import Attempt, digest
@@ -16,7 +17,7 @@ from tests.acceptance.devices import file_lock, lease
 from tests.acceptance.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
 from tests.acceptance.ledger import STAGE_COLUMNS, AttemptState, CaseState, Ledger
 from tests.acceptance.settings import Settings
-from tests.acceptance.stages import StageResult, StageSpec, read_json, run_stage, with_checkpoint_policy
+from tests.acceptance.stages import StageResult, StageSpec, run_stage, with_checkpoint_policy
 
 NOT_REACHED = "an earlier stage failed"
 
@@ -46,7 +47,7 @@ class CaseRun:
         if not self.case.trainable:
             pool, count = self.settings.view_devices or pool, 1
         self.devices = tuple(self._held.enter_context(
-            lease(pool, count, self.settings.lock_dir, waiting=self._give_up_if_stopped)))
+            lease(pool, count, self.settings.lock_dir, self.settings.cases_per_device, self._give_up_if_stopped)))
         self._held.enter_context(file_lock(self.settings.out / ".running.lock", shared=True))
         return self
 

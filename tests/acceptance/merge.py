@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.util.failures import UserError
-from mimickit.util.files import atomic_path, write_json, write_text
+from mimickit.util.files import atomic_path, read_json, write_json
 from tests.acceptance.devices import try_lock
-from tests.acceptance.ledger import CaseState, Ledger, State, attempts_table, fold, read_events, to_tsv
+from tests.acceptance.ledger import CaseState, Ledger, State, attempts_table, fold, read_events
 from tests.acceptance.lifecycle import close_open_stages
 from tests.acceptance.roots import LEDGER, SESSION_LOCK, find_root, lock_session, rebased, root_path
 from tests.acceptance.settings import relative_to
-from tests.acceptance.stages import read_json
+from tests.acceptance.tables import read_tsv, write_tsv
 
 MERGED = "merged.json"
 CASE_EVENTS = ("stage_start", "stage_end", "case_end")
@@ -178,16 +178,13 @@ def write_manifest(folder: Path, sources: Sequence[Source], chosen: dict[str, So
     """The manifest's rows, each from the root whose record of its case counts."""
     rows: dict[str, dict[str, str]] = {}
     for source in sources:
-        path = source.root / "case_manifest.tsv"
-        head, *lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [""]
-        for line in lines:
-            row = dict(zip(head.split("\t"), line.split("\t")))
+        for row in read_tsv(source.root / "case_manifest.tsv"):
             name = row["case"].removesuffix("_args.txt")
             if name not in rows or chosen.get(name) is source:
                 rows[name] = row
     if rows:
         columns = list(next(iter(rows.values())))
-        write_text(folder / "case_manifest.tsv", to_tsv(columns, [row for _, row in sorted(rows.items())]))
+        write_tsv(folder / "case_manifest.tsv", columns, [row for _, row in sorted(rows.items())])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

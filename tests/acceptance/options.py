@@ -73,6 +73,8 @@ OPTIONS = {option.name: option for option in (
     Option("engine-config", str, f"physics of all cases ({DEFAULT_ENGINE})", default=DEFAULT_ENGINE, metavar="FILE"),
     Option("devices-train", str, "training devices (default: CUDA devices, up to two; cpu,cpu in smoke)",
            metavar="D,D"),
+    Option("cases-per-device", int, "cases that may share a GPU, with -n: together they are faster than one after the "
+           "other (1)", default=1, metavar="K"),
     Option("devices-nontrainable", str, "device of nontrainable cases (default: the first training device)",
            metavar="D"),
     Option("env-ladder", str, "environments per device to try (default: the case's, halved down to 32)",
@@ -182,12 +184,17 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
     long_mode, hours = values["long-mode"], values["long-budget-hours"]
     if (long_mode == "time_budget") != (hours is not None) or (hours is not None and hours <= 0):
         raise UserError("--long-mode time_budget and --long-budget-hours H (above 0) belong together")
-    pool, per_case = choose_devices(parse_list(values["devices-train"]), name, cuda, profile.cpu_processes, sessions)
+    slots = values["cases-per-device"]
+    if slots < 1:
+        raise UserError(f"--cases-per-device {slots}: at least 1")
+    pool, per_case = choose_devices(
+        parse_list(values["devices-train"]), name, cuda, profile.cpu_processes, sessions, slots)
     return Settings(
         repo=repo, out=recorded or root_out(values["root-out"], name, parse_shard(values["shard"]), repo),
         profile_name=name, profile_reason=reason, profile=profile,
         targets=load_targets(Path(values["longcycle-targets"])),
         train_env=parse_env(values["train-env"], data.train_env), viz_env=data.viz_env, pool=pool, per_case=per_case,
+        cases_per_device=slots,
         view_devices=tuple(parse_list(values["devices-nontrainable"]) or ()),
         engine_config=values["engine-config"], runner=parse_runner(values["runner"]),
         ladder=parse_ladder(values["env-ladder"]), variants=parse_variants(values["variants"]),

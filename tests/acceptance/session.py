@@ -20,12 +20,14 @@ from tests.acceptance import report
 from tests.acceptance.cases import Case, manifest_rows
 from tests.acceptance.devices import try_lock
 from tests.acceptance.environment import describe
-from tests.acceptance.ledger import Ledger, State, to_tsv
+from tests.acceptance.gpu_sharing import shared_gpus
+from tests.acceptance.ledger import Ledger, State
 from tests.acceptance.lifecycle import CaseRun, case_key, close_open_stages, passed
 from tests.acceptance.live import LiveLine, own_stdout
 from tests.acceptance.roots import lock_session
 from tests.acceptance.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from tests.acceptance.settings import Settings
+from tests.acceptance.tables import write_tsv
 
 CASE = "longcycle_case"  # the parameter that holds a test's case
 ONE_AT_A_TIME = "longcycle_one_at_a_time"
@@ -59,6 +61,8 @@ class Session:
         self.lock: IO[str] | None = None
         self.live: LiveLine | None = None
         self.started = False
+        self.sharing = ""  # how cases share GPUs, where they do
+        self.until_end = contextlib.ExitStack()
         self.unwritten = ""  # why the end could not be recorded
         if self.worker:  # a killed controller must not leave workers behind
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -69,7 +73,7 @@ class Session:
         return CaseRun(self.settings, case, self.ledger)
 
     def pytest_report_header(self) -> str:
-        return f"longcycle: {self.settings.header()}"
+        return f"longcycle: {self.settings.header()}" + (f"; GPUs are shared {self.sharing}" if self.sharing else "")
 
     # pytest-xdist: one case at a time
 
@@ -103,6 +107,9 @@ class Session:
             self.settings.stop_file.unlink(missing_ok=True)
             close_open_stages(self.ledger)
         self.session_before = self.ledger.state().session.get("session")
+        gpus = any(device.startswith("cuda") for device in self.settings.pool)
+        if gpus and self.settings.cases_per_device > 1 and side_by_side(self.config) > 1:
+            self.sharing = self.until_end.enter_context(shared_gpus(self.settings.out / "mps"))
 
     def choose(self, items: list[pytest.Item]) -> list[pytest.Item]:
         """Note the selected cases, add the back-stop timeout, and name the items that ``--lf`` leaves out."""
@@ -136,7 +143,7 @@ class Session:
         table = manifest_rows(settings.repo, chosen, settings.engine_config, settings.variants)
         with self.needs_disk():
             if table:
-                write_text(out / "case_manifest.tsv", to_tsv(list(table[0]), table))
+                write_tsv(out / "case_manifest.tsv", list(table[0]), table)
             write_json(out / "environment.json", describe(settings))
             self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
                                passed_before=sorted(self.passed_before), profile=settings.profile_name,
@@ -177,6 +184,7 @@ class Session:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.live is not None:
             self.live.stop()
+        self.until_end.close()
         if self.worker or self.lock is None:
             return
         state = self.ledger.state()

@@ -95,6 +95,7 @@ class Settings:
         out: ``output/train/<root-out>``.
         profile: sizes after options were applied; profile_reason says why this profile.
         pool, per_case: devices to lease from, and how many a trainable case takes.
+        cases_per_device: cases that may use a GPU at once.
         view_devices: devices of nontrainable cases; empty means the first of the leased ones.
         ladder: the ``--env-ladder`` option.
         variants: the ``--variants`` option; empty: all.
@@ -110,6 +111,7 @@ class Settings:
     viz_env: Mapping[str, str]
     pool: tuple[str, ...]
     per_case: int
+    cases_per_device: int = 1
     view_devices: tuple[str, ...] = ()
     engine_config: str = DEFAULT_ENGINE
     runner: tuple[str, ...] = (sys.executable, "mimickit/run.py")
@@ -136,6 +138,8 @@ class Settings:
 
     def header(self) -> str:
         devices = f"{self.per_case} of {len(self.pool)}" if len(self.pool) > self.per_case else " ".join(self.pool)
+        if self.cases_per_device > 1:
+            devices += f" ({self.cases_per_device} cases each)"
         where = self.relative(self.out)
         return f"profile {self.profile_name} ({self.profile_reason}), devices {devices}, files in {where}"
 
@@ -170,12 +174,12 @@ def choose_profile(asked: str | None, known: Mapping[str, Profile], cuda: list[s
 
 
 def choose_devices(asked: list[str] | None, profile_name: str, cuda: list[str], cpu_processes: int,
-                   sessions: int) -> tuple[tuple[str, ...], int]:
+                   sessions: int, slots: int = 1) -> tuple[tuple[str, ...], int]:
     """Devices to lease from and number per case. The smoke profile uses CPU processes unless told otherwise."""
     if asked:
         return tuple(asked), len(asked)
     if cuda and profile_name != "smoke":
-        pool, per_case = training_pool(cuda, sessions)
+        pool, per_case = training_pool(cuda, sessions, slots)
         return tuple(pool), per_case
     return ("cpu",) * cpu_processes, cpu_processes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, read_failures, root_cause
+from mimickit.util.files import read_json
 from tests.acceptance import guard
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
@@ -267,15 +267,6 @@ def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached:
         return replace(result, outcome="ok", message=f"accepted with a checkpoint at its budget ({result.message})",
                        result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result})
     return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds a mapping, {} when there is none or it cannot be read."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def log_header(spec: StageSpec) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimickit.util.checkpoint import find_latest, load_checkpoint, save_checkpoint, save_model
+from mimickit.util.checkpoint import CheckpointWriter, find_latest, load_checkpoint, save_model
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import classify
 
@@ -26,7 +26,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
-from mimickit.util.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from mimickit.util.checkpoint import CheckpointWriter, find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed
 torch.set_num_threads(1)
 alone, run = Distributed.single(), Path(sys.argv[1])
@@ -35,8 +35,10 @@ def save(iteration):
     value = float(iteration)
     agent = {{f"{{net}}.{{i}}": torch.full(shape, value) for net in ("actor", "critic")
              for i, shape in enumerate([(1024, 160), (512, 1024), (31, 512)])}}
-    save_checkpoint(run / "checkpoints", iteration, {{"agent": agent, "iteration": iteration}},
-                    {{"env": torch.full((64, 500), value)}}, {{"samples": iteration}}, alone)
+    writer = CheckpointWriter(run / "checkpoints", alone)
+    writer.save(iteration, {{"agent": agent, "iteration": iteration}}, {{"env": torch.full((64, 500), value)}},
+                {{"samples": iteration}})
+    writer.wait()
 
 save(0)
 begin = time.perf_counter(); save(1); duration = time.perf_counter() - begin
@@ -113,7 +115,10 @@ def file_limit():
 
 def save(run, iteration, size):
     shared = {"agent": {"w": torch.full((size,), float(iteration))}, "iteration": iteration}
-    return save_checkpoint(run / "checkpoints", iteration, shared, {"x": torch.ones(2)}, {}, ALONE)
+    writer = CheckpointWriter(run / "checkpoints", ALONE)
+    path = writer.save(iteration, shared, {"x": torch.ones(2)}, {})
+    writer.wait()
+    return path
 
 
 @pytest.mark.parametrize("limit", ["disk", "file size"])

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mimickit.util.failures import FAILURE_CLASSES, UserError
-from tests.acceptance import devices, judge, ladder, ledger, report, settings, stages
+from tests.acceptance import devices, judge, ladder, report, settings, stages, tables
 from tests.acceptance.cases import discover, select
 from tests.acceptance.ladder import Rung, Trial
 from tests.suite.conftest import CASES, ROOT
@@ -241,8 +241,13 @@ def test_an_interrupted_wait_is_recorded(tmp_path):
     assert [result.outcome for result in seen] == ["interrupted"]
 
 
-def test_table_text_survives_tabs_and_lines():
-    assert ledger.to_tsv(("a", "b"), [{"a": "x\ty\nz", "b": None}]) == "a\tb\nx y z\t\n"
+def test_table_text_survives_tabs_and_lines(tmp_path):
+    path = tmp_path / "table.tsv"
+    tables.write_tsv(path, ("a", "b"), [{"a": "x\ty\nz", "b": None}, {"b": '"quoted" or not'}])
+    assert path.read_text() == 'a\tb\nx y z\t\n\t"quoted" or not\n'
+    assert tables.read_tsv(path) == [{"a": "x y z", "b": ""}, {"a": "", "b": '"quoted" or not'}]
+    path.write_text("")
+    assert tables.read_tsv(path) == tables.read_tsv(tmp_path / "none.tsv") == []
 
 
 def test_numbers_and_durations():

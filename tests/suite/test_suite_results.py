@@ -14,6 +14,7 @@ from tests.acceptance.cases import discover
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.roots import lock_session
 from tests.acceptance.shards import Shard, parse_shard, part
+from tests.acceptance.tables import read_tsv
 from tests.suite.conftest import CASES, ROOT, TRAINED
 from tests.suite.test_suite_resume import running, wait_for
 
@@ -160,8 +161,8 @@ def test_shards_merge_into_one_root(project):
         for column in ("out_dir", "long_out_dir", "test_log", "viz_log"):
             assert row[column].startswith("output/train/both/runs/") and (project.path / row[column]).exists()
     assert (project.path / rows[TRAINED]["viz_video"]).is_file()
-    manifest = (both / "case_manifest.tsv").read_text().splitlines()
-    assert [line.split("\t")[0].removesuffix("_args.txt") for line in manifest[1:]] == list(CASES)
+    manifest = read_tsv(both / "case_manifest.tsv")
+    assert [row["case"].removesuffix("_args.txt") for row in manifest] == list(CASES)
     progress = json.loads((both / "progress.json").read_text())
     assert (progress["status"], progress["total"], progress["passed"], progress["failed"]) == ("finished", 3, 2, 1)
     assert len(json.loads((both / "environment.json").read_text())["merged_from"]) == 2

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.acceptance.tables import read_tsv
 from tests.suite.conftest import CASES, ROOT, TRAINED
 
 FIRST = f"*test_longcycle[[]{TRAINED}[]]*"
@@ -65,8 +66,7 @@ def test_older_scripts_read_the_table(project):
 
 def test_manifest_and_environment(project):
     project.run("--cases", TRAINED, "--train-env", "NCCL_DEBUG=INFO")
-    head, line = (project.out / "case_manifest.tsv").read_text().splitlines()
-    entry = dict(zip(head.split("\t"), line.split("\t"), strict=True))
+    (entry,) = read_tsv(project.out / "case_manifest.tsv")
     assert {"case", "method", "case_type", "mode", "agent_config", "env_config"} <= set(entry)
     assert (entry["motion_file"], entry["char_file"]) == ("data/a.pkl", "data/char.xml")
     digests = dict(pair.split("=") for pair in entry["sha256"].split())
@@ -117,6 +117,7 @@ def test_unknown_case_names_the_nearest(project):
     (["--root-out", "../elsewhere"], "*folder name below output/train*"),
     (["--train-env", "NCCL"], "*'NCCL' is not KEY=VALUE*"),
     (["--probe-iters", "-1"], "*must not be negative*"),
+    (["--cases-per-device", "0"], "*--cases-per-device 0: at least 1*"),
 ])
 def test_wrong_options_are_usage_errors(project, options, words):
     result = project.run(*options)

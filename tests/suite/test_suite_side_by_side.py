@@ -48,16 +48,33 @@ def test_leases_are_disjoint(project):
     project.rules({"stage": "bootstrap_train", "do": "slow"})
     result = project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS)), "--devices-nontrainable", "cuda:0,cuda:1")
     assert result.ret == 0
-    events = [e for e in project.events() if e["event"] in ("stage_start", "stage_end")]
-    held, together = {}, 0
-    for event in events:
+    held = held_at_starts(project)
+    assert all(len(set(devices)) == len(devices) for devices in held), "two stages on one device"
+    assert max(map(len, held)) == 2
+
+
+def held_at_starts(project):
+    """The devices of all running stages, whenever one started."""
+    held, found = {}, []
+    for event in project.events():
         if event["event"] == "stage_end":
             del held[event["case"]]
-            continue
-        assert event["devices"][0] not in held.values(), "two stages on one device"
-        held[event["case"]] = event["devices"][0]
-        together = max(together, len(held))
-    assert together == 2
+        elif event["event"] == "stage_start":
+            held[event["case"]] = event["devices"][0]
+            found.append(list(held.values()))
+    return found
+
+
+def test_cases_share_a_device_where_that_is_allowed(project):
+    """Three workers, one GPU with two slots: two cases at a time, never three."""
+    project.add_cases(*VIEWS)
+    project.rules({"stage": "bootstrap_train", "do": "slow"})
+    result = project.run("-n", "3", "--cases", ",".join((DOF, *VIEWS)), "--devices-train", "cuda:0",
+                         "--cases-per-device", "2")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["longcycle:*devices cuda:0 (2 cases each)*; GPUs are shared in turns*"])
+    held = held_at_starts(project)
+    assert max(map(len, held)) == 2 and {device for devices in held for device in devices} == {"cuda:0"}
 
 
 def test_a_killed_worker_costs_its_case_alone(project):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mimickit.util.checkpoint import (
+    CheckpointWriter,
     find_latest,
     load_checkpoint,
     load_model,
     resolve_checkpoint,
-    save_checkpoint,
     save_model,
     to_host,
 )
@@ -22,7 +22,10 @@ ALONE = Distributed.single()
 
 def save(folder, iteration, **more):
     shared = {"agent": {"w": torch.full((3,), float(iteration))}, "iteration": iteration, "note": None}
-    return save_checkpoint(folder / "checkpoints", iteration, shared, {"x": torch.ones(2)}, more, ALONE)
+    writer = CheckpointWriter(folder / "checkpoints", ALONE)
+    path = writer.save(iteration, shared, {"x": torch.ones(2)}, more)
+    writer.wait()
+    return path
 
 
 def test_round_trip(tmp_path):

@@ -2,6 +2,7 @@ from typing import Literal
 
 import pytest
 
+from mimickit import config
 from mimickit.config import Config, build, layers, load_layered, load_yaml
 from mimickit.util.failures import AssetMissingError, UserError
 
@@ -64,7 +65,16 @@ def test_files_may_stand_on_others(tmp_path):
     assert load_layered(tmp_path / "a.yaml") == load_yaml(tmp_path / "a.yaml")
     assert load_layered(tmp_path / "b.yaml") == {"x": 1, "m": {"p": 1, "q": 2}}
     assert load_layered(tmp_path / "d.yaml") == {"x": 3, "m": {"p": 1, "q": 2}, "y": 4}
-    assert [file.stem for file in layers(tmp_path / "d.yaml")] == ["a", "b", "c", "d"]
+    assert [file.stem for file, _ in layers(tmp_path / "d.yaml")] == ["a", "b", "c", "d"]
+
+
+def test_every_layer_is_read_once(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("x: 1")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    read = []
+    monkeypatch.setattr(config, "load_yaml", lambda path: read.append(path.stem) or load_yaml(path))
+    assert load_layered(tmp_path / "b.yaml") == {"x": 1}
+    assert read == ["b", "a"]
 
 
 @pytest.mark.parametrize(("text", "kind", "message"), [

@@ -17,6 +17,13 @@ from mimickit.util.failures import (
 )
 from mimickit.util.files import atomic_path, write_json
 
+UNMAPPED = "failed to map segment from shared object"  # glibc's loader; warp raises another error from it
+
+
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
 
 @pytest.mark.parametrize("error, expected", [
     (UserError("x"), "config"),
@@ -27,6 +34,13 @@ from mimickit.util.files import atomic_path, write_json
     (RuntimeError("Failed to allocate 123 bytes on device 'cuda:0'"), "oom_gpu"),
     (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "oom_host"),
     (MemoryError(), "oom_host"),
+    (OSError(f"/x/warp.so: {UNMAPPED}"), "oom_host"),
+    (ImportError(f"/x/libtorch_cuda.so: {UNMAPPED}"), "oom_host"),
+    (raised_from(RuntimeError("Failed to load the shared library '/x/warp.so'"), OSError(f"/x/warp.so: {UNMAPPED}")),
+     "oom_host"),
+    (OSError(f"/x/warp.so: {UNMAPPED}: Operation not permitted"), "failed"),
+    (raised_from(RuntimeError("Failed to load the shared library '/x/warp.so'"),
+                 OSError(f"/x/warp.so: {UNMAPPED}: Operation not permitted")), "failed"),
     (OSError(errno.ENOSPC, "No space left on device"), "disk"),
     (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp"), "nccl"),
     (RuntimeError("CUDA error: an illegal memory access was encountered"), "cuda_fault"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mimickit.util.failures import AssetMissingError, UserError
+from tests.acceptance.tables import write_tsv
 from tools import export_results, plot_log
 from tools.curves import joined, read_curves, smooth
 
@@ -107,9 +108,7 @@ def film(path, frames=30):
 
 
 def tsv(path, rows):
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["\t".join(names), *("\t".join(str(row.get(name, "")) for name in names) for row in rows)]
-    path.write_text("\n".join(lines) + "\n")
+    write_tsv(path, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 @pytest.fixture

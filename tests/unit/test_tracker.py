@@ -10,6 +10,7 @@ from mimickit.learning.evaluate import episodes_per_env, evaluate, run_test
 from mimickit.learning.stats import Stat, reduce_stats, student_t95, summarize, wilson95
 from mimickit.learning.tracker import EpisodeRecord, EpisodeTracker
 from mimickit.util.distributed import Distributed
+from mimickit.util.means import Means
 
 ALONE = Distributed.single()
 
@@ -85,17 +86,17 @@ class NoAgent:
     def observe_test(self):
         self.tested += 1
 
-    def diagnostics(self):
-        return {"tested_steps": torch.tensor(float(self.tested))}
+    def measure_sums(self):
+        return {}
 
 
 @pytest.mark.parametrize(("asked", "episodes", "steps"), [(8, 8, 24), (3, 4, 16)])
 def test_short_episodes_do_not_weigh_more(asked, episodes, steps):
-    env = FixedLengths([2, 3, 5, 10])
-    found = evaluate(env, NoAgent(), ALONE, asked)
+    env, agent = FixedLengths([2, 3, 5, 10]), NoAgent()
+    found = evaluate(env, agent, ALONE, asked)
     assert (found.episodes, found.mean_return, found.episode_length) == (episodes, 5.0, 5.0)
     assert found.complete
-    assert found.measures == {"root_pos_err": 0.25, "tested_steps": steps}
+    assert found.measures == {"root_pos_err": 0.25} and agent.tested == steps
     assert env.modes == [EnvMode.TEST]
     assert env.resets == 1
 
@@ -194,13 +195,35 @@ class Measured(FixedLengths):
 def test_only_steps_of_counted_episodes_are_measured():
     """Each environment contributes one episode; the short ones go on meanwhile, which changes nothing."""
     found = run_test(Measured([2, 3, 5, 10]), NoAgent(), ALONE, 4)
-    assert found.measures == {"survival": 0.75, "err": pytest.approx((3 + 10 + 30) / 20), "other": 7.0,
-                              "tested_steps": 16.0}
+    assert found.measures == {"survival": 0.75, "err": pytest.approx((3 + 10 + 30) / 20), "other": 7.0}
     assert set(found.statistics) == {"return", "length", "survival", "err"}
     length = found.statistics["length"]
     assert (length["mean"], length["episodes"], length["min"], length["max"]) == (5.0, 4, 2.0, 10.0)
     assert length["ci95"] == pytest.approx(3.1824 * math.sqrt((9 + 4 + 0 + 25) / 3 / 4), rel=1e-4)
     assert length["quantiles"]["50"] == 4.0
+
+
+class Judging(NoAgent):
+    """Tells of every step which one of the test it is."""
+
+    def __init__(self, num_envs):
+        self.measures = Means(("test_step",), num_envs, "cpu")
+
+    def observe_test(self):
+        super().observe_test()
+        every = torch.full_like(self.measures.count, self.tested)
+        self.measures.add(every.unsqueeze(-1), torch.ones_like(every, dtype=torch.bool))
+
+    def measure_sums(self):
+        return self.measures.per_env()
+
+
+def test_what_the_agent_measures_counts_by_episode_too():
+    """The last step of an episode belongs to it."""
+    found = run_test(FixedLengths([2, 3, 5]), Judging(3), ALONE, 3)
+    step = found.statistics["test_step"]
+    assert (step["mean"], step["episodes"], step["min"], step["max"]) == (2.4, 3, 1.5, 3.0)
+    assert found.measures["test_step"] == 2.4 and step["ci95"] > 0.0
 
 
 def test_few_of_many_episodes_are_the_first():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mimickit.envs.parts import Means
 from mimickit.envs.tracking_reward import MEASURES, TrackingReward, reward_errors, tracking_errors
+from mimickit.util.means import Means
 from mimickit.util.rotations import quat_diff_angle
 from tests.unit.tracking_case import KEY, S, T, shifted
 

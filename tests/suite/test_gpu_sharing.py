@@ -1,0 +1,103 @@
+"""Several cases on one GPU: leases of its slots, and the service that runs kernels side by side."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance import devices, gpu_sharing
+from tests.acceptance.gpu_sharing import LOGS, PIPES, PROGRAM, shared_gpus
+
+
+def give_up():
+    raise TimeoutError
+
+
+def test_a_device_with_two_slots_serves_two_cases_and_the_idle_one_comes_first(tmp_path):
+    pool = ["cuda:0", "cuda:1"]
+    with devices.lease(pool, 1, tmp_path, 2) as first, devices.lease(pool, 1, tmp_path, 2) as second:
+        assert (first, second) == (["cuda:0"], ["cuda:1"])
+        with devices.lease(pool, 2, tmp_path, 2) as both:
+            assert both == pool
+            with pytest.raises(TimeoutError), devices.lease(pool, 1, tmp_path, 2, give_up):
+                pass
+
+
+def test_who_wants_a_device_alone_gets_it_alone(tmp_path):
+    for first, second in ((2, 1), (1, 2)):
+        with (devices.lease(["cuda:0"], 1, tmp_path, first), pytest.raises(TimeoutError),
+              devices.lease(["cuda:0"], 1, tmp_path, second, give_up)):
+            pass
+
+
+@pytest.mark.parametrize(("gpus", "sessions", "slots", "per_case"), [
+    (2, 1, 3, 2), (2, 3, 3, 2), (2, 4, 2, 1), (1, 4, 4, 1), (8, 4, 1, 2), (8, 16, 4, 2)])
+def test_cases_get_two_devices_while_the_slots_last(gpus, sessions, slots, per_case):
+    visible = [f"cuda:{i}" for i in range(gpus)]
+    assert devices.training_pool(visible, sessions, slots)[1] == per_case
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """A stand-in for NVIDIA's control daemon: it opens its pipe, starts a server and stays."""
+    program = tmp_path / "bin" / PROGRAM
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nsleep 600 &\necho $! > "${LOGS}/server"\ntouch "${PIPES}/control"\nwait\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv(PIPES, raising=False)
+    return program
+
+
+def alive(pid: str) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(path: Path) -> str:
+    deadline = time.monotonic() + 10.0
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def test_the_service_lives_as_long_as_the_session(service, tmp_path):
+    logs = tmp_path / "mps"
+    with shared_gpus(logs, works=lambda environ: Path(environ[PIPES], "control").exists()) as how:
+        assert how == "side by side (Multi-Process Service)"
+        pipes, server = os.environ[PIPES], wait_for(logs / "server")
+        assert alive(server) and os.environ[LOGS] == str(logs)
+    assert PIPES not in os.environ and not Path(pipes).exists() and not alive(server)
+
+
+def test_the_service_ends_with_a_killed_session(service, tmp_path):
+    code = ("import sys, time, pathlib; from tests.acceptance.gpu_sharing import shared_gpus\n"
+            "with shared_gpus(pathlib.Path(sys.argv[1]), works=lambda environ: True): time.sleep(600)")
+    session = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mps")], cwd=Path(__file__).parents[2])
+    server = wait_for(tmp_path / "mps" / "server")
+    assert alive(server)
+    session.kill()
+    session.wait()
+    deadline = time.monotonic() + 10.0
+    while alive(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(server)
+
+
+def test_without_a_working_service_kernels_take_turns(service, tmp_path, monkeypatch):
+    with shared_gpus(tmp_path / "mps", works=lambda environ: False) as how:
+        assert how.startswith("in turns") and "does not work here" in how and PIPES not in os.environ
+    monkeypatch.setattr(gpu_sharing, "PROGRAM", "no-such-program")
+    with shared_gpus(tmp_path / "mps") as how:
+        assert how.startswith("in turns") and "no-such-program is not installed" in how
+
+
+def test_somebody_elses_service_is_used(service, monkeypatch, tmp_path):
+    monkeypatch.setenv(PIPES, "/somewhere")
+    with shared_gpus(tmp_path / "mps") as how:
+        assert how == f"by the service at {PIPES}" and not (tmp_path / "mps").exists()
