@@ -114,7 +114,8 @@ def draw_panel(axes: Any, panel: Panel, x: str, smoothing: int) -> None:
     """Lines of one column, a line each run, with marks where there are few values."""
     for run in panel.runs:
         across, values = run.line(x, panel.column)
-        axes.plot(across, smooth(values, smoothing), "-" if len(across) > 30 else ".-", label=run.label, linewidth=1.3, markersize=4)
+        axes.plot(across, smooth(values, smoothing), "-" if len(across) > 30 else ".-", label=run.label, linewidth=1.3,
+                  markersize=4)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(LABELS.get(x, x), fontsize=8)
     axes.set_ylabel(panel.column, fontsize=8)
