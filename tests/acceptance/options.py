@@ -103,6 +103,7 @@ OPTIONS = {option.name: option for option in (
     _size("viz-episodes", int, "episodes to film (1)"),
     _size("nontrainable-num-envs", int, "environments of a nontrainable case (1)"),
     _size("nontrainable-max-samples", int, "samples of bootstrap_train (128)"),
+    _size("rand-seed", int, "random seed of all stages (1)"),
     _size("hang-seconds", float, "a process without a sign of life for so long hangs (full: 300)"),
 )}
 
