@@ -3,9 +3,9 @@
     python tools/bounds.py output/train/seed1 output/train/seed2 output/train/seed3
 
 One line a case and measure: the best policy without skill (``tests/acceptance/baselines.yaml``), what each root's
-policy reached in its test, the bound in ``tests/acceptance/targets.yaml`` and its place between the two (0: no skill, 1:
-the worst of the roots; a gate above 1 would have failed one), and the bound at ``--share``. Bounds are chosen by
-people: this only shows what is known.
+policy reached in its test, the bound in ``tests/acceptance/targets.yaml`` and its place between the two (0: no
+skill, 1: the worst of the roots; a gate above 1 would have failed one), and the bound at ``--share``. Bounds are
+chosen by people: this only shows what is known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tools.command import explains_mistakes  # noqa: E402
 from tools.export_results import read_root  # noqa: E402
 
 MORE_IS_BETTER = ("test_return", "test_episode_length", "survival", "success_rate")
-LESS_IS_BETTER = ("body_pos_err", "motion_err", "goal_err", "vel_err")
+LESS_IS_BETTER = ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_err")
 NO_SOURCE = "tools/bounds.py"
 
 

@@ -32,7 +32,7 @@ FOREIGN_PATH = re.compile(rf"(?<![\w.])/[^\s'\":]*?/(?=(?:{'|'.join(OWN_FOLDERS)
 STRIP_BYTES = 60_000
 FRAME_HEIGHT = 150  # pixels
 SHOWN_MEASURES = ("survival", "success_rate", "task_reward", "goal_err", "vel_err", "body_pos_err", "motion_err",
-                  "coverage_err", "pose_err")
+                  "motion_dist", "coverage_err", "pose_err")
 CURVE_COLUMNS = ("Test_Return", "Test_Episode_Length", "Body_Pos_Err", "Motion_Err", "Task_Reward")
 CURVES_A_CASE = 3
 

@@ -1,8 +1,8 @@
 """How much the characters move like the clips, judged without any network; and how often they fall.
 
 A *snippet* is where all bodies were at the beginning and at the end of the history's window (0.3 s), seen from the
-newest root: horizontal position and heading do not count, height does. Its distance to another snippet is the
-root mean square over its ``2 B`` body positions, in metres.
+newest root: horizontal position and heading do not count, height does. So it knows pose and speed. Its distance to
+another snippet is the root mean square over its ``2 B`` body positions, in metres. ``D`` = 6 B numbers of a snippet.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def snippet_distance(a: Tensor, b: Tensor) -> Tensor:
     return ((a - b).square().sum(dim=-1) * (3.0 / a.shape[-1])).sqrt()
 
 
-def clip_snippets(windows: ClipWindows, dt: float, most: int = MAX_SNIPPETS) -> Tensor:
-    """Snippets [K, 6 B] of all clips, one per control step, or fewer so that there are about ``most``."""
+def clip_snippets(windows: ClipWindows, dt: float, most: int = MAX_SNIPPETS) -> tuple[Tensor, Tensor]:
+    """Snippets [K, D] of all clips, one per control step, or fewer so that there are about ``most``; and their weights
+    [K], which sum to 1: a clip's weight in equal parts."""
     motions = windows.motions
     span = (windows.num_steps - 1) * dt
     lengths, modes = motions.lengths.tolist(), motions.loop_modes.tolist()
@@ -47,34 +48,79 @@ def clip_snippets(windows: ClipWindows, dt: float, most: int = MAX_SNIPPETS) -> 
     ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(motions.device)
     ranges = (torch.arange(count) * spacing + start for count, start in zip(counts, starts, strict=True))
     times = torch.cat(list(ranges)).to(motions.device)
-    return snippets(windows.ending(ids, times))
+    shares = motions.weights.double() / torch.tensor(counts, device=motions.device)
+    return snippets(windows.ending(ids, times)), shares.index_select(0, ids)
+
+
+def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_root: Tensor) -> Tensor:
+    """Distance (0-d, m) of two distributions of snippets, as if both were normal (Dowson and Landau 1982).
+
+    The root of |m - m'|^2 + tr(C + C' - 2 (C'^1/2 C C'^1/2)^1/2), per body position as
+    :func:`snippet_distance`.
+
+    Args:
+        mean, other_mean: [D] m; covariance: [D, D] m^2; other_root: [D, D] m, the other's :func:`symmetric_root`.
+    """
+    between = torch.linalg.eigvalsh(other_root @ covariance @ other_root).clamp(min=0.0).sqrt().sum()
+    spread = covariance.trace() + other_root.square().sum() - 2.0 * between
+    return (((mean - other_mean).square().sum() + spread).clamp(min=0.0) * (3.0 / len(mean))).sqrt()
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    """The symmetric square root [D, D] of a symmetric matrix without negative eigenvalues (but for rounding)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def moments(count: Tensor, total: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D, D] from the number (or weight, 0-d) of samples, their sum [D] and sum of outer
+    products [D, D]; zeros without samples."""
+    count = count.clamp(min=torch.finfo(count.dtype).tiny)
+    mean = total / count
+    return mean, products / count - mean[:, None] * mean
 
 
 class MotionSimilarity(MeasuringPart):
-    """Two distances (m) between what the characters do and the clips; both are needed.
+    """Three distances (m) between what the characters do and the clips.
 
     ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
     clips do, if only like a part of them. ``coverage_err``: mean distance of the clips' snippets to the nearest thing
-    that any character did: small when everything in the clips was done. It is a figure of all steps of all characters
-    together, no mean over episodes, hence has no interval. Windows that reach back into the episode's start, where the
-    past is the clip's own, do not count. Nearest ones are searched by inner products, then measured exactly.
+    that any character did: small when everything in the clips was done, if only once. ``motion_dist``: distance of the
+    distributions of both (:func:`frechet_distance`): small when they do what the clips do as often as the clips; the
+    one that standing in a pose of the clips, or one of many gaits, does not make small.
+
+    The last two are figures of all steps of all characters together, no means over episodes, hence have no interval.
+    Windows that reach back into the episode's start, where the past is the clip's own, do not count. Nearest ones are
+    searched by inner products, then measured exactly.
     """
 
     def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:
         self._history = history
         self._begin = (history.num_steps - 0.5) * dt  # s, from here on the window holds simulated states only
-        self._clips = clip_snippets(windows, dt)
+        self._clips, weights = clip_snippets(windows, dt)
         self._centre = self._clips.mean(dim=0)
         self._search = self._clips - self._centre
         self._square = self._search.square().sum(dim=-1)
-        super().__init__(("motion_err",), num_envs, self._clips.device)
-        self._nearest = torch.full((len(self._clips),), FAR, device=self._clips.device)
+        device, size = self._clips.device, self._clips.shape[1]
+        super().__init__(("motion_err",), num_envs, device)
+        self._nearest = torch.full((len(self._clips),), FAR, device=device)
+        self._clip_mean, covariance = moments(weights.sum(), weights @ self._search.double(),
+                                              self._search.double().T @ (weights[:, None] * self._search.double()))
+        self._clip_root = symmetric_root(covariance)
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
+        self._sum = torch.zeros(size, dtype=torch.float64, device=device)
+        self._products = torch.zeros(size, size, dtype=torch.float64, device=device)
 
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         found = snippets(self._history.frames())
         counts = valid & (now.time > self._begin)
         centred = torch.where(counts.unsqueeze(-1), found - self._centre, 0.0)
         distance = centred.square().sum(dim=-1, keepdim=True) + self._square - 2.0 * (centred @ self._search.T)
+
+        precise = centred.double()
+        self._count += counts.sum()
+        self._sum += precise.sum(dim=0)
+        self._products += precise.T @ precise
 
         nearest = self._clips.index_select(0, distance.argmin(dim=1))
         self._means.add(snippet_distance(found, nearest).unsqueeze(-1), counts)
@@ -85,14 +131,22 @@ class MotionSimilarity(MeasuringPart):
         self._nearest.copy_(torch.minimum(self._nearest, reached))
 
     def diagnostics(self) -> dict[str, Tensor]:
-        return {**super().diagnostics(), "coverage_err": self._nearest.mean(dtype=torch.float64)}
+        distance = frechet_distance(*moments(self._count, self._sum, self._products), self._clip_mean, self._clip_root)
+        return {
+            **super().diagnostics(),
+            "coverage_err": self._nearest.mean(dtype=torch.float64),
+            "motion_dist": torch.where(self._count > 0.0, distance, torch.nan),
+        }
 
     def clear_diagnostics(self) -> None:
         super().clear_diagnostics()
         self._nearest.fill_(FAR)
+        for tensor in (self._count, self._sum, self._products):
+            tensor.zero_()
 
     def buffers(self) -> dict[str, Tensor]:
-        return {**super().buffers(), "nearest": self._nearest}
+        return {**super().buffers(), "nearest": self._nearest, "count_of_all": self._count, "sum_of_all": self._sum,
+                "products_of_all": self._products}
 
     def describe(self) -> str:
         return f"similarity to {len(self._clips)} snippets of the clips"

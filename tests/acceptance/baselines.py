@@ -37,6 +37,7 @@ from tests.acceptance.settings import DEFAULT_ENGINE, Gate
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES_FILE = Path(__file__).with_name("baselines.yaml")
 RANDOM_SCALES = (0.1, 0.3, 1.0)
+POOLED = ("coverage_err", "motion_dist")  # figures of all steps together
 LEAST_SHARE = 0.1  # of the episodes that must have a measure
 HEADER = """# What policies without skill do, by case and policy: the mean of each measure and half its 95 % interval.
 # Written by `python -m tests.acceptance.baselines`; its module says what the policies are. Not edited by hand.
@@ -87,7 +88,7 @@ def margins(gate: Gate, policies: Mapping[str, Mapping[str, Sequence[float]]]) -
 
 
 def measure_case(case: Case, episodes: int, seed: int, device: str) -> dict[str, dict[str, list[float]]]:
-    """``{policy: {measure: [mean, ci95]}}`` of one case; an interval that nobody can tell (coverage_err) is 0.
+    """``{policy: {measure: [mean, ci95]}}`` of one case; an interval that nobody can tell (POOLED) is 0.
 
     What networks say (``test_disc_reward`` and the like) is left out: they have learned nothing either.
     """
@@ -117,7 +118,7 @@ def measure_case(case: Case, episodes: int, seed: int, device: str) -> dict[str,
         found["untrained" if scale is None else f"random_{scale}"] = {
             **{name: [digits(s["mean"]), digits(s["ci95"])] for name, s in result.statistics.items()
                if s["episodes"] >= max(2, LEAST_SHARE * episodes) and not name.startswith("test_")},
-            **{name: [digits(value), 0.0] for name, value in result.measures.items() if name == "coverage_err"},
+            **{name: [digits(value), 0.0] for name, value in result.measures.items() if name in POOLED},
         }
     env.close()
     return found
