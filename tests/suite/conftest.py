@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ pytest_plugins = ["tests.acceptance.plugin"]
 def pytest_unconfigure(config):
     open("heavy.txt", "w").write(" ".join(name for name in {HEAVY!r} if name in sys.modules))
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works():
+    """A background job of a shell script ignores SIGINT, and so would all it starts: the sessions that get one here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Project:
