@@ -31,6 +31,8 @@ START = time.time()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from tests.acceptance.cases import DEFAULT, select  # noqa: E402
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=10, help="timed iterations (after 3 for warming up)")
     parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
     parser.add_argument("--set", nargs="*", default=[], help="configuration overrides, as of the run program")
-    parser.add_argument("--variant", default="default", choices=("default", "tuned"),
+    parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, "tuned"),
                         help="hyper-parameters: the args file's own, or the _tuned file beside them")
     parser.add_argument("--out", type=Path, help="JSON lines file to append to")
     parser.add_argument("--label", default="", help="free text kept with the results")
@@ -147,9 +149,8 @@ def worker(job: dict) -> None:
 
     argv = ["--arg_file", f"args/{job['case']}_args.txt", "--engine_config", job["engine_config"], "--out_dir",
             job["out_dir"], "--num_envs", str(job["num_envs"]), "--devices", *job["devices"], "--rand_seed", "1"]
-    if job["variant"] == "tuned":
-        own = Path(Args.from_argv(argv[:2]).text("agent_config"))
-        argv += ["--agent_config", str(own.with_stem(f"{own.stem}_tuned"))]
+    if job["variant"] != DEFAULT:
+        argv += ["--agent_config", select(ROOT, [job["case"]])[0].variants(ROOT)[job["variant"]]]
     request = run.read_request(Args.from_argv([*argv[2:], *(["--set", *job["set"]] if job["set"] else []), *argv[:2]]))
     dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)

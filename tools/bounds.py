@@ -20,15 +20,14 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mimickit.config import load_yaml  # noqa: E402
-from tests.acceptance.baselines import BASELINES_FILE, margins  # noqa: E402
+from tests.acceptance.baselines import BASELINES_FILE  # noqa: E402
 from tests.acceptance.judge import STATISTICS, sample  # noqa: E402
-from tests.acceptance.settings import Gate, load_targets  # noqa: E402
+from tests.acceptance.settings import load_targets  # noqa: E402
 from tools.command import explains_mistakes  # noqa: E402
 from tools.export_results import read_root  # noqa: E402
 
 MORE_IS_BETTER = ("test_return", "test_episode_length", "survival", "success_rate")
 LESS_IS_BETTER = ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_err")
-NO_SOURCE = "tools/bounds.py"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def lines(tests: Sequence[Mapping[str, Mapping[str, Any]]], targets: Mapping[str
         for measure in dict.fromkeys([*gates, *MORE_IS_BETTER, *LESS_IS_BETTER]):
             values = [value.mean for result in results if (value := sample(result, measure)) is not None]
             gate = gates.get(measure)
-            up = gate.op.startswith(">") if gate else measure in MORE_IS_BETTER
+            up = gate.upwards if gate else measure in MORE_IS_BETTER
             best = no_skill(measure, up, baselines[case]["policies"])
             if values and (gate or any(value != best for value in values)):
                 found.append(Line(case, measure, up, best, values, gate.bound if gate else None))
@@ -83,11 +82,9 @@ def lines(tests: Sequence[Mapping[str, Mapping[str, Any]]], targets: Mapping[str
 
 def no_skill(measure: str, up: bool, policies: Mapping[str, Any]) -> float | None:
     """The best mean that any policy without skill reaches; None where the baselines lack the measure."""
-    probe = Gate(measure=measure, op=">=" if up else "<=", bound=0.0, source=NO_SOURCE)
-    if not any(STATISTICS.get(measure, measure) in measures for measures in policies.values()):
-        return None
-    means = [margin.mean for margin in margins(probe, policies)]
-    return max(means) if up else min(means)
+    name = STATISTICS.get(measure, measure)
+    means = [measures[name][0] for measures in policies.values() if name in measures]
+    return (max if up else min)(means, default=None)
 
 
 def table(found: Sequence[Line], share: float) -> list[str]:

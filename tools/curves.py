@@ -32,7 +32,6 @@ class Curves:
                             + ", ".join(self.columns))
         return self.columns[name]
 
-
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
         """Points of ``y`` over ``x``. Evaluations beside training stand where the policy was that they are of."""
         across, values = self.column(x), self.column(y)

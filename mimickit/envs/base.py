@@ -60,7 +60,8 @@ class VecEnv(Protocol):
         """Switch between training and testing. Entering TEST clears the diagnostics' accumulators."""
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Means since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``. No sync."""
+        """Means since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``. May
+        wait for the device (eigenvalues do)."""
 
     def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Those diagnostics that are means over samples, as (sum, number of samples) of each environment, [N] float64.

@@ -104,8 +104,9 @@ class MotionSimilarity(MeasuringPart):
         device, size = self._clips.device, self._clips.shape[1]
         super().__init__(("motion_err",), num_envs, device)
         self._nearest = torch.full((len(self._clips),), FAR, device=device)
-        self._clip_mean, covariance = moments(weights.sum(), weights @ self._search.double(),
-                                              self._search.double().T @ (weights[:, None] * self._search.double()))
+        precise = self._search.double()
+        self._clip_mean, covariance = moments(
+            weights.sum(), weights @ precise, precise.T @ (weights[:, None] * precise))
         self._clip_root = symmetric_root(covariance)
         self._count = torch.zeros((), dtype=torch.float64, device=device)
         self._sum = torch.zeros(size, dtype=torch.float64, device=device)

@@ -82,8 +82,7 @@ def margins(gate: Gate, policies: Mapping[str, Mapping[str, Sequence[float]]]) -
         if name not in measures:
             continue
         mean, ci95 = measures[name]
-        upwards = gate.op in (">=", ">")
-        found.append(Margin(policy, mean, ci95, (gate.bound - mean if upwards else mean - gate.bound) - ci95))
+        found.append(Margin(policy, mean, ci95, (gate.bound - mean if gate.upwards else mean - gate.bound) - ci95))
     return sorted(found, key=lambda margin: margin.relative)
 
 

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
+
+import pytest
 
 from tests.acceptance import guard
 
@@ -66,7 +67,9 @@ def shared_gpus(logs: Path, works: Callable[[Mapping[str, str]], bool] = serves)
             while service.poll() is None and not (Path(pipes) / "control").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             if service.poll() is None and works({**os.environ, **own}):
-                with mock.patch.dict(os.environ, own):
+                with pytest.MonkeyPatch.context() as environment:
+                    for name, value in own.items():
+                        environment.setenv(name, value)
                     yield "side by side (Multi-Process Service)"
             else:
                 yield f"in turns, slowly: {PROGRAM} does not work here, see {logs}"

@@ -80,6 +80,11 @@ class Gate(Config):
     bound: float
     source: str
 
+    @property
+    def upwards(self) -> bool:
+        """Whether more is better."""
+        return self.op in (">=", ">")
+
 
 class Target(Config):
     gates: tuple[Gate, ...] = ()

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimickit.util.checkpoint import CheckpointWriter, find_latest, load_checkpoint, save_model
+from mimickit.util.checkpoint import find_latest, load_checkpoint, save_model
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import classify
+from tests.saving import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Distributed.single()
@@ -115,10 +116,7 @@ def file_limit():
 
 def save(run, iteration, size):
     shared = {"agent": {"w": torch.full((size,), float(iteration))}, "iteration": iteration}
-    writer = CheckpointWriter(run / "checkpoints", ALONE)
-    path = writer.save(iteration, shared, {"x": torch.ones(2)}, {})
-    writer.wait()
-    return path
+    return write_checkpoint(run, iteration, shared, {"x": torch.ones(2)})
 
 
 @pytest.mark.parametrize("limit", ["disk", "file size"])

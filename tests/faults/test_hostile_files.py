@@ -17,9 +17,10 @@ from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion_lib import list_motions
 from mimickit.run import read_request
 from mimickit.util.args import Args
-from mimickit.util.checkpoint import CheckpointWriter, find_latest, load_checkpoint, load_model
+from mimickit.util.checkpoint import find_latest, load_checkpoint, load_model
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
+from tests.saving import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = Distributed.single()
@@ -102,18 +103,11 @@ def test_code_in_a_model_file(tmp_path):
     assert not target.exists()
 
 
-def checkpoint(folder):
-    writer = CheckpointWriter(folder / "checkpoints", ALONE)
-    path = writer.save(1, {"agent": {}}, {"env": {}}, {})
-    writer.wait()
-    return path
-
-
 @pytest.mark.parametrize("name", ["shared.pt", "rank_0.pt"])
 def test_code_in_a_checkpoint(tmp_path, name):
     """With a manifest that vouches for it: whoever can write one file can write the other."""
     target = tmp_path / "was_here"
-    path = checkpoint(tmp_path)
+    path = write_checkpoint(tmp_path, 1, {"agent": {}}, {"env": {}})
     torch.save({"agent": Evil(target)}, path / name)
     manifest = json.loads((path / "manifest.json").read_text())
     data = (path / name).read_bytes()
@@ -127,7 +121,7 @@ def test_code_in_a_checkpoint(tmp_path, name):
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"files": 3}', '{"files": {}}', '{"files": ["shared.pt"]}'])
 def test_a_manifest_that_is_none(tmp_path, manifest):
-    path = checkpoint(tmp_path)
+    path = write_checkpoint(tmp_path, 1, {"agent": {}}, {"env": {}})
     (path / "manifest.json").write_text(manifest)
     assert find_latest(tmp_path) is None
     with pytest.raises(UserError, match="not a checkpoint folder"):

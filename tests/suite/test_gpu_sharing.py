@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance import devices, gpu_sharing
 from tests.acceptance.gpu_sharing import LOGS, PIPES, PROGRAM, shared_gpus
+from tests.suite.test_suite_resume import alive, wait_for
 
 
 def give_up():
@@ -52,25 +52,17 @@ def service(tmp_path, monkeypatch):
     return program
 
 
-def alive(pid: str) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-
-
-def wait_for(path: Path) -> str:
-    deadline = time.monotonic() + 10.0
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return path.read_text()
+def server_of(logs: Path) -> int:
+    """The pid of the stand-in's server, once it says so."""
+    path = logs / "server"
+    return int(wait_for(lambda: path.exists() and path.read_text()))
 
 
 def test_the_service_lives_as_long_as_the_session(service, tmp_path):
     logs = tmp_path / "mps"
     with shared_gpus(logs, works=lambda environ: Path(environ[PIPES], "control").exists()) as how:
         assert how == "side by side (Multi-Process Service)"
-        pipes, server = os.environ[PIPES], wait_for(logs / "server")
+        pipes, server = os.environ[PIPES], server_of(logs)
         assert alive(server) and os.environ[LOGS] == str(logs)
     assert PIPES not in os.environ and not Path(pipes).exists() and not alive(server)
 
@@ -79,14 +71,11 @@ def test_the_service_ends_with_a_killed_session(service, tmp_path):
     code = ("import sys, time, pathlib; from tests.acceptance.gpu_sharing import shared_gpus\n"
             "with shared_gpus(pathlib.Path(sys.argv[1]), works=lambda environ: True): time.sleep(600)")
     session = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mps")], cwd=Path(__file__).parents[2])
-    server = wait_for(tmp_path / "mps" / "server")
+    server = server_of(tmp_path / "mps")
     assert alive(server)
     session.kill()
     session.wait()
-    deadline = time.monotonic() + 10.0
-    while alive(server) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(server)
+    wait_for(lambda: not alive(server), 10.0)
 
 
 def test_without_a_working_service_kernels_take_turns(service, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mimickit.util.checkpoint import (
-    CheckpointWriter,
     find_latest,
     load_checkpoint,
     load_model,
@@ -16,16 +15,14 @@ from mimickit.util.checkpoint import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
+from tests.saving import write_checkpoint
 
 ALONE = Distributed.single()
 
 
 def save(folder, iteration, **more):
     shared = {"agent": {"w": torch.full((3,), float(iteration))}, "iteration": iteration, "note": None}
-    writer = CheckpointWriter(folder / "checkpoints", ALONE)
-    path = writer.save(iteration, shared, {"x": torch.ones(2)}, more)
-    writer.wait()
-    return path
+    return write_checkpoint(folder, iteration, shared, {"x": torch.ones(2)}, manifest=more)
 
 
 def test_round_trip(tmp_path):

@@ -15,9 +15,10 @@ from mimickit.learning import ppo
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.stats import Stat, reduce_stats
-from mimickit.util.checkpoint import CheckpointWriter, load_checkpoint, resolve_checkpoint
+from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
+from tests.saving import write_checkpoint
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -163,10 +164,7 @@ def deviating_parameters(dist):
 
 def checkpoint_of_two(dist, folder):
     shared = {"a": torch.tensor([1.0])} if dist.is_root else None
-    writer = CheckpointWriter(folder / "checkpoints", dist)
-    path = writer.save(4, shared, {"own": torch.tensor([dist.rank])}, {})
-    writer.wait()
-    dist.barrier()  # only now has the root put it in its place for all
+    path = write_checkpoint(folder, 4, shared, {"own": torch.tensor([dist.rank])}, dist=dist)
     assert resolve_checkpoint(folder, dist) == path
     found = load_checkpoint(path, dist)
     assert found.local["own"].item() == dist.rank
