@@ -18,7 +18,8 @@ from mimickit.util.names import nearest
 SUFFIX = "_args.txt"
 NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; --cases still takes them by name
 DEFAULT = "default"  # the agent file that the args file names
-VARIANTS = ("tuned", "hiutil")  # agent files <agent>_<variant>.yaml, tried in this order before the args file's own
+TUNED = "tuned"
+VARIANTS = (TUNED, "hiutil")  # agent files <agent>_<variant>.yaml, tried in this order before the args file's own
 TRAIN_STAGES = ("probe_train", "long_train", "test", "viz")
 VIEW_STAGES = ("bootstrap_train", "test", "viz")
 

@@ -27,7 +27,7 @@ class Attempt:
     case: Case
     inputs: Inputs
     rung: Rung
-    first_envs: int  # num_envs of the first rung
+    first_envs: int  # num_envs of the variant's first rung
     devices: tuple[str, ...]
 
     @property

@@ -7,8 +7,8 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from tests.acceptance.settings import Settings
 PACKAGES = ("torch", "newton", "warp-lang", "mujoco-warp", "mujoco", "numpy", "pytest")
 
 
-def describe(settings: Settings) -> dict[str, Any]:
+def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
     """Commit, versions, GPUs, driver, environment of the stages, options and command line."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "command": sys.argv,
+        "command": list(command),
         "git_commit": output(["git", "-C", str(settings.repo), "rev-parse", "HEAD"]),
         "git_changed": bool(output(["git", "-C", str(settings.repo), "status", "--porcelain"])),
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MEMORY = frozenset({"oom_gpu", "oom_host"})  # climb down
@@ -32,9 +32,9 @@ def halving(start: int, lowest: int = 32) -> tuple[int, ...]:
     return tuple(found)
 
 
-def rungs(variants: Iterable[str], ladder: Sequence[int]) -> list[Rung]:
+def rungs(sizes: Mapping[str, Sequence[int]]) -> list[Rung]:
     """All rungs in the order of climbing down: every size of the first variant, then of the next."""
-    return [Rung(variant, num_envs) for variant in variants for num_envs in ladder]
+    return [Rung(variant, num_envs) for variant, ladder in sizes.items() for num_envs in ladder]
 
 
 def next_rung(ladder: Sequence[Rung], history: Sequence[Trial]) -> Rung | None:

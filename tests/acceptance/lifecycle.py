@@ -11,7 +11,7 @@ from typing import Any
 
 from mimickit.util.files import read_json
 from tests.acceptance import ladder
-from tests.acceptance.cases import Case, read_inputs
+from tests.acceptance.cases import TUNED, Case, read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import file_lock, lease
 from tests.acceptance.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
@@ -64,7 +64,8 @@ class CaseRun:
         history = earlier_memory_trials(rungs, self._state()) if self.settings.resume_skip_status != "none" else []
         result = StageResult(self._train_stage, "not_run")
         while (rung := ladder.next_rung(rungs, history)) is not None:
-            self.attempt = Attempt(self.settings, self.case, self.inputs, rung, rungs[0].num_envs, self.devices)
+            first = next(known.num_envs for known in rungs if known.variant == rung.variant)
+            self.attempt = Attempt(self.settings, self.case, self.inputs, rung, first, self.devices)
             result = self._train_attempt()
             history.append(ladder.Trial(rung, "ok" if result.ok else result.failure_class))
         return result
@@ -96,13 +97,18 @@ class CaseRun:
         return "long_train" if self.case.trainable else "bootstrap_train"
 
     def rungs(self) -> list[ladder.Rung]:
-        """Sizes to try: the option, the case's own list, the profile's list, or halving from the args file's size."""
+        """Sizes to try, per variant: the option, the case's own list, the profile's list, or halving: from the args
+        file's size, for ``tuned`` from its share of the environments that it is tuned for.
+        """
         settings, profile = self.settings, self.settings.profile
         if not self.case.trainable:
             return [ladder.Rung("default", profile.nontrainable_num_envs)]
-        sizes = (settings.ladder or settings.target(self.case.name).env_ladder or profile.env_ladder
-                 or ladder.halving(self.case.num_envs))
-        return ladder.rungs(self.case.variants(settings.repo, settings.variants), sizes)
+        target = settings.target(self.case.name)
+        given = settings.ladder or target.env_ladder or profile.env_ladder
+        tuned = target.tuned_envs or profile.tuned_envs
+        first = {TUNED: max(1, tuned // len(self.devices))} if tuned else {}
+        return ladder.rungs({name: given or ladder.halving(first.get(name, self.case.num_envs))
+                             for name in self.case.variants(settings.repo, settings.variants)})
 
     def _state(self) -> CaseState:
         return self.ledger.state().case(self.case.name)

@@ -54,7 +54,9 @@ class Session:
     def __init__(self, config: pytest.Config, settings: Settings, cases: list[Case]) -> None:
         self.config, self.settings, self.cases = config, settings, cases
         self.ledger = Ledger(settings.out, settings.repo)
-        self.worker = getattr(config, "workerinput", {}).get("workerid", "")
+        given = getattr(config, "workerinput", {})
+        self.worker = given.get("workerid", "")
+        self.command = list(given.get("mainargv", sys.argv))
         self.idle = bool(config.getoption("--collect-only"))  # nothing runs, nothing is written
         self.selected: list[str] = []
         self.passed_before: set[str] = set()
@@ -144,10 +146,10 @@ class Session:
         with self.needs_disk():
             if table:
                 write_tsv(out / "case_manifest.tsv", list(table[0]), table)
-            write_json(out / "environment.json", describe(settings))
+            write_json(out / "environment.json", describe(settings, self.command))
             self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
                                passed_before=sorted(self.passed_before), profile=settings.profile_name,
-                               command=sys.argv)
+                               command=self.command)
             for name in sorted(self.passed_before):
                 self.ledger.append("case_reused", case=name)
 

@@ -33,6 +33,7 @@ class Profile(Config):
         test_envs: environments of the test of a trainable case; each gives one episode to statistics and gates. At
             least ``test_episodes``.
         eval_envs: environments of every process in which long_train evaluates while the others train.
+        tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
         env: environment of every stage; train_set: ``--set`` values of trainable cases.
@@ -40,6 +41,7 @@ class Profile(Config):
 
     enforce_gates: bool
     env_ladder: tuple[int, ...] | None
+    tuned_envs: int | None
     probe_iters: int
     long_max_samples: int
     eval_envs: int
@@ -89,6 +91,7 @@ class Gate(Config):
 class Target(Config):
     gates: tuple[Gate, ...] = ()
     env_ladder: tuple[int, ...] | None = None
+    tuned_envs: int | None = None
 
 
 @dataclass(frozen=True)

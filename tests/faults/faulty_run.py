@@ -137,7 +137,7 @@ def assert_on_device(training: Any) -> None:
 
 
 def write_to_nowhere(training: Any) -> None:
-    """CUDA: a kernel writes to an address nobody allocated."""
+    """CUDA: a kernel writes 32 TiB beyond the end of an array."""
     import warp as wp
 
     @wp.kernel
@@ -145,7 +145,8 @@ def write_to_nowhere(training: Any) -> None:
         target[wp.tid()] = 1.0
 
     device = str(training.env.device)
-    wp.launch(write, 1024, [wp.array(ptr=0x10, shape=1024, dtype=wp.float32, device=device)], device=device)
+    nowhere = wp.zeros(1024, dtype=wp.float32, device=device).ptr + 2**45
+    wp.launch(write, 1024, [wp.array(ptr=nowhere, shape=1024, dtype=wp.float32, device=device)], device=device)
 
 
 def cut_connections(training: Any) -> None:

@@ -21,7 +21,7 @@ def test_halving():
 
 
 def test_only_memory_climbs_down():
-    rungs = ladder.rungs(["hiutil", "default"], [64, 32])
+    rungs = ladder.rungs({"hiutil": [64, 32], "default": [64, 32]})
     assert rungs == [Rung("hiutil", 64), Rung("hiutil", 32), Rung("default", 64), Rung("default", 32)]
     assert ladder.next_rung(rungs, []) == rungs[0]
     for outcome in ("ok", *FAILURE_CLASSES):

@@ -219,6 +219,19 @@ def test_variants_can_be_chosen(project):
     result.stderr.fnmatch_lines(["*unknown variant 'tund' (did you mean 'tuned'?)*tuned, hiutil, default*"])
 
 
+def test_the_tuned_variant_has_its_own_number_of_environments(project):
+    (project.path / "data/agents/deepmimic_humanoid_ppo_agent_tuned.yaml").write_text(
+        "base: deepmimic_humanoid_ppo_agent.yaml\n")
+    project.profiles(env_ladder=None, tuned_envs=128)
+    project.rules({"stage": "probe_train", "do": "oom", "times": 1})
+    assert project.run("--cases", TRAINED, "--devices-train", "cpu,cpu").ret == 0
+    assert [(call["stage"], call["num_envs"]) for call in project.calls()[:2]] == [
+        ("probe_train", 64), ("probe_train", 32)]  # the devices share them
+    assert project.attempts()[-1]["degraded"] and project.rows()[TRAINED]["variant"] == "tuned"
+    assert project.run("--cases", TRAINED, "--variants", "default").ret == 0
+    assert project.rows()[TRAINED]["num_envs"] == "4096"
+
+
 @pytest.mark.parametrize("behaviour", ["nccl", "killed"])
 def test_transient_failures_get_one_more_chance(project, behaviour):
     project.rules({"stage": "long_train", "do": behaviour, "times": 1})

@@ -37,6 +37,8 @@ def test_no_case_waits_behind_a_long_one(project):
     result.stdout.fnmatch_lines(["*4/4 final_ok=1*"])
     order = [e["case"] for e in project.events() if e["event"] == "case_end"]
     assert order[-1] == DOF and sorted(order[:-1]) == sorted(VIEWS)
+    start = next(e for e in project.events() if e["event"] == "session_start")
+    assert start["command"][-2:] == ["--nontrainable-max-samples", "1600"], "the session's, not a worker's"
 
 
 def test_more_workers_than_cases(project):
