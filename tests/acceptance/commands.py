@@ -171,7 +171,8 @@ class Attempt:
         flags, key = self._episodes(profile.viz_episodes)
         size = {"video_width": [str(profile.video_width)], "video_height": [str(profile.video_height)]}
         file = {"video_file": [self.settings.relative(self.folder / "viz.mp4")]}
-        return {**flags, "num_envs": ["1"], **file, **size}, {**key, **size}, profile.viz_timeout
+        values = {"set": list(profile.viz_set)} if self.case.trainable and profile.viz_set else {}
+        return {**flags, "num_envs": ["1"], **file, **size, **values}, {**key, **size, **values}, profile.viz_timeout
 
 
 def has_checkpoint(run_dir: Path) -> bool:

@@ -36,7 +36,7 @@ class Profile(Config):
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
-        env: environment of every stage; train_set: ``--set`` values of trainable cases.
+        env: environment of every stage; train_set, viz_set: ``--set`` values of trainable cases' training and film.
     """
 
     enforce_gates: bool
@@ -65,6 +65,7 @@ class Profile(Config):
     rand_seed: int
     env: dict[str, str]
     train_set: tuple[str, ...]
+    viz_set: tuple[str, ...]
     test_envs: int = 0
 
 

@@ -41,6 +41,7 @@ def test_stages_are_started_as_the_contract_says(project):
     assert (viz["flags"]["video"], test["flags"]["video"]) == (["true"], ["false"])
     assert (probe["nccl"], long["nccl"], test["nccl"]) == ("1", "1", None)
     assert (viz["mesa"], test["mesa"]) == ("3.3", None)
+    assert viz["flags"]["set"] == ["env.rand_reset=false"] and "set" not in test["flags"]
     left = {path.name for path in (project.path / folder).iterdir()}
     assert left >= {"probe_train", "long_train", "probe_train.log", "long_train.log", "test.log", "viz.log",
                     "test.json", "viz.mp4"}
