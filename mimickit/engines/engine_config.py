@@ -32,6 +32,9 @@ class EngineConfig(Config):
     solver_iterations: int = Field(20, gt=0, description="constraint solver iterations per substep, at most")
     solver_ls_iterations: int = Field(20, gt=0, description="line search steps per solver iteration, at most")
     impratio: float = Field(10.0, gt=0.0, description="friction to normal impedance ratio of contacts")
+    jacobian: Literal["auto", "dense", "sparse"] = Field(
+        "auto", description="storage of the constraint Jacobian; auto: sparse from 33 velocities of the character on"
+    )
     njmax: int | None = Field(None, gt=0, description="constraint rows per world; null: contact_capacity.yaml")
     nconmax: int | None = Field(None, gt=0, description="contacts per world; null: contact_capacity.yaml")
     spherical_limits: bool = Field(

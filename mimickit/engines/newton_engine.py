@@ -357,7 +357,7 @@ class NewtonEngine:
                 self.model, solver="newton", integrator="implicitfast", cone="pyramidal", use_mujoco_contacts=True,
                 njmax=capacity.njmax, nconmax=capacity.nconmax, iterations=config.solver_iterations,
                 ls_iterations=config.solver_ls_iterations, impratio=config.impratio, tolerance=1e-8,
-                kinematic_switchable_roots=False,
+                jacobian=config.jacobian, kinematic_switchable_roots=False,
             )
             self.solver.mjw_model.opt.warn_overflow = 0  # iteration limits would print from the device by the thousand
             self._allocate()
