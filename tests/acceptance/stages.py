@@ -35,6 +35,8 @@ LOG_SIGNS = (
     (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY|CUDA error( 2)?: out of memory", "oom_gpu"),
     (r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc", "oom_host"),
     (r"illegal memory access|device-side assert|CUDA_ERROR_|CUDA error", "cuda_fault"),
+    # The driver crashes when the next graph is launched before the fault of an earlier kernel was told (H200, 580.159).
+    (r"^Fatal Python error: .*(?=(?:\n.*)*?\nCurrent thread .*\n  File \".*/torch/cuda/)", "cuda_fault"),
     (r"NCCL (error|WARN)|ncclUnhandled|ProcessGroupNCCL.*(timeout|aborted)|third_party/gloo/", "nccl"),
     (r"No space left on device|Disk quota exceeded", "disk"),
 )

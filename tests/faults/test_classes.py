@@ -18,6 +18,15 @@ from tests.faults.single_stage import run_stage, stage_spec
 from tests.faults.table import SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
+CRASH = """Fatal Python error: Segmentation fault
+
+Thread 0x00007fbeb4ebb6c0 (most recent call first):
+  <no Python frame>
+
+Current thread 0x00007fc1f3fdc140 (most recent call first):
+  File "/venv/lib/python3.12/site-packages/{}", line 139 in replay
+  File "mimickit/util/graphs.py", line 70 in __call__
+"""
 GLOO = ("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:38312. This is "
         "typically caused by a remote worker crashing.")
 
@@ -104,6 +113,8 @@ print({says!r}, flush=True)
     ("[]", "terminate called after throwing an instance of 'std::bad_alloc'", "os.abort()", "oom_host"),
     ("[]", "Traceback\nerror (disk): [Errno 28] no room", "os._exit(1)", "disk"),
     ("[]", "", "os.kill(os.getpid(), signal.SIGSEGV)", "failed"),
+    ("[]", CRASH.format("torch/cuda/graphs.py"), "os._exit(139)", "cuda_fault"),  # where an H200 crashed
+    ("[]", CRASH.format("warp/context.py"), "os._exit(139)", "failed"),
 ])
 def test_what_processes_leave_behind(tmp_path, errors, says, end, expected):
     (tmp_path / "out").mkdir()
