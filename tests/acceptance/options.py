@@ -77,8 +77,8 @@ OPTIONS = {option.name: option for option in (
            "other (1)", default=1, metavar="K"),
     Option("devices-nontrainable", str, "device of nontrainable cases (default: the first training device)",
            metavar="D"),
-    Option("env-ladder", str, "environments per device to try (default: the case's or, for tuned, its share of tuned_envs, halved "
-           "down to 32)", metavar="N,N"),
+    Option("env-ladder", str, "environments per device to try (default: the case's or, for tuned, its share of "
+           "tuned_envs; halved down to 32)", metavar="N,N"),
     Option("variants", str, "agent files to try, of tuned, hiutil and default (default: all there are, in this order)",
            metavar="A,B"),
     Option("no-scale-steps", bool, "keep steps_per_iter on smaller rungs of the ladder"),
