@@ -32,7 +32,7 @@ from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed
 
 OBS_CLIP = 10.0
-PASS_SAMPLES = 32768  # of a rollout that networks look at in one pass without gradient: enough to be fast
+PASS_SAMPLES = 8192  # of a rollout that networks look at in one pass without gradient: enough to be fast, little memory
 
 
 class PolicyConfig(AgentConfig):
