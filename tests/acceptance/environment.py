@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -23,7 +24,7 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": list(command),
-        "git_commit": output(["git", "-C", str(settings.repo), "rev-parse", "HEAD"]),
+        "git_commit": commit(settings.repo),
         "git_changed": bool(output(["git", "-C", str(settings.repo), "status", "--porcelain"])),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -45,6 +46,15 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
         "long_budget_hours": settings.long_budget_hours,
         "long_success_policy": settings.long_success_policy,
     }
+
+
+def commit(repo: Path) -> str | None:
+    """Commit of a checkout, or of the archive (``git archive``, GitHub's download) that it was unpacked from."""
+    if (repo / ".git").exists():
+        return output(["git", "-C", str(repo), "rev-parse", "HEAD"])
+    file = repo / ".git_archival.txt"
+    found = re.fullmatch(r"node: ([0-9a-f]{40})\n", file.read_text()) if file.is_file() else None
+    return found[1] if found else None
 
 
 def version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from mimickit.util.failures import FAILURE_CLASSES, UserError
-from tests.acceptance import devices, judge, ladder, report, settings, stages, tables
+from tests.acceptance import devices, environment, judge, ladder, report, settings, stages, tables
 from tests.acceptance.cases import discover, select
 from tests.acceptance.ladder import Rung, Trial
 from tests.suite.conftest import CASES, ROOT
@@ -253,3 +254,11 @@ def test_table_text_survives_tabs_and_lines(tmp_path):
 def test_numbers_and_durations():
     assert [report.number(v) for v in (30_000_000, 61_234.0, 19.4, 2048)] == ["30.0M", "61.2k", "19.4", "2048"]
     assert [report.duration(v) for v in (245, 7445, None, math.inf)] == ["4:05", "2:04:05", "-", "-"]
+
+
+def test_an_archive_tells_its_commit(tmp_path):
+    assert environment.commit(tmp_path) is None
+    shutil.copy(ROOT / ".git_archival.txt", tmp_path)
+    assert environment.commit(tmp_path) is None, "what a checkout holds is no commit"
+    (tmp_path / ".git_archival.txt").write_text(f"node: {'0af5' * 10}\n")
+    assert environment.commit(tmp_path) == "0af5" * 10
