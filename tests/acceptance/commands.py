@@ -126,7 +126,7 @@ class Attempt:
         settings, profile = self.settings, self.settings.profile
         flags = {
             **self._train_flags(self.rung.num_envs),
-            "eval_envs": [str(min(profile.eval_envs, self.rung.num_envs // 4))],
+            "eval_envs": [str(max(1, self.rung.num_envs // profile.envs_per_eval_env))],
             "output_samples": [str(profile.output_samples)], "output_seconds": [f"{profile.output_seconds:g}"],
         }
         if settings.long_mode == "time_budget":

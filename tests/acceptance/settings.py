@@ -32,7 +32,7 @@ class Profile(Config):
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
         test_envs: environments of the test of a trainable case; each gives one episode to statistics and gates. At
             least ``test_episodes``.
-        eval_envs: environments of every process in which long_train evaluates while the others train.
+        envs_per_eval_env: long_train evaluates in one of so many environments while the others train.
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
@@ -44,7 +44,7 @@ class Profile(Config):
     tuned_envs: int | None
     probe_iters: int
     long_max_samples: int
-    eval_envs: int
+    envs_per_eval_env: int
     output_samples: int
     output_seconds: float
     test_episodes: int
