@@ -31,7 +31,7 @@ START = time.time()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from tests.acceptance.cases import DEFAULT, select  # noqa: E402
+from tests.acceptance.cases import DEFAULT, TUNED, select  # noqa: E402
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=10, help="timed iterations (after 3 for warming up)")
     parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
     parser.add_argument("--set", nargs="*", default=[], help="configuration overrides, as of the run program")
-    parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, "tuned"),
+    parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, TUNED),
                         help="hyper-parameters: the args file's own, or the _tuned file beside them")
     parser.add_argument("--out", type=Path, help="JSON lines file to append to")
     parser.add_argument("--label", default="", help="free text kept with the results")

@@ -25,7 +25,7 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": list(command),
         "git_commit": commit(settings.repo),
-        "git_changed": bool(output(["git", "-C", str(settings.repo), "status", "--porcelain"])),
+        "git_changed": bool(git(settings.repo, "status", "--porcelain")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -50,11 +50,14 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
 
 def commit(repo: Path) -> str | None:
     """Commit of a checkout, or of the archive (``git archive``, GitHub's download) that it was unpacked from."""
-    if (repo / ".git").exists():
-        return output(["git", "-C", str(repo), "rev-parse", "HEAD"])
     file = repo / ".git_archival.txt"
-    found = re.fullmatch(r"node: ([0-9a-f]{40})\n", file.read_text()) if file.is_file() else None
-    return found[1] if found else None
+    archived = re.fullmatch(r"node: ([0-9a-f]{40})\n", file.read_text()) if file.is_file() else None
+    return archived[1] if archived else git(repo, "rev-parse", "HEAD")
+
+
+def git(repo: Path, *command: str) -> str | None:
+    """What git says of a checkout; None of another folder, whatever repository that may lie in."""
+    return output(["git", "-C", str(repo), *command]) if (repo / ".git").exists() else None
 
 
 def version(package: str) -> str | None:
