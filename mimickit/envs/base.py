@@ -53,8 +53,8 @@ class VecEnv(Protocol):
     def step(self, action: torch.Tensor) -> None:
         """Apply actions [N, A] (clamped to the box inside), simulate, observe, reset finished environments."""
 
-    def reset(self) -> None:
-        """Reset all environments; fills ``obs``; ``done`` becomes NULL."""
+    def reset(self, first: int | None = None) -> None:
+        """Reset all environments or the first ones, the others go on; fills ``obs``; ``done`` becomes NULL there."""
 
     def set_mode(self, mode: EnvMode) -> None:
         """Switch between training and testing. Entering TEST clears the diagnostics' accumulators."""

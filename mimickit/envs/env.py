@@ -125,10 +125,11 @@ class Env:
             part.finish()
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """Start a new episode in every environment."""
-        self.done.zero_()
-        self._reset(self._all, *self._look())
+    def reset(self, first: int | None = None) -> None:
+        """Start a new episode in every environment, or in the first ones."""
+        mask = self._all if first is None else torch.arange(self.num_envs, device=self.device) < first
+        self.done.masked_fill_(mask, DoneFlag.NULL)
+        self._reset(mask, *self._look())
 
     def set_mode(self, mode: EnvMode) -> None:
         """Entering TEST forgets the measures; nothing else differs between the modes."""

@@ -33,7 +33,7 @@ class SideEvaluation:
         self.samples = 0  # that the frozen policy had learned from
 
     def begin(self, samples: int) -> None:
-        """Freeze the policy and start anew; all environments must just have been reset."""
+        """Freeze the policy and start anew; its environments must just have been reset."""
         self.samples = samples
         self._agent.freeze(self._count)
         self._record.clear()

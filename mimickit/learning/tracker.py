@@ -14,12 +14,16 @@ MAX_RECORDED = 65536  # episodes that a record keeps, all environments together
 
 
 class EpisodeTracker:
-    """Mean return and length (in control steps) of all finished episodes."""
+    """Mean return and length (in control steps) of all finished episodes.
 
-    def __init__(self, num_envs: int, device: torch.device | str) -> None:
+    Args:
+        skip: the first environments, which do not count.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device | str, skip: int = 0) -> None:
+        self._skip = skip
         self._return = torch.zeros(num_envs, device=device)
         self._length = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self.env_episodes = torch.zeros(num_envs, dtype=torch.int64, device=device)  # [N] finished ones
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # return, length, episodes
 
     def update(self, reward: Tensor, done: Tensor) -> None:
@@ -28,13 +32,16 @@ class EpisodeTracker:
         self._length += 1
         ended = done != DoneFlag.NULL
         finished = torch.stack([self._return.double(), self._length.double(), torch.ones_like(reward).double()])
-        self._sums += torch.where(ended, finished, 0.0).sum(1)
-        self.env_episodes += ended
+        self._sums += torch.where(ended, finished, 0.0)[:, self._skip :].sum(1)
         self._return.masked_fill_(ended, 0.0)
         self._length.masked_fill_(ended, 0)
 
     def clear(self) -> None:
-        """Forget finished and partial episodes."""
+        """Forget finished episodes; those under way go on."""
+        self._sums.zero_()
+
+    def restart(self) -> None:
+        """Forget everything: all episodes begin with the next step."""
         for tensor in self.state_tensors().values():
             tensor.zero_()
 
@@ -50,9 +57,7 @@ class EpisodeTracker:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything needed to continue exactly."""
-        return {
-            "return": self._return, "length": self._length, "env_episodes": self.env_episodes, "sums": self._sums
-        }
+        return {"return": self._return, "length": self._length, "sums": self._sums}
 
 
 class EpisodeRecord:

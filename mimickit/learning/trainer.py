@@ -121,7 +121,7 @@ class _Training:
     ) -> None:
         self.env, self.agent, self.dist, self.options, self.signals = env, agent, dist, options, signals
         self.out_dir = Path(options.out_dir)
-        self.tracker = EpisodeTracker(env.num_envs, env.device)
+        self.tracker = EpisodeTracker(env.num_envs, env.device, skip=options.eval_envs)
         self.side: SideEvaluation | None = None
         tracked = list(self.tracker.state_tensors().values())
         if options.eval_envs:
@@ -131,6 +131,7 @@ class _Training:
 
         self.iteration = 0  # index of the iteration at hand
         self.samples = 0
+        self.last_output: list[int] | None = None  # iteration and samples of the last one
         self.report: dict[str, float] = {}  # its numbers
         self.pending = False  # its evaluation and output are still to be made
         self.outcome: Outcome | None = None
@@ -210,6 +211,7 @@ class _Training:
         self._publish(replace(evaluation, samples=self.samples))
         self.env.set_mode(EnvMode.TRAIN)
         self.env.reset()
+        self.tracker.restart()
         self._end_output(None if due else before)
         self.progress.enter("training")
 
@@ -219,7 +221,7 @@ class _Training:
         evaluation = self.side.result(self.dist)
         self._publish(evaluation)
         if due and evaluation is not None:
-            self.env.reset()
+            self.env.reset(self.options.eval_envs)
             self.side.begin(self.samples)
         self._end_output(before)
 
@@ -243,7 +245,7 @@ class _Training:
         self.logger.write(row, [column_name(name) for name in self._shown_measures()])
         self._print(row)
         self._save_models(improved)
-        self.last_output_samples, self.last_output_time = self.samples, time.monotonic()
+        self.last_output, self.last_output_time = [self.iteration, self.samples], time.monotonic()
         self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
 
     # --- decisions
@@ -266,10 +268,13 @@ class _Training:
         return "budget" if self.report["vote.budget"] > 0 else None
 
     def _output_due(self) -> bool:
+        if self.last_output is None:
+            return True
+        iteration, samples = self.last_output
         every = self.options.output_samples
         return (
-            self.iteration % self.agent.config.iters_per_output == 0
-            or (every is not None and self.samples - self.last_output_samples >= every)
+            self.iteration - iteration >= self.agent.config.iters_per_output
+            or (every is not None and self.samples - samples >= every)
             or self.report["vote.output"] > 0
         )
 
@@ -349,7 +354,6 @@ class _Training:
     def _start(self) -> None:
         options = self.options
         self.begun = self.last_output_time = time.monotonic()
-        self.last_output_samples = 0
         self.startup_s = time.time() - options.started if options.started is not None else 0.0
         self.heartbeat = Heartbeat(self.out_dir, self.dist.rank)
         self.env.set_mode(EnvMode.TRAIN)
@@ -385,7 +389,7 @@ class _Training:
             "pending": pending,
             "report": self.report,
             **self._evaluated(),
-            "output_samples": self.last_output_samples,
+            "last_output": self.last_output,
             "side": {"samples": self.side.samples, "frozen": self.side.shared_state()} if self.side else None,
         }
         local = {
@@ -419,7 +423,7 @@ class _Training:
         self.pending = shared["pending"]
         self.report = {k: 0.0 if k.startswith("vote.") else v for k, v in shared["report"].items()}
         self.best, self.wall_before = shared["best"], shared["wall_s"]
-        self.last_output_samples = shared["output_samples"]
+        self.last_output = shared["last_output"]
         self.evaluation = Evaluation(**shared["evaluation"]) if shared["evaluation"] else None
         self.checkpoint = found.path
         if self.side is not None and shared["side"] is not None:
@@ -427,7 +431,7 @@ class _Training:
             fill_tensors(self.side.shared_state(), shared["side"]["frozen"], str(found.path))
             fill_tensors(self.side.local_state(), local["side"], str(found.path))
         elif self.side is not None:  # its evaluations paused training
-            self.env.reset()
+            self.env.reset(self.options.eval_envs)
             self.side.begin(self.samples)
         torch.set_rng_state(local["random_cpu"])
         if self.dist.device.type == "cuda":

@@ -47,6 +47,25 @@ def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):
     assert flag[:, :4].sum() == 0 and flag[:, 4:].min() == 1
 
 
+def test_other_environments_go_on_when_an_evaluation_begins(tmp_path):
+    firsts = []
+
+    class Watching(ToyEnv):
+        def reset(self, first=None):
+            firsts.append(first)
+            age = self.state_dict()["age"].clone()
+            super().reset(first)
+            if first is not None:
+                assert self.state_dict()["age"][:first].max() == 0
+                assert torch.equal(self.state_dict()["age"][first:], age[first:])
+
+    seed_process(0, 0)
+    env = Watching(256)
+    agent = build_agent(env, parse_agent_config({**AGENT_CONFIG, "iters_per_output": 2}), ALONE)
+    train(env, agent, ALONE, TrainOptions(tmp_path, max_iters=9, eval_envs=128))
+    assert firsts == [None, 128, 128, 128, 128]
+
+
 def test_the_best_model_is_the_frozen_one(tmp_path):
     run(tmp_path, max_iters=9, eval_envs=128, save_int_models=True)
     entries = json.loads((tmp_path / "checkpoints/best/evaluation.json").read_text())

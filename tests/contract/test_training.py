@@ -131,6 +131,10 @@ def test_files_of_a_run(tmp_path):
 @pytest.mark.parametrize(("options", "outputs", "outcome"), [
     ({"max_samples": 5 * PER_ITER}, ["0", "4"], "completed"),
     ({"max_samples": 5 * PER_ITER, "output_samples": 2 * PER_ITER}, ["0", "2", "4"], "completed"),
+    ({"max_samples": 7 * PER_ITER, "output_samples": 3 * PER_ITER, "agent_keys": {"iters_per_output": 4}},
+     ["0", "3", "6"], "completed"),
+    ({"max_samples": 7 * PER_ITER, "output_samples": 4 * PER_ITER, "agent_keys": {"iters_per_output": 3}},
+     ["0", "3", "6"], "completed"),
     ({"max_samples": 3 * PER_ITER, "output_seconds": 0.0}, ["0", "1", "2"], "completed"),
     ({"time_budget_s": 0.0}, ["0"], "budget"),
     ({"max_samples": 1}, ["0"], "completed"),
@@ -146,9 +150,9 @@ def test_training_goes_on_from_fresh_episodes_in_train_mode(tmp_path):
     resets = []
 
     class Watching(ToyEnv):
-        def reset(self):
+        def reset(self, first=None):
             resets.append(self.mode)
-            super().reset()
+            super().reset(first)
 
     run(tmp_path, env=Watching(16), max_iters=2)
     assert resets == [EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN]

@@ -64,9 +64,10 @@ class ToyEnv:
         self.steps_made += 1
         self._reset(self.done != DoneFlag.NULL)
 
-    def reset(self) -> None:
-        self._reset(torch.ones(self.num_envs, dtype=torch.bool))
-        self.done.zero_()
+    def reset(self, first: int | None = None) -> None:
+        mask = torch.arange(self.num_envs) < (self.num_envs if first is None else first)
+        self._reset(mask)
+        self.done.masked_fill_(mask, 0)
 
     def set_mode(self, mode: EnvMode) -> None:
         if mode is EnvMode.TEST and self.mode is not EnvMode.TEST:

@@ -53,3 +53,26 @@ def test_windows_of_the_character_look_like_those_of_the_clip(name):
     assert env.health()["nonfinite"] == 0
     assert all(torch.isfinite(marker.pos).all() for marker in env.markers())
     env.close()
+
+
+@pytest.mark.parametrize("name", ["amp", "amp_location", "amp_steering"])
+def test_resetting_the_first_environments_leaves_the_others_as_they_were(name):
+    """Nothing that outlives a step changes in them, and they go on as if nothing had happened."""
+    env, undisturbed = make(name), make(name)
+    for _ in range(3):
+        for one in (env, undisturbed):
+            torch.manual_seed(1)
+            one.step(follow(one))
+    env.reset(2)
+    assert env.steps.tolist() == [0, 0, 3, 3]
+    states = env.state_dict(), undisturbed.state_dict()
+    for key in states[0]:
+        if key.startswith(("engine.", "part", "obs", "source")) and states[0][key].shape[:1] == (4,):
+            assert torch.equal(states[0][key][2:], states[1][key][2:]), key
+    for one in (env, undisturbed):
+        torch.manual_seed(2)
+        one.step(one.action_low.expand(4, -1) * 0.1)
+    assert torch.equal(env.next_obs[2:], undisturbed.next_obs[2:])
+    assert torch.equal(env.reward[2:], undisturbed.reward[2:])
+    assert not torch.equal(env.next_obs[:2], undisturbed.next_obs[:2])
+    env.close(), undisturbed.close()

@@ -29,15 +29,24 @@ def test_episode_tracker():
     ]:
         tracker.update(torch.tensor(reward).float(), torch.tensor(done).int())
         assert values(tracker) == pytest.approx(expected)
-    assert tracker.env_episodes.tolist() == [1, 1, 2]
 
 
-def test_clearing_drops_partial_episodes():
-    tracker = EpisodeTracker(1, "cpu")
-    tracker.update(torch.tensor([5.0]), torch.tensor([0]))
-    tracker.clear()
-    tracker.update(torch.tensor([1.0]), torch.tensor([1]))
-    assert values(tracker) == [1.0, 1.0, 1.0]
+def test_skipped_environments_do_not_count():
+    tracker = EpisodeTracker(3, "cpu", skip=2)
+    tracker.update(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 1, 1]))
+    assert values(tracker) == [4.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("forget", "expected"), [
+    (EpisodeTracker.clear, [6.0, 2.0, 1.0]),  # the episode under way goes on
+    (EpisodeTracker.restart, [1.0, 1.0, 1.0]),
+])
+def test_forgetting_what_was_finished_or_everything(forget, expected):
+    tracker = EpisodeTracker(2, "cpu")
+    tracker.update(torch.tensor([5.0, 9.0]), torch.tensor([0, 1]))
+    forget(tracker)
+    tracker.update(torch.tensor([1.0, 0.0]), torch.tensor([1, 0]))
+    assert values(tracker) == expected
 
 
 class FixedLengths:
