@@ -22,19 +22,29 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from mimickit.anim.mjcf import load_character_model  # noqa: E402
+from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config  # noqa: E402
+from mimickit.util.failures import EXIT_OK, UserError  # noqa: E402
+from tools.command import explains_mistakes  # noqa: E402
+
 RESTART_STEPS, TARGET_STEPS = 100, 3
 RESERVED = {"njmax": 450, "nconmax": 150}
 
 
-def main() -> None:
+@explains_mistakes
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chars", nargs="+", type=Path, default=[Path("data/assets/humanoid/humanoid.xml")])
-    parser.add_argument("--num-envs", type=int, default=32, help="worlds")
-    parser.add_argument("--steps", type=int, default=700, help="control steps")
-    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
-    parser.add_argument("--out", type=Path, help="JSON lines file to append to")
-    options = parser.parse_args()
+    parser.add_argument("--chars", nargs="+", type=Path, default=[Path("data/assets/humanoid/humanoid.xml")],
+                        metavar="XML", help="character files, MJCF (data/assets/humanoid/humanoid.xml)")
+    parser.add_argument("--num-envs", type=int, default=32, metavar="N", help="worlds, at least 1 (32)")
+    parser.add_argument("--steps", type=int, default=700, metavar="N", help="control steps, at least 1 (700)")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu",
+                        help="cpu or cuda:N (cuda:0, without a GPU cpu)")
+    parser.add_argument("--engine-config", default=DEFAULT_ENGINE_FILE, metavar="YAML",
+                        help=f"physics; its njmax and nconmax are not used ({DEFAULT_ENGINE_FILE})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines file to append to (none)")
+    options = parser.parse_args(argv)
+    check(options)
     from mimickit import run
 
     print(f"{'character':24}{'rows':>6}{'99 %':>6}{'contacts':>10}{'99 %':>6}   x 1.5: njmax, nconmax   dropped")
@@ -46,6 +56,22 @@ def main() -> None:
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps({**row, "versions": run.versions(), "date": date.today().isoformat()}) + "\n")
+    return EXIT_OK
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise UserError, or OSError for ``--out``, before anything is measured."""
+    for option, number in (("--num-envs", options.num_envs), ("--steps", options.steps)):
+        if number < 1:
+            raise UserError(f"{option} {number}: at least 1")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if options.device not in devices:
+        raise UserError(f"--device {options.device}: this machine has {', '.join(devices)}")
+    load_engine_config(options.engine_config)
+    for char in options.chars:
+        load_character_model(char)
+    if options.out:
+        options.out.open("a").close()
 
 
 def measure(char: Path, options: argparse.Namespace) -> dict:
@@ -53,7 +79,6 @@ def measure(char: Path, options: argparse.Namespace) -> dict:
     import warp as wp
 
     from mimickit.engines.engine import WorldSpec
-    from mimickit.engines.engine_config import load_engine_config
     from mimickit.engines.newton_engine import NewtonEngine
 
     torch.manual_seed(0)
@@ -102,4 +127,4 @@ def throw(engine) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

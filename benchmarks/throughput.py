@@ -18,6 +18,7 @@ Results are appended as JSON lines (with versions, GPU, date) to ``--out``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -31,46 +32,86 @@ START = time.time()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from mimickit import run  # noqa: E402
+from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
+from mimickit.util.args import Args  # noqa: E402
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
 from tests.acceptance.cases import DEFAULT, TUNED, select  # noqa: E402
+from tools.command import explains_mistakes  # noqa: E402
 
 
-def main() -> None:
+@explains_mistakes
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="deepmimic_humanoid_ppo", help="comma-separated case names of args/")
-    parser.add_argument("--num-envs", default="4096", help="comma-separated worlds per device")
-    parser.add_argument("--devices", default="", help="semicolon-separated device lists; default: cuda:0, else cpu")
-    parser.add_argument("--iters", type=int, default=10, help="timed iterations (after 3 for warming up)")
-    parser.add_argument("--engine-config", default="data/engines/newton_engine.yaml")
-    parser.add_argument("--set", nargs="*", default=[], help="configuration overrides, as of the run program")
+    parser.add_argument("--cases", default="deepmimic_humanoid_ppo", metavar="A,B",
+                        help="names of trainable cases in args/ (deepmimic_humanoid_ppo)")
+    parser.add_argument("--num-envs", default="4096", metavar="N,N", help="worlds per device, each at least 1 (4096)")
+    parser.add_argument("--devices", default="", metavar="'D D;D'",
+                        help="lists of cpu or cuda:N, separated by semicolons; one process each device of a list "
+                             "(cuda:0, without a GPU cpu)")
+    parser.add_argument("--iters", type=int, default=10, metavar="N",
+                        help="timed iterations, at least 1, after 3 for warming up (10)")
+    parser.add_argument("--engine-config", default=DEFAULT_ENGINE_FILE, metavar="YAML",
+                        help=f"physics, from the project's root ({DEFAULT_ENGINE_FILE})")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
+                        help="overrides as of the run program: env.KEY, engine.KEY, agent.KEY (none)")
     parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, TUNED),
-                        help="hyper-parameters: the args file's own, or the _tuned file beside them")
-    parser.add_argument("--out", type=Path, help="JSON lines file to append to")
-    parser.add_argument("--label", default="", help="free text kept with the results")
+                        help=f"hyper-parameters: the args file's own, or the _tuned file beside them ({DEFAULT})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines file to append to (none)")
+    parser.add_argument("--label", default="", metavar="TEXT", help="any text, kept with the results (empty)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.worker:
         worker(json.loads(options.worker))
-        return
-    devices = [d.split() for d in options.devices.split(";") if d.strip()] or [default_devices()]
+        return EXIT_OK
+    jobs = make_jobs(options)
+    if options.out:
+        options.out.open("a").close()
     rows = []
-    for case in options.cases.split(","):
-        for num_envs in map(int, options.num_envs.split(",")):
-            for device_list in devices:
-                job = {"case": case, "num_envs": num_envs, "devices": device_list, "iters": options.iters,
-                       "engine_config": options.engine_config, "set": options.set, "variant": options.variant,
-                       "label": options.label}
-                row = run_job(job)
-                rows.append(row)
-                if options.out and "error" not in row:
-                    with options.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+    for job in jobs:
+        row = run_job(job)
+        rows.append(row)
+        if options.out and "error" not in row:
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     print_table(rows)
+    return EXIT_FAILED if any("error" in row for row in rows) else EXIT_OK
 
 
-def default_devices() -> list[str]:
-    import torch
+def make_jobs(options: argparse.Namespace) -> list[dict]:
+    """Every combination that the options ask for.
 
-    return ["cuda:0"] if torch.cuda.is_available() else ["cpu"]
+    Raises:
+        UserError: one of them cannot be measured.
+    """
+    sizes = options.num_envs.split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise UserError(f"--num-envs {options.num_envs}: whole numbers of at least 1, separated by commas")
+    if options.iters < 1:
+        raise UserError(f"--iters {options.iters}: at least 1")
+    cases = [select(ROOT, [name])[0] for name in options.cases.split(",")]
+    if fixed := [case.name for case in cases if not case.trainable]:
+        raise UserError(f"--cases {','.join(fixed)}: not trainable, nothing is learned there")
+    if lacking := [case.name for case in cases if options.variant not in case.variants(ROOT)]:
+        raise UserError(f"--variant {options.variant}: there is none of {', '.join(lacking)}")
+    lists = [words.split() for words in options.devices.split(";") if words.strip()] or [None]
+    devices = [list(run.read_devices(Args({"devices": tuple(words)} if words else {}))) for words in lists]
+    jobs = [{"case": case.name, "num_envs": int(size), "devices": names, "iters": options.iters,
+             "engine_config": options.engine_config, "set": options.set, "variant": options.variant,
+             "label": options.label} for case in cases for size in sizes for names in devices]
+    with contextlib.chdir(ROOT):
+        for job in jobs:
+            make_request({**job, "out_dir": "output"})
+    return jobs
+
+
+def make_request(job: dict) -> run.Request:
+    """What the run program would be asked for. Raises UserError where it would refuse."""
+    argv = ["--engine_config", job["engine_config"], "--out_dir", job["out_dir"], "--num_envs", str(job["num_envs"]),
+            "--devices", *job["devices"], "--rand_seed", "1", *(["--set", *job["set"]] if job["set"] else [])]
+    if job["variant"] != DEFAULT:
+        argv += ["--agent_config", select(ROOT, [job["case"]])[0].variants(ROOT)[job["variant"]]]
+    return run.read_request(Args.from_argv([*argv, "--arg_file", f"args/{job['case']}_args.txt"]))
 
 
 def run_job(job: dict) -> dict:
@@ -139,19 +180,13 @@ class Stopwatch:
 def worker(job: dict) -> None:
     import torch
 
-    from mimickit import run
     from mimickit.envs.base import EnvMode
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent
     from mimickit.learning.trainer import roll_out
-    from mimickit.util.args import Args
     from mimickit.util.distributed import Distributed, seed_process
 
-    argv = ["--arg_file", f"args/{job['case']}_args.txt", "--engine_config", job["engine_config"], "--out_dir",
-            job["out_dir"], "--num_envs", str(job["num_envs"]), "--devices", *job["devices"], "--rand_seed", "1"]
-    if job["variant"] != DEFAULT:
-        argv += ["--agent_config", select(ROOT, [job["case"]])[0].variants(ROOT)[job["variant"]]]
-    request = run.read_request(Args.from_argv([*argv[2:], *(["--set", *job["set"]] if job["set"] else []), *argv[:2]]))
+    request = make_request(job)
     dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)
     env = build_env(request.env, request.engine, request.num_envs, dist.device)
@@ -224,4 +259,4 @@ def worker(job: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

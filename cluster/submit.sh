@@ -45,6 +45,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+command -v "$python" >/dev/null || fail "there is no $python: run 'make setup' first, or name an interpreter by PYTHON"
+
 # What pytest would run decides how many parts there can be, and wrong options are found now, not in the queue.
 listed=$("$python" -m pytest -m longcycle "$@" --collect-only -q 2>&1) || { echo "$listed" >&2 && fail "see above"; }
 count=$(grep -c '::test_longcycle\[' <<<"$listed")

@@ -334,13 +334,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("characters", nargs="+", metavar="CHARACTER", help=f"of {', '.join(VAULTS)}")
     parser.add_argument("--out-dir", type=Path, help="default: data/motions/CHARACTER of the project")
     parser.add_argument("--iterations", type=int, default=300,
-                        help="of the optimisation, at each of its stages (default: %(default)s)")
+                        help="of the optimisation, at each of its stages, at least 1 (default: %(default)s)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.iterations < 1:
+        raise UserError(f"--iterations {args.iterations}: at least 1")
     unknown = [name for name in args.characters if name not in VAULTS]
     if unknown:
         raise UserError("; ".join(f"there is no vault for '{name}'{nearest(name, list(VAULTS))}" for name in unknown)

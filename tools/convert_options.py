@@ -10,6 +10,7 @@ from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from tools.command import explains_mistakes
 
+ENDINGS = (".pkl", ".npz")
 LOOP_MODES = {"wrap": LoopMode.WRAP, "clamp": LoopMode.CLAMP}
 
 
@@ -52,6 +53,8 @@ def wanted_fps(args: argparse.Namespace, fps: float) -> float:
 @explains_mistakes
 def run(convert: Callable[[argparse.Namespace], MotionClip], args: argparse.Namespace) -> int:
     """Convert, save and say what was written; returns the exit code."""
+    if args.output_file.suffix not in ENDINGS:
+        raise UserError(f"--output_file {args.output_file}: clips can end in {', '.join(ENDINGS)}")
     if not args.input_file.is_file():
         raise AssetMissingError(f"input file not found: {args.input_file}")
     clip = convert(args)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def read_smpl(path: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     Raises:
         UserError: the file is not a SMPL motion.
     """
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a SMPL motion: no .npz archive; pickles and other formats are not read")
     try:
         with np.load(path, allow_pickle=False) as archive:
             rate = next((key for key in RATES if key in archive.files), None)
@@ -53,7 +56,8 @@ def read_smpl(path: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     except UserError:
         raise
     except Exception as error:  # a damaged archive may raise nearly anything
-        raise UserError(f"{path} is not a SMPL motion (.npz with poses, trans, frame rate): {error}") from None
+        reason = "Python objects are not read" if "allow_pickle" in str(error) else error
+        raise UserError(f"{path} is not a SMPL motion (.npz with poses, trans, frame rate): {reason}") from None
     if poses.ndim != 2 or poses.shape[1] < BODY_COLUMNS or trans.shape != (len(poses), 3) or not len(poses):
         raise UserError(f"{path}: needed are poses [F, >= {BODY_COLUMNS}] and trans [F, 3], found {poses.shape} and "
                         f"{trans.shape}")

@@ -56,12 +56,15 @@ def read_curves(path: Path, label: str = "") -> Curves:
 
     Raises:
         AssetMissingError: no such file.
-        UserError: a row has not as many cells as the first row has names, or a cell is no number.
+        UserError: not a text file, a row has not as many cells as the first row has names, or a cell is no number.
     """
     file = path / "log.txt" if path.is_dir() else path
     if not file.is_file():
         raise AssetMissingError(f"{file}: no such log (give a log.txt or the folder of a run)")
-    names, rows = read_log(file)
+    try:
+        names, rows = read_log(file)
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not a text file (give a log.txt or the folder of a run)") from None
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
             raise UserError(f"{file}: row {number} has {len(row)} cells for {len(names)} columns")

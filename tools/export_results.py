@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
+from tests.acceptance.judge import sample
+from tests.acceptance.roots import ENVIRONMENTS
 from tests.acceptance.tables import read_tsv
 from tools.command import explains_mistakes
 from tools.curves import Curves, Panel, draw_panels, joined, read_curves
@@ -102,8 +104,15 @@ def without_machine(value: Any) -> Any:
     return [without_machine(item) for item in value] if isinstance(value, list) else value
 
 
+def read_environments(root: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What each session ran on that a case's end is of, the first one first, without the machine's folders."""
+    sessions = {result.row["session"] for result in results if result.row}
+    found = [read_json(root / ENVIRONMENTS / f"{session}.json") for session in sessions]
+    return sorted(map(without_machine, filter(None, found)), key=lambda environment: environment["time"])
+
+
 def command_line(environment: Mapping[str, Any]) -> str:
-    """How the root was made, as one types it."""
+    """How a session was started, as one types it."""
     words = without_machine(list(environment.get("command") or []))
     given = [word for word in words[1:] if word != "--lf"]
     return shlex.join(["pytest", *(given or ["-m", "longcycle"])])
@@ -176,11 +185,11 @@ def curve_row(runs: Sequence[Curves], title: str) -> list[Panel]:
 def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
     """Write everything; returns counts for the command's last line."""
     results = read_root(root)
-    environment = without_machine(read_json(root / "environment.json"))
+    environments = read_environments(root, results)
     for name in ("best_by_case.tsv", "case_manifest.tsv"):
         if (root / name).is_file():
             write_text(out / name, "\n".join(without_machine((root / name).read_text(encoding="utf-8").split("\n"))))
-    write_json(out / "environment.json", environment)
+    write_json(out / "environments.json", environments)
     strips, figures = set(), {}
     for result in results:
         if attempts := read_json(root / "runs" / f"{result.name}_args" / "attempts.json"):
@@ -194,7 +203,7 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
         if rows:
             draw_panels(rows, out / "curves" / f"{method}.png")
             figures[method] = f"curves/{method}.png"
-    write_text(out / "README.md", page(root, results, environment, strips, figures))
+    write_text(out / "README.md", page(root, results, environments, strips, figures))
     return {"cases": len(results), "with_an_end": sum(r.row is not None for r in results), "strips": len(strips),
             "curves": len(figures)}
 
@@ -202,17 +211,19 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(root: Path, results: Sequence[Result], environment: Mapping[str, Any], strips: set[str],
+def page(root: Path, results: Sequence[Result], environments: Sequence[Mapping[str, Any]], strips: set[str],
          figures: Mapping[str, str]) -> str:
     """README.md."""
     passed = [r for r in results if r.row and r.row["final_ok"] == "1"]
     ended = [r for r in results if r.row]
     lines = [
         f"# {root.name}: {len(passed)} of {len(results)} cases passed", "",
-        *described(environment, len(ended), len(results)), "",
-        "```sh", command_line(environment), "```", "",
+        *(line for environment in environments for line in session_lines(environment)),
+        *([f"{len(results) - len(ended)} of {len(results)} cases have no recorded end.", ""]
+          if len(ended) < len(results) else []),
         "Return and length (control steps) are means over all episodes of the test, ± half the 95 % interval; gate: "
-        "the learning gate of `tests/acceptance/targets.yaml`; seconds: of all stages. What each measure is: "
+        "the learning gate as it was then (`--from-results` judges by the present ones); seconds: of all stages. "
+        "What each measure is: "
         "[run_folder.md](../../run_folder.md). Further columns: [best_by_case.tsv](best_by_case.tsv), attempts: "
         "`attempts/`.", "",
         "| case | passed | variant | samples | samples/s | return | length | episodes | measures | gate | seconds |",
@@ -231,15 +242,15 @@ def page(root: Path, results: Sequence[Result], environment: Mapping[str, Any], 
     return "\n".join(lines)
 
 
-def described(environment: Mapping[str, Any], ended: int, total: int) -> list[str]:
-    """When, where and with what."""
+def session_lines(environment: Mapping[str, Any]) -> list[str]:
+    """When, where and with what a session ran, and its command."""
     versions = environment.get("versions") or {}
     gpus = [gpu if isinstance(gpu, str) else str(gpu.get("name", gpu)) for gpu in environment.get("gpus") or []]
     shown = [f"{name} {versions[name]}" for name in ("torch", "newton", "warp-lang", "mujoco-warp") if name in versions]
     commit = str(environment.get("git_commit") or "unknown")[:12]
     changed = " with local changes" if environment.get("git_changed") else ""
     words = [
-        f"{str(environment.get('time', 'date unknown'))[:10]}, profile `{environment.get('profile', 'unknown')}`, ",
+        f"{environment['time'][:10]}, profile `{environment.get('profile', 'unknown')}`, ",
         f"devices {' '.join(environment.get('devices') or ['unknown'])}",
         f" ({', '.join(dict.fromkeys(gpus))})" if gpus else "",
         f", {', '.join(shown)}, commit {commit}{changed}.",
@@ -247,9 +258,7 @@ def described(environment: Mapping[str, Any], ended: int, total: int) -> list[st
     lines = ["".join(words)]
     if environment.get("profile") == "smoke":
         lines.append("The smoke profile trains for seconds: it shows that everything works, not what is learned.")
-    if ended < total:
-        lines.append(f"{total - ended} of {total} cases have no recorded end.")
-    return lines
+    return [*lines, "", "```sh", command_line(environment), "```", ""]
 
 
 def table_row(result: Result) -> str:
@@ -264,21 +273,19 @@ def table_row(result: Result) -> str:
     attempt = f"{row['variant']}_e{row['num_envs']}"
     cells = [
         result.name, verdict, attempt, count(row["samples"]), count(row["samples_per_s"]),
-        value_of(result, "return") or number(row["test_return"]),
-        value_of(result, "length") or number(row["test_episode_length"]),
+        value_of(result, "test_return") or number(row["test_return"]),
+        value_of(result, "test_episode_length") or number(row["test_episode_length"]),
         str(episodes), measures, row["gate_verdict"], f"{seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def value_of(result: Result, name: str) -> str:
-    """``10.5 ± 0.08`` from the statistics, the bare number from the measures, or nothing."""
-    summary = (result.test.get("statistics") or {}).get(name)
-    if summary is not None:
-        interval = f" ± {summary['ci95']:.2g}" if summary.get("ci95") is not None else ""
-        return number(summary["mean"]) + interval
-    value = (result.test.get("measures") or {}).get(name)
-    return "" if value is None else number(value)
+    """``10.5 ± 0.08`` where the statistics name it, a bare number where only the measures do, or nothing."""
+    found = sample(result.test, name)
+    if found is None:
+        return ""
+    return number(found.mean) + ("" if found.ci95 is None else f" ± {found.ci95:.2g}")
 
 
 def number(value: Any) -> str:

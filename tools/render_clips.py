@@ -23,6 +23,7 @@ from mimickit.anim.motion_lib import MotionLib
 from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
 from mimickit.envs.env_config import load_env_config
+from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path
 from tools.check_motion import character_of
 from tools.command import explains_mistakes
@@ -32,14 +33,18 @@ CROP = (190, 70, 450, 330)  # around the character, which the camera follows
 
 
 @explains_mistakes
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
-    parser.add_argument("--out", type=Path, required=True, help="PNG file")
+    parser.add_argument("--out", type=Path, required=True, help="picture: png")
     parser.add_argument("--char", type=Path, help="character file, instead of the folder's")
     parser.add_argument("--env", type=Path, help="environment yaml whose objects are drawn too")
-    parser.add_argument("--pictures", type=int, default=8, help="pictures a clip")
-    args = parser.parse_args()
+    parser.add_argument("--pictures", type=int, default=8, help="pictures a clip, at least 1 (8)")
+    args = parser.parse_args(argv)
+    if args.pictures < 1:
+        raise UserError(f"--pictures {args.pictures}: at least 1")
+    if args.out.suffix != ".png":
+        raise UserError(f"--out {args.out}: the picture must end in .png")
     rows = [render(clip, args.char or character_of(clip), args.env, args.pictures) for clip in args.clips]
     from PIL import Image
 

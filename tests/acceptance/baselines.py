@@ -170,7 +170,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.episodes < 2:
             raise UserError(f"--episodes {options.episodes}: an interval needs at least 2")
-        cases = [case for case in select(ROOT, options.cases.split(",") if options.cases else None) if case.trainable]
+        cases = select(ROOT, options.cases.split(",") if options.cases else None, nontrainable=bool(options.cases))
+        if fixed := [case.name for case in cases if not case.trainable]:
+            raise UserError(f"--cases {','.join(fixed)}: not trainable, nothing is learned there")
         entries = dict(load_yaml(options.out)) if options.out.is_file() else {}
         for case in cases:
             print(f"{case.name} ...", end=" ", flush=True)

@@ -161,9 +161,9 @@ class Attempt:
         flags, key = self._episodes(profile.test_episodes)
         num_envs = max(profile.test_episodes, 1)  # all episodes side by side
         if self.case.trainable and profile.test_envs > num_envs:
-            num_envs = profile.test_envs
-            flags["statistics_episodes"] = [str(num_envs)]
-            key = {**key, "test_envs": num_envs}
+            num_envs = min(profile.test_envs, max(num_envs, self.rung.num_envs))  # what training had room for
+            flags["statistics_episodes"] = [str(profile.test_envs)]
+            key = {**key, "test_envs": profile.test_envs}
         return {**flags, "num_envs": [str(num_envs)]}, key, profile.test_timeout
 
     def _viz(self) -> tuple[dict, dict, float]:

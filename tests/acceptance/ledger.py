@@ -5,6 +5,7 @@ Events (all with ``event``, ``time`` and, but for the session's, ``case``):
 * ``session_start``: session, pid, profile, cases (names selected), command
 * ``stage_start``, ``stage_end``: variant, num_envs, stage, fingerprint, key, degraded, devices, out_dir, log; the end
   adds the fields of StageResult
+* ``case_waiting``: every device that it may use is taken
 * ``case_end``: row, the case's line in best_by_case.tsv
 * ``case_reused``: an earlier session's row stands
 * ``session_end``: status
@@ -31,8 +32,9 @@ COLUMNS = (
     "samples", "samples_per_s", "test_return", "test_episode_length", "test_episodes", "test_measures",
     "gate_verdict", "gate_detail", "final_ok", "note",
     "out_dir", "probe_out_dir", "long_out_dir", "probe_train_log", "long_train_log", "test_log", "viz_log",
-    "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key",
+    "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key", "session",
 )
+LEDGER = "ledger.jsonl"
 
 
 @dataclass
@@ -60,11 +62,13 @@ class AttemptState:
 
 @dataclass
 class CaseState:
-    """One case: its attempts in order, the row of its last recorded end, the stage that runs now."""
+    """One case: its attempts in order, the row of its last recorded end, the stage that runs now, the devices (names)
+    one of which it waits for."""
 
     attempts: dict[tuple[str, int], AttemptState] = field(default_factory=dict)
     row: dict[str, Any] | None = None
     running: dict[str, Any] | None = None
+    waits_for: str = ""
 
     @property
     def passed(self) -> bool:
@@ -91,6 +95,10 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
         kind = event["event"]
         if kind == "session_start":
             state.session, state.status, state.touched = dict(event), "starting", set()
+            for case in state.cases.values():
+                case.waits_for = ""
+        elif kind == "case_waiting":
+            state.case(event["case"]).waits_for = event["devices"]
         elif kind == "session_end":
             state.status = event["status"]
         elif kind == "stage_start":
@@ -122,7 +130,7 @@ def _start(case: CaseState, event: dict[str, Any]) -> None:
     for later in order[order.index(stage):] if stage in order else []:
         del attempt.stages[later]  # what came after an earlier run of this stage does not count any more
     attempt.stages[stage] = event
-    case.row, case.running = None, event
+    case.row, case.running, case.waits_for = None, event, ""
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -143,7 +151,7 @@ class Ledger:
 
     def __init__(self, out: Path, repo: Path) -> None:
         self.out, self.repo = out, repo
-        self.path = out / "ledger.jsonl"
+        self.path = out / LEDGER
 
     def events(self) -> list[dict[str, Any]]:
         return read_events(self.path)
@@ -201,7 +209,9 @@ def progress(state: State, repo: Path) -> dict[str, Any]:
     running = [running_stage(name, state.case(name).running, repo) for name in selected if state.case(name).running]
     return {
         "status": state.status, "done": len(ended), "total": len(selected), "passed": len(passed),
-        "failed": len(ended) - len(passed), "running": running, "session": state.session.get("session", ""),
+        "failed": len(ended) - len(passed), "running": running,
+        "waiting": {name: state.case(name).waits_for for name in selected if state.case(name).waits_for},
+        "session": state.session.get("session", ""),
         "pid": state.session.get("pid"), "profile": state.session.get("profile", ""), "time": time.time(),
         **(running[0] if running else dict.fromkeys(("case", "stage", "rung", "samples", "samples_per_s", "eta_s"))),
     }

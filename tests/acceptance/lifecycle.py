@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 from mimickit.util.files import read_json
@@ -20,6 +20,8 @@ from tests.acceptance.settings import Settings
 from tests.acceptance.stages import StageResult, StageSpec, run_stage, with_checkpoint_policy
 
 NOT_REACHED = "an earlier stage failed"
+PATIENCE = {"probe_timeout", "long_timeout", "test_timeout", "viz_timeout", "hang_seconds", "startup_seconds",
+            "stop_grace"}  # sizes that no result depends on
 
 
 class CaseRun:
@@ -38,7 +40,8 @@ class CaseRun:
         self.inputs = read_inputs(self.settings.repo, self.case, self.settings.engine_config,
                                   self.settings.variants)
         self.key = case_key(self.settings, self.case)
-        state = self._state()
+        known = self.ledger.state()
+        state, self._session = known.case(self.case.name), known.session.get("session", "")
         if reusable(state, self.key, self.settings.resume_skip_status):
             self.reused_row = state.row
             self.ledger.append("case_reused", case=self.case.name)
@@ -47,7 +50,7 @@ class CaseRun:
         if not self.case.trainable:
             pool, count = self.settings.view_devices or pool, 1
         self.devices = tuple(self._held.enter_context(
-            lease(pool, count, self.settings.lock_dir, self.settings.cases_per_device, self._give_up_if_stopped)))
+            lease(pool, count, self.settings.lock_dir, self.settings.cases_per_device, self._wait_for(pool))))
         self._held.enter_context(file_lock(self.settings.out / ".running.lock", shared=True))
         return self
 
@@ -60,12 +63,11 @@ class CaseRun:
         """Climb down the ladder until a rung trains to the end, or the case's training has ended."""
         if self.reused_row is not None:
             return self._reused(self._train_stage)
-        rungs = self.rungs()
-        history = earlier_memory_trials(rungs, self._state()) if self.settings.resume_skip_status != "none" else []
+        rungs = case_rungs(self.settings, self.case)
+        history = self._earlier_memory_trials(rungs) if self.settings.resume_skip_status != "none" else []
         result = StageResult(self._train_stage, "not_run")
         while (rung := ladder.next_rung(rungs, history)) is not None:
-            first = next(known.num_envs for known in rungs if known.variant == rung.variant)
-            self.attempt = Attempt(self.settings, self.case, self.inputs, rung, first, self.devices)
+            self.attempt = self._attempt(rung, rungs)
             result = self._train_attempt()
             history.append(ladder.Trial(rung, "ok" if result.ok else result.failure_class))
         return result
@@ -96,28 +98,33 @@ class CaseRun:
     def _train_stage(self) -> str:
         return "long_train" if self.case.trainable else "bootstrap_train"
 
-    def rungs(self) -> list[ladder.Rung]:
-        """Sizes to try, per variant: the option, the case's own list, the profile's list, or halving: from the args
-        file's size, for ``tuned`` from its share of the environments that it is tuned for.
-        """
-        settings, profile = self.settings, self.settings.profile
-        if not self.case.trainable:
-            return [ladder.Rung("default", profile.nontrainable_num_envs)]
-        target = settings.target(self.case.name)
-        given = settings.ladder or target.env_ladder or profile.env_ladder
-        tuned = target.tuned_envs or profile.tuned_envs
-        first = {TUNED: max(1, tuned // len(self.devices))} if tuned else {}
-        return ladder.rungs({name: given or ladder.halving(first.get(name, self.case.num_envs))
-                             for name in self.case.variants(settings.repo, settings.variants)})
-
     def _state(self) -> CaseState:
         return self.ledger.state().case(self.case.name)
 
-    def _attempt_state(self) -> AttemptState | None:
-        """What the ledger knows of this attempt, if it still is the same attempt."""
-        rung = self.attempt.rung
-        known = self._state().attempts.get((rung.variant, rung.num_envs))
-        return known if known is not None and known.fingerprint == self.attempt.fingerprint else None
+    def _attempt(self, rung: ladder.Rung, rungs: Sequence[ladder.Rung]) -> Attempt:
+        first = next(known.num_envs for known in rungs if known.variant == rung.variant)
+        return Attempt(self.settings, self.case, self.inputs, rung, first, self.devices)
+
+    def _attempt_state(self, attempt: Attempt | None = None) -> AttemptState | None:
+        """What the ledger knows of an attempt (the present one), if it still is the same attempt."""
+        attempt = attempt or self.attempt
+        known = self._state().attempts.get((attempt.rung.variant, attempt.rung.num_envs))
+        return known if known is not None and known.fingerprint == attempt.fingerprint else None
+
+    def _earlier_memory_trials(self, rungs: Sequence[ladder.Rung]) -> list[ladder.Trial]:
+        """Rungs whose training ran out of memory in earlier sessions, in order: they need not be tried again.
+
+        Other failures are forgotten: their cause may have been repaired. So are these when no rung would be left.
+        """
+        history = []
+        for rung in rungs:
+            known = self._attempt_state(self._attempt(rung, rungs))
+            trained = [known.stages.get(stage, {}) for stage in self.case.stages[:-2]] if known is not None else []
+            classes = ladder.MEMORY & {event.get("failure_class") for event in trained}
+            if not classes:
+                return history
+            history.append(ladder.Trial(rung, min(classes)))
+        return []
 
     def _train_attempt(self) -> StageResult:
         """The training stages of the current rung, from the first one that is not done."""
@@ -208,11 +215,21 @@ class CaseRun:
             used = (known.train_seconds if known else 0.0) + result.elapsed_s
             return used >= 3600 * self.settings.long_budget_hours or result.failure_class == "timeout"
         samples = read_json(spec.out_dir / "progress.json").get("samples") or 0
-        return samples >= self.settings.profile.long_max_samples or result.failure_class == "timeout"
+        return samples >= self.settings.profile.long_max_samples
 
-    def _give_up_if_stopped(self) -> None:
-        if self.settings.stop_file.exists():
-            raise KeyboardInterrupt
+    def _wait_for(self, pool: Sequence[str]) -> Callable[[], None]:
+        """What to do while every device is taken: say so once, and give up when the session is interrupted."""
+        told = False
+
+        def waiting() -> None:
+            nonlocal told
+            if not told:
+                self.ledger.append("case_waiting", case=self.case.name, devices=" ".join(pool))
+                told = True
+            if self.settings.stop_file.exists():
+                raise KeyboardInterrupt
+
+        return waiting
 
     # results
 
@@ -240,8 +257,10 @@ class CaseRun:
             "test_log": settings.relative(attempt.log("test")), "viz_log": settings.relative(attempt.log("viz")),
             "viz_video": settings.relative(attempt.folder / "viz.mp4"), "degraded": int(attempt.degraded),
             "profile": settings.profile_name, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "key": self.key,
+            "key": self.key, "session": self._session,
         }
+        if verdict.final_ok and train is not None and train.failure_class:
+            row["message"] = train.message  # accepted with a checkpoint, and why
         for short, stage in STAGE_COLUMNS.items():
             name = self._train_stage if short == "long" else stage
             done = self.stages.get(name)
@@ -266,11 +285,28 @@ def note(verdict: Verdict, degraded: bool) -> str:
     return f"{words} degraded" if degraded else words
 
 
+def case_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
+    """Sizes to try, per variant: the option, the case's own list, the profile's list, or halving: from the args file's
+    size, for ``tuned`` from its share of the environments that it is tuned for.
+    """
+    profile = settings.profile
+    if not case.trainable:
+        return [ladder.Rung("default", profile.nontrainable_num_envs)]
+    target = settings.target(case.name)
+    given = settings.ladder or target.env_ladder or profile.env_ladder
+    tuned = target.tuned_envs or profile.tuned_envs
+    first = {TUNED: max(1, tuned // settings.per_case)} if tuned else {}
+    return ladder.rungs({name: given or ladder.halving(first.get(name, case.num_envs))
+                         for name in case.variants(settings.repo, settings.variants)})
+
+
 def case_key(settings: Settings, case: Case) -> str:
     """What a case's verdict depends on: its inputs, sizes and gates. A verdict under another key does not count."""
     inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
     return digest({
-        "sha256": dict(inputs.sha256), "profile": settings.profile_name, "sizes": settings.profile.model_dump(),
+        "sha256": dict(inputs.sha256), "profile": settings.profile_name,
+        "sizes": settings.profile.model_dump(exclude=PATIENCE),
+        "rungs": [astuple(rung) for rung in case_rungs(settings, case)], "scale_steps": settings.scale_steps,
         "long_mode": settings.long_mode, "budget": settings.long_budget_hours,
         "gates": [gate.model_dump() for gate in settings.target(case.name).gates],
     })
@@ -286,21 +322,6 @@ def reusable(state: CaseState, key: str, policy: str) -> bool:
     if policy == "all":
         return state.row is not None and state.row.get("key") == key
     return policy == "ok" and passed(state, key)
-
-
-def earlier_memory_trials(rungs: Sequence[ladder.Rung], state: CaseState) -> list[ladder.Trial]:
-    """Rungs that ran out of memory in earlier sessions, in order: they need not be tried again.
-
-    Other failures are forgotten: their cause may have been repaired. So are these when no rung would be left.
-    """
-    history = []
-    for rung in rungs:
-        known = state.attempts.get((rung.variant, rung.num_envs))
-        classes = {event.get("failure_class") for event in known.stages.values()} if known is not None else set()
-        if not classes & ladder.MEMORY:
-            return history
-        history.append(ladder.Trial(rung, "oom_gpu" if "oom_gpu" in classes else "oom_host"))
-    return []
 
 
 def close_open_stages(ledger: Ledger, only: str | None = None,

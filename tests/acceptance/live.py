@@ -37,6 +37,7 @@ class LiveLine(threading.Thread):
             stages = [(run["case"], run["stage"], run["rung"]) for run in progress["running"]]
             if not updating:  # a line more once there are numbers
                 stages = [(*stage, run["samples"] is not None) for stage, run in zip(stages, progress["running"])]
+            stages += progress["waiting"]
             if not stages:
                 continue
             fresh = stages != self.shown

@@ -20,9 +20,9 @@ from typing import Any
 from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path, read_json, write_json
 from tests.acceptance.devices import try_lock
-from tests.acceptance.ledger import CaseState, Ledger, State, attempts_table, fold, read_events
+from tests.acceptance.ledger import LEDGER, CaseState, Ledger, State, attempts_table, fold, read_events
 from tests.acceptance.lifecycle import close_open_stages
-from tests.acceptance.roots import LEDGER, SESSION_LOCK, find_root, lock_session, rebased, root_path
+from tests.acceptance.roots import ENVIRONMENTS, SESSION_LOCK, find_root, lock_session, rebased, root_path
 from tests.acceptance.settings import relative_to
 from tests.acceptance.tables import read_tsv, write_tsv
 
@@ -157,8 +157,10 @@ def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -
     for case in chosen:
         write_json(folder / "runs" / f"{case}_args" / "attempts.json", attempts_table(case, state.case(case)))
     write_manifest(folder, sources, chosen)
-    write_json(folder / "environment.json", {
-        "merged_from": {source.name: read_json(source.root / "environment.json") for source in sources}})
+    write_json(folder / "environment.json", read_json(newest.root / "environment.json"))
+    for source in sources:
+        for file in (source.root / ENVIRONMENTS).glob("*.json"):
+            write_json(folder / ENVIRONMENTS / file.name, read_json(file))
     write_json(folder / MERGED, {
         "roots": [source.name for source in sources], "messages": lines,
         "cases": {case: source.name for case, source in chosen.items()}})

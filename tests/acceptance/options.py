@@ -85,7 +85,7 @@ OPTIONS = {option.name: option for option in (
     Option("long-mode", str, "when long_train ends", default="max_samples", choices=("max_samples", "time_budget")),
     Option("long-budget-hours", float, "for --long-mode time_budget, all sessions together", metavar="H"),
     Option("long-success-policy", str,
-           "budget_checkpoint: long_train counts when it reached its budget and left a model, however it ended",
+           "budget_checkpoint: long_train counts when it used up its budget and left a model, however it ended",
            default="strict_exit", choices=("strict_exit", "budget_checkpoint")),
     Option("train-env", str, "environment of training stages instead of the NCCL settings; or none",
            metavar="K=V,K=V"),
@@ -104,7 +104,7 @@ OPTIONS = {option.name: option for option in (
     _size("nontrainable-num-envs", int, "environments of a nontrainable case (1)"),
     _size("nontrainable-max-samples", int, "samples of bootstrap_train (128)"),
     _size("rand-seed", int, "random seed of all stages (1)"),
-    _size("hang-seconds", float, "a process without a sign of life for so long hangs (full: 300)"),
+    _size("hang-seconds", float, "a process without a sign of life for so long hangs, 0 for never (full: 300)"),
 )}
 
 

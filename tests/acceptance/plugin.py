@@ -7,16 +7,19 @@ recorded.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from mimickit.engines.engine_config import load_engine_config
 from mimickit.util.failures import UserError
-from tests.acceptance.cases import select
+from mimickit.util.names import nearest
+from tests.acceptance.cases import Case, select
 from tests.acceptance.options import NAME, add_options, make_settings, option_values
 from tests.acceptance.recorded import RecordedSession
 from tests.acceptance.session import CASE, Session, side_by_side
-from tests.acceptance.settings import parse_list
+from tests.acceptance.settings import Settings, parse_list
 from tests.acceptance.shards import parse_shard, part
 
 PLUGIN = "longcycle-session"
@@ -42,10 +45,21 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = make_settings(values, config.rootpath, side_by_side(config))
         cases = part(select(config.rootpath, parse_list(values["cases"]), not values["exclude-nontrainable"]),
                      parse_shard(values["shard"]))
+        if not values["from-results"]:
+            check_gates(settings, cases, values["longcycle-targets"])
+            load_engine_config(config.rootpath / settings.engine_config)  # wrong for one case, wrong for all
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
     kind = RecordedSession if values["from-results"] else Session
     config.pluginmanager.register(kind(config, settings, cases), PLUGIN)
+
+
+def check_gates(settings: Settings, cases: Sequence[Case], file: str) -> None:
+    """Raises UserError where gates decide and a case has none: better now than after its training."""
+    without = [case.name for case in cases if not settings.target(case.name).gates]
+    if settings.profile.enforce_gates and without:
+        raise UserError(f"{file}: no gates for {', '.join(without)}{nearest(without[0], settings.targets)}; "
+                        f"profile {settings.profile_name} needs them")
 
 
 def asked_for(config: pytest.Config) -> bool:

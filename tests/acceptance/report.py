@@ -65,10 +65,10 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
             lines.append(table_line([case.name, *[""] * 9, f"**not run**{f' ({words})' if words else ''}"]))
             continue
         verdict = "ok" if case in passed else f"**{row['failure_class']} in {row['failed_stage']}**"
-        labels = f"{' (degraded)' if row['degraded'] else ''}{' (reused)' if case.name in reused else ''}"
         lines.append(table_line([
             case.name, *(stage_cell(row, short) for short in STAGE_COLUMNS), row["num_envs"], number(row["samples"]),
-            number(row["samples_per_s"]), number(row["test_return"]), row["gate_verdict"], verdict + labels]))
+            number(row["samples_per_s"]), number(row["test_return"]), row["gate_verdict"],
+            verdict + labels(row, case.name in reused)]))
     if failed:
         lines += ["", "### Failed", ""]
         lines += [f"- **{case.name}**: {row['failed_stage']}, class `{row['failure_class']}`: "
@@ -123,8 +123,14 @@ def passed_line(case: Case, state: CaseState, reused: bool) -> str:
     words = [f"{row['variant']}_e{row['num_envs']}", measures, f"gate {row['gate_verdict']}"]
     if row.get("samples_per_s"):
         words.insert(1, f"{number(row['samples'])} samples at {number(row['samples_per_s'])}/s")
-    labels = f"{' (degraded)' if row['degraded'] else ''}{' (reused)' if reused else ''}"
-    return f"ok       {case.name}: {', '.join(words)}{labels}"
+    return f"ok       {case.name}: {', '.join(words)}{labels(row, reused)}"
+
+
+def labels(row: Mapping[str, Any], reused: bool) -> str:
+    """What else there is to know of a case's end."""
+    accepted = row["message"] if str(row["final_ok"]) == "1" else ""
+    words = [accepted, "degraded" if row["degraded"] else "", "reused" if reused else ""]
+    return "".join(f" ({word})" for word in words if word)
 
 
 def failed_line(row: Mapping[str, Any]) -> str:
@@ -182,6 +188,7 @@ def live_line(progress: Mapping[str, Any]) -> str:
         if run["eta_s"]:
             words.append(f"ETA {duration(run['eta_s'])}")
         parts.append(" ".join([*words, f"running {duration(progress['time'] - run['since'])}"]))
+    parts += [f"{case} waits for a free device ({devices})" for case, devices in progress["waiting"].items()]
     return " | ".join(parts)
 
 

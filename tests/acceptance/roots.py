@@ -8,11 +8,11 @@ from typing import IO, Any
 
 from mimickit.util.failures import UserError
 from tests.acceptance.devices import try_lock
-from tests.acceptance.ledger import read_events
+from tests.acceptance.ledger import LEDGER, read_events
 
 BASE = Path("output/train")
-LEDGER = "ledger.jsonl"
 SESSION_LOCK = ".session.lock"
+ENVIRONMENTS = "environments"  # what each session ran on, <session>.json
 
 
 def root_path(text: str, repo: Path) -> Path:

@@ -24,13 +24,13 @@ from tests.acceptance.gpu_sharing import shared_gpus
 from tests.acceptance.ledger import Ledger, State
 from tests.acceptance.lifecycle import CaseRun, case_key, close_open_stages, passed
 from tests.acceptance.live import LiveLine, own_stdout
-from tests.acceptance.roots import lock_session
+from tests.acceptance.roots import ENVIRONMENTS, lock_session
 from tests.acceptance.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from tests.acceptance.settings import Settings
-from tests.acceptance.tables import write_tsv
+from tests.acceptance.tables import read_tsv, write_tsv
 
 CASE = "longcycle_case"  # the parameter that holds a test's case
-ONE_AT_A_TIME = "longcycle_one_at_a_time"
+ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
 PR_SET_PDEATHSIG = 1
 OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
 NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
@@ -59,7 +59,7 @@ class Session:
         self.command = list(given.get("mainargv", sys.argv))
         self.idle = bool(config.getoption("--collect-only"))  # nothing runs, nothing is written
         self.selected: list[str] = []
-        self.passed_before: set[str] = set()
+        self.passed_before = set(given.get(PASSED_BEFORE, ()))  # of what --lf leaves out
         self.lock: IO[str] | None = None
         self.live: LiveLine | None = None
         self.started = False
@@ -86,6 +86,7 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
+        node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # one that replaces a dead worker selects the same
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str) -> None:
@@ -96,6 +97,10 @@ class Session:
     # begin
 
     def pytest_sessionstart(self) -> None:
+        if not self.worker and self.config.getoption("lf", False):
+            state = self.ledger.state()
+            self.passed_before = {case.name for case in self.cases
+                                  if passed(state.case(case.name), case_key(self.settings, case))}
         if self.idle:
             return
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -118,15 +123,11 @@ class Session:
         real = [item for item in items if is_case(item)]
         by_name = {item.callspec.params[CASE].name: item for item in real}
         self.selected = sorted(by_name)
-        state = self.ledger.state()
         if self.config.getoption("timeout", None) is None and self.config.pluginmanager.has_plugin("timeout"):
             for item in items:
                 item.add_marker(pytest.mark.timeout(self.back_stop(), method="signal"))
+        self.passed_before &= by_name.keys()
         none = [item for item in items if item not in real]
-        if not self.config.getoption("lf", False):
-            return none
-        self.passed_before = {name for name, item in by_name.items() if passed(
-            state.case(name), case_key(self.settings, item.callspec.params[CASE]))}
         return [*none, *(by_name[name] for name in self.passed_before)]
 
     def back_stop(self) -> float:
@@ -143,11 +144,14 @@ class Session:
         settings, out = self.settings, self.settings.out
         chosen = [case for case in self.cases if case.name in self.selected]
         table = manifest_rows(settings.repo, chosen, settings.engine_config, settings.variants)
+        name, environment = uuid.uuid4().hex[:8], describe(settings, self.command)
         with self.needs_disk():
-            if table:
-                write_tsv(out / "case_manifest.tsv", list(table[0]), table)
-            write_json(out / "environment.json", describe(settings, self.command))
-            self.ledger.append("session_start", session=uuid.uuid4().hex[:8], pid=os.getpid(), cases=self.selected,
+            if table:  # with what other sessions of this root have run
+                rows = {row["case"]: row for row in [*read_tsv(out / "case_manifest.tsv"), *table]}
+                write_tsv(out / "case_manifest.tsv", list(table[0]), [row for _, row in sorted(rows.items())])
+            write_json(out / "environment.json", environment)
+            write_json(out / ENVIRONMENTS / f"{name}.json", environment)
+            self.ledger.append("session_start", session=name, pid=os.getpid(), cases=self.selected,
                                passed_before=sorted(self.passed_before), profile=settings.profile_name,
                                command=self.command)
             for name in sorted(self.passed_before):

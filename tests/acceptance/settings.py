@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt, field_validator
+
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
@@ -27,11 +29,11 @@ class Profile(Config):
 
     Attributes:
         enforce_gates: learning gates decide; otherwise they are only reported.
-        hang_seconds: a process whose heartbeat is older than this hangs.
+        hang_seconds: a process whose heartbeat is older than this hangs; 0: never.
         startup_seconds: longest time until a training process' first heartbeat.
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
-        test_envs: environments of the test of a trainable case; each gives one episode to statistics and gates. At
-            least ``test_episodes``.
+        test_envs: episodes of a trainable case's test that statistics and gates are of, one in each of so many
+            environments, or in fewer if training had fewer. At least ``test_episodes``.
         envs_per_eval_env: long_train evaluates in one of so many environments while the others train.
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
         cpu_processes: training processes where no GPU is used.
@@ -91,8 +93,15 @@ class Gate(Config):
 
 class Target(Config):
     gates: tuple[Gate, ...] = ()
-    env_ladder: tuple[int, ...] | None = None
-    tuned_envs: int | None = None
+    env_ladder: tuple[PositiveInt, ...] | None = None
+    tuned_envs: PositiveInt | None = None
+
+    @field_validator("env_ladder")
+    @classmethod
+    def _no_size_twice(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a size is named twice")
+        return value
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,9 @@ def choose_devices(asked: list[str] | None, profile_name: str, cuda: list[str], 
                    sessions: int, slots: int = 1) -> tuple[tuple[str, ...], int]:
     """Devices to lease from and number per case. The smoke profile uses CPU processes unless told otherwise."""
     if asked:
+        if twice := [name for i, name in enumerate(asked) if name != "cpu" and name in asked[:i]]:
+            raise UserError(f"--devices-train {','.join(asked)}: {twice[0]} is named twice, each process needs a GPU "
+                            "of its own")
         return tuple(asked), len(asked)
     if cuda and profile_name != "smoke":
         pool, per_case = training_pool(cuda, sessions, slots)
@@ -222,8 +234,9 @@ def parse_ladder(text: str | None) -> tuple[int, ...] | None:
         ladder = tuple(int(part) for part in text.split(","))
     except ValueError:
         ladder = ()
-    if not ladder or min(ladder) < 1:
-        raise UserError(f"--env-ladder {text}: give positive whole numbers separated by commas, 4096,2048,1024")
+    if not ladder or min(ladder) < 1 or len(set(ladder)) < len(ladder):
+        raise UserError(f"--env-ladder {text}: give different positive whole numbers separated by commas, "
+                        "4096,2048,1024")
     return ladder
 
 

@@ -51,7 +51,7 @@ class StageSpec:
         argv: the command; cwd: where it runs; env: what is added to the environment.
         out_dir: the stage's own folder; log: its log file, appended to; result_file: what it writes at the end.
         mode: ``train`` or ``test``, which the result has to confirm.
-        timeout: s, 0 for none; hang_seconds: oldest heartbeat allowed.
+        timeout: s, 0 for none; hang_seconds: oldest heartbeat allowed, 0 for any.
         startup_seconds: a training process has to give its first sign of life within; 0 expects none.
         ranks: processes that have to give a sign of life.
         key: what the stage's outcome depends on; another key means that an earlier outcome does not count.
@@ -171,7 +171,7 @@ def silent(spec: StageSpec, elapsed: float, now: float) -> str:
     for path in (spec.out_dir / "heartbeat").glob("rank_*"):
         with contextlib.suppress(OSError):  # being replaced
             beats[path.name] = now - path.stat().st_mtime
-    if late := sorted(name for name, age in beats.items() if age > spec.hang_seconds):
+    if late := sorted(name for name, age in beats.items() if age > spec.hang_seconds > 0):
         return f"no sign of life from {', '.join(late)} for {max(beats.values()):.0f} s"
     if spec.startup_seconds and len(beats) < spec.ranks and elapsed > spec.startup_seconds:
         return f"{len(beats)} of {spec.ranks} processes gave a sign of life within {elapsed:.0f} s"

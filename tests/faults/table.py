@@ -32,6 +32,9 @@ from typing import Any
 
 import yaml
 
+from mimickit.run import read_devices
+from mimickit.util.args import Args
+from mimickit.util.failures import EXIT_USER_ERROR, UserError
 from tests.acceptance.ladder import MEMORY, TRANSIENT
 from tests.acceptance.ledger import Ledger
 from tests.faults.faulty_run import CGROUP, ROOT, Fault
@@ -453,8 +456,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.table", description=__doc__.split("\n")[0])
     parser.add_argument("--faults", metavar="A,B",
                         help=f"of {', '.join(SCENARIOS)} (default: all this machine can have)")
-    parser.add_argument("--devices", default="cpu,cpu", metavar="D,D", help="training devices (cpu,cpu)")
-    parser.add_argument("--num-envs", type=int, default=8, metavar="N", help="worlds per device (8)")
+    parser.add_argument("--devices", default="cpu,cpu", metavar="D,D", help="training devices: cpu or cuda:N (cpu,cpu)")
+    parser.add_argument("--num-envs", type=int, default=8, metavar="N", help="worlds per device, at least 2 (8)")
     parser.add_argument("--hang-seconds", type=float, default=15.0, metavar="S", help="longest silence (15)")
     parser.add_argument("--grace", type=float, default=10.0, metavar="S", help="s from SIGTERM to SIGKILL (10)")
     parser.add_argument("--brief", action="store_true",
@@ -467,16 +470,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children do
-    devices = options.devices.split(",")
-    has = abilities(devices)
-    names = options.faults.split(",") if options.faults else [n for n, s in SCENARIOS.items() if s.needs <= has]
-    for name in names:
-        if name not in SCENARIOS:
-            print(f"--faults {name}: allowed are {', '.join(SCENARIOS)}", file=sys.stderr)
-            return 2
-        if missing := SCENARIOS[name].needs - has:
-            print(f"{name} needs {', '.join(sorted(missing))}, which is not here", file=sys.stderr)
-            return 2
+    try:
+        devices, names = check(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
     rows = []
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", flush=True)
@@ -496,6 +494,25 @@ def main(argv: list[str] | None = None) -> int:
             write_row(options.out, row, options)
     print(f"\n{markdown(rows)}")
     return 1 if any(row.problems for row in rows) else 0
+
+
+def check(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The devices and the faults that the options ask for.
+
+    Raises:
+        UserError: the suite could not run with the options, or this machine cannot have a fault.
+    """
+    devices = list(read_devices(Args({"devices": tuple(options.devices.split(","))})))
+    if options.num_envs < 2:  # the ladder's next rung has half of them
+        raise UserError(f"--num-envs {options.num_envs}: at least 2")
+    has = abilities(devices)
+    names = options.faults.split(",") if options.faults else [n for n, s in SCENARIOS.items() if s.needs <= has]
+    for name in names:
+        if name not in SCENARIOS:
+            raise UserError(f"--faults {name}: allowed are {', '.join(SCENARIOS)}")
+        if missing := SCENARIOS[name].needs - has:
+            raise UserError(f"--faults {name} needs {', '.join(sorted(missing))}, which is not here")
+    return devices, names
 
 
 def write_row(path: Path, row: Row, options: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ class Project:
         for name in ("deepmimic_humanoid", "dof_test_humanoid", "view_motion_humanoid"):
             (self.path / f"data/envs/{name}_env.yaml").write_text("char_file: data/char.xml\nmotion_file: data/a.pkl\n")
         (self.path / "data/char.xml").write_text("<mujoco/>")
-        (self.path / "data/engines/newton_engine.yaml").write_text("engine_name: newton\n")
+        (self.path / "data/engines/newton_engine.yaml").write_text("engine_name: newton\nenv_spacing: 5\n")
         (self.path / "data/agents/deepmimic_humanoid_ppo_agent.yaml").write_text("steps_per_iter: 32\n")
         for video in sample_videos.iterdir():
             shutil.copy(video, self.path)

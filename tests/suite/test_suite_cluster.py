@@ -92,7 +92,7 @@ def nightly(project):
 
     def run(name, **inputs):
         script = next(script for key, script in by_name.items() if key.startswith(name))
-        environ = {"ROOT": "nightly-7", "CASES": "", "PROFILE": "smoke", "SAMPLES": "1000", "GITHUB_RUN_ATTEMPT": "1",
+        environ = {"ROOT": "nightly-7", "CASES": "", "PROFILE": "smoke", "SAMPLES": "", "GITHUB_RUN_ATTEMPT": "1",
                    "GITHUB_STEP_SUMMARY": str(page), **inputs}
         return subprocess.run(["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script], cwd=project.path,
                               env={**os.environ, **environ}, capture_output=True, text=True)
@@ -105,6 +105,7 @@ def test_the_nightly_job_fails_judges_and_continues(project, nightly):
     assert nightly("Run the suite").returncode == 1
     page = project.path / "step.md"
     assert not page.exists()
+    assert next(c["flags"]["max_samples"] for c in project.calls() if c["stage"] == "long_train") == ["1000"]  # its own
     assert nightly("Judge").returncode == 1
     assert "| **failed in test** |" in page.read_text() and "2/3 final_ok=1" in page.read_text()
     cases = junit(project.path / "output/train/nightly-7.junit.xml")
@@ -116,7 +117,7 @@ def test_the_nightly_job_fails_judges_and_continues(project, nightly):
     assert [(call["case"], call["stage"]) for call in project.calls()] == [(CASES[1], "test"), (CASES[1], "viz")]
     assert nightly("Judge", GITHUB_RUN_ATTEMPT="2").returncode == 0
     assert set(junit(project.path / "output/train/nightly-7.junit.xml")) == set(CASES)
-    assert nightly("Run the suite", CASES=CASES[1], ROOT="one").returncode == 0
+    assert nightly("Run the suite", CASES=CASES[1], ROOT="one", SAMPLES="2000").returncode == 0
     assert nightly("Judge", CASES=CASES[1], ROOT="one").returncode == 0
     assert nightly("Run the suite", CASES="view_motion_humanoi").returncode == pytest.ExitCode.USAGE_ERROR
 

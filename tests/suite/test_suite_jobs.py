@@ -88,7 +88,7 @@ def test_a_missing_options_file_is_a_usage_error(project):
 
 def test_the_shipped_options_file_is_valid():
     values = read_options_file(ROOT / "tests/acceptance/nightly.yaml")
-    assert values["root-out"] == "nightly" and values["long-max-samples"] == 30_000_000
+    assert values["root-out"] == "nightly" and values["long-timeout"] > 0
 
 
 # exit codes

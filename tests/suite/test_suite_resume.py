@@ -1,11 +1,15 @@
 """Interruptions and continuing: nothing is lost, nothing runs twice, nothing is left behind."""
 
+import json
 import os
+import platform
 import signal
 import time
 
 import pytest
 
+from tests.acceptance.devices import file_lock
+from tests.acceptance.tables import read_tsv
 from tests.suite.conftest import CASES, TRAINED
 
 
@@ -144,6 +148,68 @@ def test_memory_rungs_are_remembered_after_an_interruption(project):
     project.rules()
     assert project.run(*ladder, "--lf").ret == 0
     assert project.stages() == ["test", "viz"]
+
+
+def test_a_test_that_runs_out_of_memory_does_not_repeat_training(project):
+    project.rules({"stage": "test", "do": "oom"})
+    ladder = ["--cases", TRAINED, "--env-ladder", "64,16"]
+    assert project.run(*ladder).ret == 1 and project.rows()[TRAINED]["note"] == "oom_gpu_in_test"
+    project.forget_calls()
+    project.rules()
+    assert project.run(*ladder, "--lf").ret == 0
+    assert project.stages() == ["test", "viz"] and project.rows()[TRAINED]["note"] == "ok"
+
+
+def test_other_inputs_climb_the_ladder_anew(project):
+    project.rules({"stage": "probe_train", "above_envs": 16, "do": "oom"})
+    ladder = ["--cases", TRAINED, "--env-ladder", "64,16"]
+    assert project.run(*ladder).ret == 0
+    project.forget_calls()
+    project.rules()
+    (project.path / "data/engines/newton_engine.yaml").write_text(
+        "engine_name: newton\nenv_spacing: 6\n")
+    assert project.run(*ladder).ret == 0
+    assert {call["num_envs"] for call in project.calls() if "train" in call["stage"]} == {64}
+
+
+@pytest.mark.parametrize(("options", "again"), [
+    (["--env-ladder", "64"], True), (["--probe-iters", "3"], True), (["--test-timeout", "19"], False),
+    (["--hang-seconds", "0"], False),
+])
+def test_results_are_reused_while_sizes_are_the_same(project, options, again):
+    """Sizes decide, patience does not."""
+    project.run("--cases", TRAINED)
+    project.forget_calls()
+    result = project.run("--cases", TRAINED, "--lf", *options)
+    assert result.ret == 0 and (project.path / "calls.jsonl").exists() == again
+    if not again:
+        result.stdout.fnmatch_lines(["*every selected case has passed already*"])
+
+
+def test_a_root_remembers_all_its_cases_and_sessions(project):
+    """A session over some cases adds to what others recorded, and every row names the session that it is of."""
+    project.run()
+    before = project.rows()
+    project.run("--cases", CASES[1], "--probe-iters", "3")
+    assert {row["case"].removesuffix("_args.txt") for row in read_tsv(project.out / "case_manifest.tsv")} == set(CASES)
+    rows = project.rows()
+    assert rows[TRAINED] == before[TRAINED] and rows[CASES[1]]["session"] != before[CASES[1]]["session"]
+    for row in rows.values():
+        environment = json.loads((project.out / f"environments/{row['session']}.json").read_text())
+        assert ("--probe-iters" in environment["command"]) == (row["case"] == f"{CASES[1]}_args.txt")
+
+
+def test_a_busy_device_is_told(project):
+    """Another session holds the only GPU: the wait has a line and an entry in progress.json, and ends with the lock."""
+    locks = project.path / "output/.device_locks" / platform.node()
+    with file_lock(locks / "cuda-0.lock"):
+        session = project.start("--cases", CASES[1], "--devices-nontrainable", "cuda:0")
+        wait_for(lambda: (project.out / "progress.json").exists()
+                 and project.progress()["waiting"] == {CASES[1]: "cuda:0"})
+        wait_for(lambda: f"{CASES[1]} waits for a free device (cuda:0)" in (project.path / "session.txt").read_text())
+        assert not project.calls()
+    assert session.wait(30) == 0
+    assert project.progress()["waiting"] == {}
 
 
 def test_two_sessions_do_not_share_a_root(project):

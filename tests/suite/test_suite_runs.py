@@ -114,11 +114,15 @@ def test_unknown_case_names_the_nearest(project):
 @pytest.mark.parametrize(("options", "words"), [
     (["--longcycle-profile", "ful"], "*ful: allowed are full, smoke*"),
     (["--env-ladder", "4k"], "*--env-ladder 4k*"),
+    (["--env-ladder", "64,64"], "*--env-ladder 64,64: give different*"),
+    (["--devices-train", "cuda:0,cuda:0"], "*cuda:0 is named twice*"),
     (["--long-mode", "time_budget"], "*--long-budget-hours*"),
     (["--root-out", "../elsewhere"], "*folder name below output/train*"),
     (["--train-env", "NCCL"], "*'NCCL' is not KEY=VALUE*"),
     (["--probe-iters", "-1"], "*must not be negative*"),
     (["--cases-per-device", "0"], "*--cases-per-device 0: at least 1*"),
+    (["--engine-config", "data/engines/none.yaml"], "*data/engines/none.yaml*"),
+    (["--engine-config", "data/agents/deepmimic_humanoid_ppo_agent.yaml"], "*unknown key 'steps_per_iter'*"),
 ])
 def test_wrong_options_are_usage_errors(project, options, words):
     result = project.run(*options)
@@ -259,11 +263,13 @@ def test_gates_decide_in_the_full_profile(project):
         f"{TRAINED}:\n  gates: [{{measure: test_return, op: '>=', bound: 8.0, source: here}}]\n"
         f"{CASES[1]}:\n  gates: [{{measure: no_such, op: '<', bound: 8.0, source: here}}]\n")
     full = ["--longcycle-profile", "full", "--devices-train", "cpu"]
-    result = project.run(*full)
+    without = project.run(*full)
+    assert without.ret == pytest.ExitCode.USAGE_ERROR and not project.calls()
+    without.stderr.fnmatch_lines([f"*targets.yaml: no gates for {CASES[2]}*profile full needs them*"])
+    result = project.run(*full, "--cases", f"{TRAINED},{CASES[1]}")
     assert result.ret == 1
     result.stdout.fnmatch_lines([
-        f"FAILED   {CASES[1]}: test gate: learning gate: no_such is missing*",
-        f"FAILED   {CASES[2]}: test gate: learning gate: no learning gate in targets.yaml*", "*1/3 final_ok=1*"])
+        f"FAILED   {CASES[1]}: test gate: learning gate: no_such is missing*", "*1/2 final_ok=1*"])
     assert project.rows(out)[TRAINED]["gate_verdict"] == "pass"
     project.rules({"stage": "test", "do": "weak"})
     assert project.run(*full, "--root-out", "weak", "--cases", TRAINED).ret == 1
@@ -273,7 +279,11 @@ def test_gates_decide_in_the_full_profile(project):
 def test_budget_checkpoint_policy(project):
     project.rules({"stage": "long_train", "do": "fail_after_budget"})
     assert project.run("--cases", TRAINED).ret == 1
-    assert project.run("--cases", TRAINED, "--root-out", "b", "--long-success-policy", "budget_checkpoint").ret == 0
+    policy = ["--cases", TRAINED, "--long-success-policy", "budget_checkpoint"]
+    assert project.run(*policy, "--root-out", "b").ret == 0
+    assert "accepted with a checkpoint" in project.rows(project.out.with_name("b"))[TRAINED]["message"]
+    project.rules({"stage": "long_train", "do": "slow"})  # time is not the budget here
+    assert project.run(*policy, "--root-out", "c", "--long-max-samples", "1000000", "--long-timeout", "1").ret == 1
 
 
 def test_time_budget_is_counted_over_sessions(project):

@@ -79,15 +79,20 @@ def test_cases_share_a_device_where_that_is_allowed(project):
     assert max(map(len, held)) == 2 and {device for devices in held for device in devices} == {"cuda:0"}
 
 
-def test_a_killed_worker_costs_its_case_alone(project):
-    """The lease of a worker that dies frees itself, the others go on, and --lf runs the one case again."""
+@pytest.mark.parametrize("continued", [[], ["--lf"]], ids=["first", "lf"])
+def test_a_killed_worker_costs_its_case_alone(project, continued):
+    """The lease of a worker that dies frees itself, the others go on, and --lf runs the one case again.
+
+    The worker that replaces it knows of the case that has passed meanwhile, and yet selects what the others did.
+    """
     project.add_cases(*VIEWS)
     cases = ("--cases", ",".join((DOF, *VIEWS)), "--devices-nontrainable", "cuda:0,cuda:1")
     project.rules({"stage": "bootstrap_train", "case": DOF, "do": "spawn", "times": 1})
-    session = project.start("-n", "2", *cases)
+    session = project.start("-n", "2", *continued, *cases)
     trainer = wait_for(lambda: (call := call_of(project, DOF)) and call["pid"])
     sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").exists() and
                            (project.path / "sleeper.pid").read_text()))
+    wait_for(lambda: any(ended(project, name) for name in VIEWS))
     os.kill(parent(parent(trainer)), signal.SIGKILL)  # trainer, guard, worker
     assert session.wait(60) == 1
     wait_for(lambda: not alive(trainer) and not alive(sleeper), 10.0)

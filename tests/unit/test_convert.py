@@ -84,6 +84,14 @@ def test_gmr_must_fit_the_character(convert, capsys):
     assert convert(convert_gmr, gmr(), "--output_fps", "0")[0] == 2
 
 
+@pytest.mark.parametrize("program", [convert_gmr, convert_smpl])
+def test_other_endings_are_refused(tmp_path, capsys, program):
+    source, target = tmp_path / "in.pkl", tmp_path / "out.txt"
+    source.write_bytes(pickle.dumps(gmr()))
+    assert program.main(["--input_file", str(source), "--output_file", str(target)]) == 2
+    assert "out.txt: clips can end in .pkl, .npz" in capsys.readouterr().err and not target.exists()
+
+
 def test_missing_input(tmp_path, capsys):
     assert convert_gmr.main(["--input_file", str(tmp_path / "x.pkl"), "--output_file", str(tmp_path / "y.pkl")]) == 2
     assert "input file not found" in capsys.readouterr().err
@@ -156,8 +164,11 @@ def test_smpl_resamples(convert):
     (amass(mocap_framerate=-1.0), "not positive"),
     ({k: v for k, v in amass().items() if k != "mocap_framerate"}, "names no frame rate"),
     ({k: v for k, v in amass().items() if k != "poses"}, "not a SMPL motion"),
-    (b"nonsense", "not a SMPL motion"),
+    (amass(poses=np.array([{}])), "Python objects are not read"),
+    (b"nonsense", "no .npz archive"),
+    ([1, 2], "no .npz archive"),
 ])
 def test_smpl_refuses(convert, capsys, data, text):
     assert convert(convert_smpl, data)[0] == 2
-    assert text in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert text in error and "allow_pickle" not in error

@@ -121,14 +121,19 @@ def root(tmp_path):
     tsv(folder / "best_by_case.tsv", [
         {"case": f"{CASE}_args.txt", "method": "deepmimic", "variant": "default", "num_envs": 8, "probe_elapsed_s": 2.5,
          "long_elapsed_s": 100, "samples": 30000128, "samples_per_s": 346138.2, "test_return": 9.1,
-         "test_episode_length": 20.5, "test_episodes": 10, "gate_verdict": "pass", "final_ok": 1, "note": "ok"},
+         "test_episode_length": 20.5, "test_episodes": 10, "gate_verdict": "pass", "final_ok": 1, "note": "ok",
+         "session": "one"},
         {"case": "amp_g1_args.txt", "method": "amp", "variant": "default", "num_envs": 8, "probe_elapsed_s": 4,
-         "gate_verdict": "missing", "final_ok": 0, "note": "nan_in_probe_train", "message": "see /home/x/output/y.log"},
+         "gate_verdict": "missing", "final_ok": 0, "note": "nan_in_probe_train", "message": "see /home/x/output/y.log",
+         "session": "two"},
     ])
-    (folder / "environment.json").write_text(json.dumps({
-        "time": "2026-11-23T07:14:39", "profile": "full", "devices": ["cuda:0"], "gpus": ["H200"],
-        "command": ["/home/me/x/.venv/bin/pytest", "-m", "longcycle", "--root-out", "nightly", "--lf"],
-        "runner": ["/home/me/x/.venv/bin/python", "mimickit/run.py"], "versions": {"torch": "2.13.0"}}))
+    (folder / "environments").mkdir()
+    for name, more, day in (("two", ["--lf"], 24), ("one", [], 23), ("all_reused", ["--seed"], 25)):
+        (folder / f"environments/{name}.json").write_text(json.dumps({
+            "time": f"2026-11-{day}T07:14:39", "profile": "full", "devices": ["cuda:0"], "gpus": ["H200"],
+            "git_commit": f"{name}3c0ffee", "versions": {"torch": "2.13.0"},
+            "command": ["/home/me/x/.venv/bin/pytest", "-m", "longcycle", "--root-out", f"nightly_{name}", *more],
+            "runner": ["/home/me/x/.venv/bin/python", "mimickit/run.py"]}))
     for envs in (16, 8):
         attempt = folder / f"runs/{CASE}_args/default_e{envs}"
         for stage, start in (("probe_train", 0), ("long_train", 1000)):
@@ -150,7 +155,9 @@ def test_a_page_of_results(root, tmp_path, capsys):
     assert "2 of 3 cases, 1 film strips, 1 pictures of curves" in capsys.readouterr().out
     page = (out / "README.md").read_text()
     assert page.startswith("# nightly: 1 of 3 cases passed\n")
-    assert "pytest -m longcycle --root-out nightly\n" in page
+    assert page.index("commit one3c0ffee") < page.index("--root-out nightly_one\n") < page.index(
+        "2026-11-24, profile `full`, devices cuda:0 (H200), torch 2.13.0, commit two3c0ffee")
+    assert "--root-out nightly_two\n" in page and "--seed" not in page
     assert ("| deepmimic_humanoid_ppo | yes | default_e8 | 30,000,128 | 346,138 | 9.52 ± 0.081 | 20.5 | 1024 "
             "| survival 0.25 ± 0.02, coverage_err 0.4 | pass | 102 |") in page
     assert "| amp_g1 | no: nan_in_probe_train | default_e8 | - | - | - | - |  |  | missing | 4 |" in page
