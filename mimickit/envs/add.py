@@ -22,7 +22,7 @@ def build(config: ADDConfig, setup: Setup) -> Env:
     """``deepmimic`` with observations of character and reference for a discriminator instead of a reward."""
     character = setup.load_character(config)
     key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    motions = MotionLib(config.motion_file, character)
+    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
     low, high = setup.action_box(config, character)
 
     engine = setup.open_world(config, character)

@@ -49,7 +49,7 @@ def compose(
     """char_obs + ref_motion + history + disc_obs, with a goal or without."""
     character = setup.load_character(config)
     key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    motions = MotionLib(config.motion_file, character)
+    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
     low, high = setup.action_box(config, character)
 
     engine = setup.open_world(config, character)

@@ -57,7 +57,8 @@ class VecEnv(Protocol):
         """Reset all environments or the first ones, the others go on; fills ``obs``; ``done`` becomes NULL there."""
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Switch between training and testing. Entering TEST clears the diagnostics' accumulators."""
+        """Switch between training and testing. Entering TEST clears the diagnostics' accumulators; they grow in TEST
+        only."""
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Means since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``. May

@@ -27,7 +27,7 @@ def build(config: DeepMimicConfig, setup: Setup, objects: tuple[StaticObject, ..
     joint_w, dof_w = (setup.tensor(w) for w in joint_weights(config, model))
     weights = setup.tensor([getattr(config, f"reward_{term}_w") for term in TERMS])
     scales = setup.tensor([getattr(config, f"reward_{term}_scale") for term in TERMS])
-    motions = MotionLib(config.motion_file, character)
+    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
     low, high = setup.action_box(config, character)
 
     engine = setup.open_world(config, character, objects=objects)

@@ -214,7 +214,7 @@ class PriorObs(Part):
         demo = self._history.drawn() if self._rand_reset else self._windows.sample(len(self._demo))
         self._demo.copy_(prior_observation(demo, *self._options))
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+    def discard(self, valid: Tensor) -> None:
         self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)
 
     def info(self) -> dict[str, Tensor]:
@@ -239,7 +239,7 @@ class TrackingObs(Part):
         reference = self._windows.ending(now.ref.ids, now.ref.time)
         self._reference.copy_(tracking_observation(reference, self._global_obs))
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+    def discard(self, valid: Tensor) -> None:
         self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)
 
     def info(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,7 +100,9 @@ class Env:
         self.obs = torch.zeros(self.num_envs, size, device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
         self.info = {name: tensor for part in self.parts for name, tensor in part.info().items()}
-        self._after_physics_graph = Graphed(self._after_physics, self.device, state=list(self._written().values()))
+        self._after_physics_graphs = {
+            mode: Graphed(partial(self._after_physics, mode), self.device, state=list(self._written().values()))
+            for mode in EnvMode}
         self.reset()
 
     # --- the contract of learning ---------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ class Env:
     @torch.no_grad()
     def after_physics(self) -> None:
         """Last third of a step: everything that follows the engine's step."""
-        self._after_physics_graph()
+        self._after_physics_graphs[self.mode]()
         for part in self.parts:
             part.finish()
 
@@ -132,7 +135,7 @@ class Env:
         self._reset(mask, *self._look())
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Entering TEST forgets the measures; nothing else differs between the modes."""
+        """Entering TEST forgets the measures, which are taken in TEST only; nothing else differs between the modes."""
         self.mode = mode
         if mode is EnvMode.TEST:
             for part in self.parts:
@@ -235,7 +238,7 @@ class Env:
 
     # --- the step -------------------------------------------------------------------------------------------------
 
-    def _after_physics(self) -> None:
+    def _after_physics(self, mode: EnvMode) -> None:
         self.steps.add_(1)
         now, fresh = self._look()
         for part in self.parts:
@@ -248,7 +251,9 @@ class Env:
         overwrite(valid, reward, self.reward.zero_())
         self.done.copy_(set_flag(flags, ~valid, DoneFlag.FAIL))
         for part in self.parts:
-            part.measure(now, self.done, valid)
+            part.discard(valid)
+            if mode is EnvMode.TEST:
+                part.measure(now, self.done, valid)
 
         self._reset(self.done != DoneFlag.NULL, now, fresh)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -28,7 +28,7 @@ class EnvConfig(Config):
     global_obs: bool = Field(description="observe in world axes instead of the character's heading frame")
     root_height_obs: bool = Field(True, description="observe the height of the root")
     zero_center_action: bool = Field(False, description="centre hinge action boxes at 0 instead of mid range")
-    init_pose: tuple[float, ...] = Field(
+    init_pose: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
         (), description="root position (m), root exponential map, dofs (rad); or the first three; or nothing: zeros"
     )
     key_bodies: tuple[str, ...] = ()
@@ -93,8 +93,9 @@ class MotionConfig(EnvConfig):
     enable_phase_obs: bool = True
     num_phase_encoding: int = Field(0, ge=0, description="frequencies of the phase encoding")
     enable_tar_obs: bool = Field(False, description="observe the reference some steps ahead")
-    tar_obs_steps: tuple[int, ...] = Field((1,), description="control steps ahead, in this order")
+    tar_obs_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), description="control steps ahead, in order")
     rand_reset: bool = Field(True, description="start at a random time of the clip instead of its beginning")
+    accumulate_yaw: bool = Field(False, description="a looped clip that turns goes on from where it turned to (ours)")
     log_tracking_error: bool = False
 
     @model_validator(mode="after")
@@ -327,8 +328,9 @@ def check_files(config: EnvConfig) -> None:
     if missing:
         raise AssetMissingError(
             f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "
-            f"{', '.join(missing)}. Paths are relative to the project folder; data/README.md tells how to obtain or "
-            "generate them (tools/import_deepmimic.py makes the humanoid's clips)"
+            f"{', '.join(missing)}. Paths are relative to the project folder; data/motions/README.md tells how to "
+            "obtain or generate clips (tools/import_deepmimic.py makes the humanoid's), data/assets/README.md where "
+            "models come from"
         )
 
 

@@ -112,8 +112,11 @@ class Part:
         """Flags [N] int32 (see ``DoneFlag``) with the part's verdict written over those of the parts before it."""
         return flags
 
+    def discard(self, valid: Tensor) -> None:
+        """Environments with valid [N] False hold garbage: let none of it reach ``info``."""
+
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        """Add to the diagnostics: flags [N] of this step; environments with valid [N] False hold garbage."""
+        """In a test: add to the diagnostics; flags [N] of this step, valid as in :meth:`discard`."""
 
     def reset(self, mask: Tensor, now: Snapshot) -> None:
         """Start anew where mask [N]; ``now`` is the state after the reset, of all environments."""

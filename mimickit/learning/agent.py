@@ -53,8 +53,9 @@ class Agent(Protocol):
         """Measure the step that the environment just made."""
 
     def freeze(self, count: int) -> None:
-        """From now on act in the first ``count`` environments without randomness by the policy as it is now; it does
-        not learn from them. ``count`` is the same in every call, the first comes before the first ``act``."""
+        """From now on act in the first ``count`` environments without randomness by the policy as it is now. The actor
+        does not learn from them; critic, discriminator and normalisers see them like all others. ``count`` is the same
+        in every call, the first comes before the first ``act``."""
 
     def frozen_tensors(self) -> dict[str, torch.Tensor]:
         """The frozen policy by the names of ``model_tensors``, live; empty without :meth:`freeze`."""

@@ -388,6 +388,7 @@ class _Training:
             "wall_s": self._wall_s(),
             "pending": pending,
             "report": self.report,
+            "health": self.health,
             **self._evaluated(),
             "last_output": self.last_output,
             "side": {"samples": self.side.samples, "frozen": self.side.shared_state()} if self.side else None,
@@ -420,7 +421,7 @@ class _Training:
         self.agent.load_local_state(local["agent"], str(found.path))
         self.env.load_state_dict(local["env"])
         self.iteration, self.samples = shared["iteration"], shared["samples"]
-        self.pending = shared["pending"]
+        self.pending, self.health = shared["pending"], dict(shared["health"])
         self.report = {k: 0.0 if k.startswith("vote.") else v for k, v in shared["report"].items()}
         self.best, self.wall_before = shared["best"], shared["wall_s"]
         self.last_output = shared["last_output"]

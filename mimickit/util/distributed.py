@@ -90,10 +90,6 @@ class Distributed:
         """Replace ``tensor`` by its sum over processes, in place."""
         return self._reduce_(tensor, c10d.ReduceOp.SUM)
 
-    def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Replace a floating-point ``tensor`` by its arithmetic mean over processes, in place."""
-        return tensor if self.world_size == 1 else self.sum_(tensor).div_(self.world_size)
-
     def min_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace ``tensor`` by its element-wise minimum over processes, in place."""
         return self._reduce_(tensor, c10d.ReduceOp.MIN)
@@ -123,12 +119,6 @@ class Distributed:
         values: list[Any] = [None] * self.world_size
         c10d.all_gather_object(values, value)
         return values
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is true on at least one process; all processes get the same answer. Waits."""
-        if self.world_size == 1:
-            return flag
-        return bool(self.max_(torch.tensor([int(flag)], dtype=torch.int32, device=self.device)).item())
 
     def barrier(self) -> None:
         """Wait until all processes are here."""

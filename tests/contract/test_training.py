@@ -70,6 +70,20 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, every, optimizer, b
         [r[i] for i in timeless] for r in rows]
 
 
+class Overflowing(ToyEnv):
+    """Drops a contact in every iteration."""
+
+    def health(self):
+        return {**super().health(), "contact_overflow": torch.ones((), dtype=torch.int64)}
+
+
+def test_a_continued_run_knows_what_happened_before(tmp_path):
+    whole, _, _ = run(tmp_path / "whole", env=Overflowing(16), max_iters=6)
+    run(tmp_path / "parts", env=Overflowing(16), max_iters=3)
+    parts, _, _ = run(tmp_path / "parts", env=Overflowing(16), max_iters=3, resume=tmp_path / "parts")
+    assert parts.contact_overflow == whole.contact_overflow > 6
+
+
 class Interrupting(ToyEnv):
     """Sends SIGTERM to the process itself after ``at`` steps in training, or at the first step of a later test."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.envs.base import DoneFlag
+from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.dof_test import dof_command
 from tests.unit.env_case import make_env
 
@@ -22,6 +22,7 @@ def test_worked_numbers(time, env, dof, value):
 
 def test_environment():
     env = make_env("dof_test")
+    env.set_mode(EnvMode.TEST)
     assert env.obs.shape == (4, 125) and "episodes 3360 steps" in env.describe()
     assert env.engine.spec.fixed_root and not env.engine.spec.self_collision
     assert env.engine.root_pos[0].tolist() == pytest.approx([0, 0, 1.2])
@@ -38,6 +39,7 @@ def test_environment():
 
 def test_a_joint_that_does_not_move_is_noticed():
     env = make_env("dof_test")
+    env.set_mode(EnvMode.TEST)
     env.engine.spec = type(env.engine.spec)(env.engine.spec.char_file, fixed_root=True, motors=False)
     for _ in range(60):
         env.step(torch.zeros(4, 28))
@@ -48,6 +50,7 @@ def test_a_joint_that_does_not_move_is_noticed():
 
 def test_hinges_are_asked_for_no_more_than_their_limits():
     env = make_env("dof_test", num_envs=28)
+    env.set_mode(EnvMode.TEST)
     model = env.character.model
     hinges = [s.start for s in model.dof_slices if s.stop - s.start == 1]
     knee = hinges[2]

@@ -62,6 +62,7 @@ def test_following_the_reference_earns_nearly_everything(env):
 
 
 def test_reward_sees_the_reference_of_the_new_time(env):
+    env.set_mode(EnvMode.TEST)
     env.step(perfect_action(env))
     new = env.source.look(env._time())[0].now
     old = env.source.look(env._time() - env.dt)[0].now
@@ -127,6 +128,7 @@ def test_time_ends_the_episode_after_whole_steps(clip):
 def test_a_clip_that_does_not_loop_ends_with_success_unless_it_failed(tmp_path):
     clip = write_clip(tmp_path / "once.pkl", loop=LoopMode.CLAMP)
     env = make_env("deepmimic", motion_file=clip, rand_reset=False, episode_length=31 / 30)
+    env.set_mode(EnvMode.TEST)
     for _ in range(29):
         env.step(perfect_action(env))
         assert (env.done == DoneFlag.NULL).all()
@@ -176,10 +178,15 @@ def test_health_passes_the_solver_overflows_on(env):
     assert env.engine.overflow.tolist() == [0, 0]
 
 
-def test_measures_count_steps_only_since_test_mode_began(env):
+def test_measures_count_steps_of_the_test_mode_only(env):
+    env.set_mode(EnvMode.TEST)
     env.engine.root_vel[:, 0] += 1.0
     env.step(perfect_action(env))
-    assert env.diagnostics()["root_pos_err"].item() == pytest.approx(1 / 30, rel=1e-3)
+    measured = env.diagnostics()["root_pos_err"].item()
+    assert measured == pytest.approx(1 / 30, rel=1e-3)
+    env.set_mode(EnvMode.TRAIN)
+    env.step(perfect_action(env))
+    assert env.diagnostics()["root_pos_err"].item() == measured
     env.set_mode(EnvMode.TEST)
     assert all(math.isnan(v.item()) for v in env.diagnostics().values())
     env.reset()
@@ -198,10 +205,12 @@ def test_continues_exactly(clip):
 
     torch.manual_seed(3)
     env = make_env("deepmimic", motion_file=clip, episode_length=0.3)
+    env.set_mode(EnvMode.TEST)
     run(env, 7)
     state, random = env.state_dict(), torch.get_rng_state()
     first = run(env, 12)
     other = make_env("deepmimic", motion_file=clip, episode_length=0.3)
+    other.set_mode(EnvMode.TEST)
     other.load_state_dict(state)
     torch.set_rng_state(random)
     second = run(other, 12)
@@ -249,16 +258,16 @@ def test_the_graph_covers_everything_it_changes(env):
             assert id(tensor) in seen, f"engine.{name}"
     before = {k: t.clone() for k, t in held.items()}
     random = torch.get_rng_state()
-    env._after_physics()
+    env._after_physics(EnvMode.TEST)
     for k, t in held.items():
         t.copy_(before[k])
     torch.set_rng_state(random)
-    env._after_physics()
+    env._after_physics(EnvMode.TEST)
     first = {k: t.clone() for k, t in held.items()}
     for k, t in held.items():
         t.copy_(before[k])
     torch.set_rng_state(random)
-    env._after_physics()
+    env._after_physics(EnvMode.TEST)
     for k, t in held.items():
         torch.testing.assert_close(t, first[k], rtol=0, atol=0, equal_nan=True)
 
@@ -316,7 +325,7 @@ def test_the_step_never_asks_the_host(name, clip):
     env = make_env(name, **({} if name == "dof_test" else {"motion_file": clip}))
     action = env.action_high.expand(4, -1).clone()
     with torch.no_grad(), Recorder() as recorder:
-        env._after_physics()
+        env._after_physics(EnvMode.TEST)
         for part in env.parts:
             part.act()
         env.diagnostics()
