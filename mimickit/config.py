@@ -57,8 +57,13 @@ def load_layered(path: str | Path) -> dict[str, Any]:
     Raises:
         AssetMissingError, UserError: as :func:`load_yaml`, for every file on the way; files that stand on each other.
     """
+    return stacked(layers(path))
+
+
+def stacked(files: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What :func:`layers` found, merged; without the key ``base``."""
     data: dict[str, Any] = {}
-    for _, given in layers(path):
+    for _, given in files:
         data = merge(data, given)
     data.pop("base", None)
     return data
@@ -119,8 +124,12 @@ def _describe(cls: type[BaseModel], error: Any) -> str:
         return f"unknown key '{key}'{nearest(str(location[-1]), known)}"
     if error["type"] == "missing":
         return f"missing key '{key}'"
-    given = _SHORT.repr(error.get("input"))
-    return f"key '{key}' = {given}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"]
+    if error["type"] == "value_error":  # our own words about several keys
+        message = message.removeprefix("Value error, ")
+    else:
+        message = f"{message[0].lower()}{message[1:]}"
+    return f"key '{key}' = {_SHORT.repr(error.get('input'))}: {message}" if location else message
 
 
 def _model_at(cls: type[BaseModel] | None, location: list[Any]) -> type[BaseModel] | None:

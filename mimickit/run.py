@@ -8,17 +8,21 @@ tests, and leaves the files that docs/run_folder.md describes. Several devices: 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import faulthandler
 import gc
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ PROCESS_START = time.time()
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mimickit.config import load_layered, load_yaml, merge
+from mimickit.config import layers, merge, stacked
 from mimickit.util.args import Args
 from mimickit.util.failures import (
     EXIT_FAILED,
@@ -39,8 +43,12 @@ from mimickit.util.failures import (
     write_failure,
 )
 from mimickit.util.files import write_json, write_text
+from mimickit.util.logging import warn
 
 UNLIMITED = 2**63 - 1
+OUT_DIR = "output/"
+SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "arg_file": ("FILE", "read more flags from this file; flags given before it win"),
@@ -67,13 +75,27 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "save_int_models": ("BOOL [false]", "keep the model of every output iteration"),
     "visualize": ("BOOL [true]", "open a window (test mode); without a display a warning says that none is opened"),
     "video": ("BOOL [false]", "test mode: render one episode off screen"),
-    "video_file": ("FILE [<out_dir>/viz.mp4]", "where the video goes; PNG frames beside it"),
+    "video_file": ("FILE.mp4 [<out_dir>/viz.mp4]", "where the video goes; PNG frames beside it"),
     "video_width": ("PIXELS [854]", "width of the video"),
     "video_height": ("PIXELS [480]", "height of the video"),
     "rand_seed": ("N [clock]", "process r uses seed + 41 r"),
     "master_port": ("N [a free one]", "port of the process group"),
     "set": ("KEY=VALUE ...", "override keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120"),
     "help": ("", "show this text"),
+}
+WHOLE_NUMBERS: dict[str, tuple[int, int]] = {  # flag -> least and largest value
+    "num_envs": (1, 2**31 - 1),
+    "max_samples": (1, UNLIMITED),
+    "max_iters": (1, UNLIMITED),
+    "output_samples": (1, UNLIMITED),
+    "test_episodes": (1, UNLIMITED),
+    "statistics_episodes": (1, UNLIMITED),
+    "eval_envs": (0, 2**31 - 1),
+    "max_episode_steps": (1, 2**31 - 1),
+    "video_width": (64, 8192),
+    "video_height": (64, 8192),
+    "rand_seed": (0, 2**62),
+    "master_port": (1, 65535),
 }
 
 
@@ -83,12 +105,15 @@ def main(argv: list[str] | None = None) -> int:
     out_dir: Path | None = None
     rank = int(os.environ.get("RANK", 0))
     try:
-        args = Args.from_argv(argv)
-        if not argv or "help" in args or "-h" in argv:
+        if not argv or "--help" in argv or "-h" in argv:
             print(help_text())
             return EXIT_OK
+        args = Args.from_argv(argv)
         args.require_known(FLAGS)
-        out_dir = Path(args.text("out_dir", "output/"))
+        check_writable(args, "out_dir", OUT_DIR)
+        out_dir = Path(args.text("out_dir", OUT_DIR))
+        check_writable(args, "result_file")
+        check_writable(args, "video_file")
         forget_last_end(args, out_dir)
         request = read_request(args)
         if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
@@ -138,9 +163,10 @@ class Request:
     seed: int
     engine: Any  # EngineConfig: file, then the environment's engine keys, then --set
     env: Any  # EnvConfig
-    agent_data: Mapping[str, Any] | None
+    agent_data: Mapping[str, Any] | None  # the agent file with --set
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
+    agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
 
 
 def read_request(args: Args) -> Request:
@@ -157,6 +183,13 @@ def read_request(args: Args) -> Request:
     args.text("logger", "txt", choices=("txt", "tb", "wandb"))
     for flag in ("visualize", "video", "save_int_models"):
         args.boolean(flag, False)
+    for flag in WHOLE_NUMBERS:
+        whole_number(args, flag)
+    for flag in ("time_budget_hours", "output_seconds"):
+        args.number(flag, minimum=0.0)
+    if (video := args.text("video_file")) is not None and Path(video).suffix.lower() != ".mp4":
+        raise UserError(f"--video_file {video} ({args.source['video_file']}): videos are MP4, so the name must end in "
+                        ".mp4")
     flags = ("engine_config", "env_config", "agent_config")
     files = {flag: Path(value) for flag in flags if (value := args.text(flag))}
     files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
@@ -170,25 +203,41 @@ def read_request(args: Args) -> Request:
         raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
                                 f"{Path.cwd()}; run from the project root)")
 
-    changes = read_overrides(args.get("set") or [])
-    env = load_env_config(files["env_config"], changes["env"])
-    engine = merge_engine_config(load_engine_config(files["engine_config"]), env)
+    assignments = args.get("set")
+    changes = read_overrides(assignments or [])
+    if assignments == []:
+        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
+    engine = load_engine_config(files["engine_config"])
+    with naming_overrides(assignments, "env"):
+        env = load_env_config(files["env_config"], changes["env"])
+        engine = merge_engine_config(engine, env)
     if changes["engine"]:
-        engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]}, "--set")
-    agent_data = merge(load_layered(files["agent_config"]), changes["agent"]) if "agent_config" in files else None
-    if agent_data is None and changes["agent"]:
+        with naming_overrides(assignments, "engine"):
+            engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]},
+                                        str(files["engine_config"]))
+    agent_files = layers(files["agent_config"]) if "agent_config" in files else []
+    if not agent_files and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
-    agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
-    check_files(env)
+    agent_file = stacked(agent_files)
+    agent_data = merge(agent_file, changes["agent"]) if agent_files else None
+    with naming_overrides(assignments, "agent"):
+        agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
+    with naming_overrides(assignments, "env"):
+        check_files(env)
 
-    out_dir = Path(args.text("out_dir", "output/"))
+    out_dir = Path(args.text("out_dir", OUT_DIR))
     return Request(
         args=args, mode=mode, devices=read_devices(args), out_dir=out_dir,
         result_file=Path(args.text("result_file", str(out_dir / "result.json"))),
-        num_envs=args.integer("num_envs", 1, minimum=1),
-        seed=args.integer("rand_seed", int(256 * time.time()), minimum=0),
+        num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
+        agent_file=agent_file if len(agent_files) > 1 else None,
     )
+
+
+def whole_number(args: Args, flag: str, default: int | None = None) -> int | None:
+    """The value of one of :data:`WHOLE_NUMBERS`. Raises UserError when it is out of bounds."""
+    return args.integer(flag, default, *WHOLE_NUMBERS[flag])
 
 
 def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
@@ -209,11 +258,30 @@ def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
         target = changes[part]
         for name in names[:-1]:
             target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text}: another --set gives '{name}' a value that has no keys")
         try:
             target[names[-1]] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {text}: the value is not readable as YAML") from None
     return changes
+
+
+@contextlib.contextmanager
+def naming_overrides(assignments: list[str] | None, part: str) -> Iterator[None]:
+    """Let the message of a UserError say which keys of ``part`` came from --set, not from the file that it names."""
+    try:
+        yield
+    except UserError as error:
+        given = [text for text in assignments or [] if text.startswith(f"{part}.")]
+        if not given:
+            raise
+        keys = [text.partition("=")[0].removeprefix(f"{part}.").removeprefix("engine.") for text in given]
+        pattern = rf"key '({'|'.join(map(re.escape, keys))})(\.[^']*)?'"
+        message, count = re.subn(pattern, r"\g<0> (from --set)", str(error))
+        if not count and not re.search(r"([:;] |unknown |missing )key '", message):  # about no key alone
+            message += f" (with --set {' '.join(given)})"
+        raise type(error)(message) from None
 
 
 def read_devices(args: Args) -> tuple[str, ...]:
@@ -245,6 +313,28 @@ def read_devices(args: Args) -> tuple[str, ...]:
     return devices
 
 
+def check_writable(args: Args, flag: str, default: str | None = None) -> None:
+    """Make sure that files can be written where a flag wants them; makes no folder.
+
+    Raises:
+        UserError: the folder cannot be written or made, or a folder has the file's name.
+        OSError: anything else that the system says, such as a disk that is full.
+    """
+    if (given := args.text(flag, default)) is None:
+        return
+    folder = Path(given) if flag == "out_dir" else Path(given).parent
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise UserError(f"--{flag} {given}: cannot write there: {error.strerror} ({place})") from None
+    if flag != "out_dir" and Path(given).is_dir():
+        raise UserError(f"--{flag} {given}: cannot write there: it is a folder")
+
+
 def forget_last_end(args: Args, out_dir: Path) -> None:
     """Remove what an earlier run in this folder said about its end, so that nobody takes it for ours."""
     if "LOCAL_RANK" in os.environ and "MIMICKIT_STARTED" in os.environ:
@@ -265,7 +355,7 @@ def launch(argv: list[str], request: Request) -> int:
 
     os.environ["MIMICKIT_STARTED"] = repr(PROCESS_START)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
-    port = request.args.integer("master_port", minimum=1)
+    port = whole_number(request.args, "master_port")
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
     where = ["--standalone"] if port is None else [*local, str(port)]
     script = str(Path(__file__).resolve())
@@ -302,7 +392,8 @@ def run_stage(request: Request) -> int:
     if dist.is_root:
         request.out_dir.mkdir(parents=True, exist_ok=True)
         write_json(request.out_dir / "progress.json", {"phase": "starting", "time": time.time()})
-    env = build_env(request.env, request.engine, request.num_envs, dist.device)
+    with naming_overrides(request.args.get("set"), "env"):
+        env = build_env(request.env, request.engine, request.num_envs, dist.device)
     gc.freeze()
     gc.enable()
     if dist.is_root:
@@ -310,11 +401,27 @@ def run_stage(request: Request) -> int:
     agent = build_agent(env, request.agent, dist)
     if (model_file := request.args.text("model_file")) is not None:
         load_agent_model(agent, model_file)
+    if dist.is_root:
+        warn_if_pointless(request, env)
     mode = train_stage if request.mode == "train" else test_stage
     code = mode(request, env, agent, dist)
     env.close()
     dist.shutdown()  # after a failure the process just ends: others may wait in a collective
     return code
+
+
+def warn_if_pointless(request: Request, env: Any) -> None:
+    """Say so when a test or a training can hardly be what somebody wanted."""
+    from mimickit.learning.discriminator import AdversarialConfig
+    from mimickit.learning.dummy_agent import DummyConfig
+
+    if isinstance(request.agent, DummyConfig):
+        return
+    if request.mode == "test" and "model_file" not in request.args:
+        warn("no --model_file: testing a policy that has learned nothing")
+    if request.mode == "train" and "disc_obs" in env.info and not isinstance(request.agent, AdversarialConfig):
+        warn(f"agent {request.agent.agent_name} does not use the style data of env_name {request.env.env_name}: it "
+             "learns from the environment's own reward alone, which is always 0 where there is no task")
 
 
 # --- the two modes ----------------------------------------------------------------------------------------------------
@@ -332,13 +439,13 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     hours, resume = args.number("time_budget_hours", minimum=0.0), args.text("resume")
     result = train(env, agent, dist, TrainOptions(
         out_dir=request.out_dir,
-        max_samples=args.integer("max_samples", UNLIMITED, minimum=1),
-        max_iters=args.integer("max_iters", minimum=1),
+        max_samples=whole_number(args, "max_samples", UNLIMITED),
+        max_iters=whole_number(args, "max_iters"),
         time_budget_s=None if hours is None else 3600.0 * hours,
-        output_samples=args.integer("output_samples", minimum=1),
+        output_samples=whole_number(args, "output_samples"),
         output_seconds=args.number("output_seconds", minimum=0.0),
-        eval_envs=args.integer("eval_envs", 0, minimum=0),
-        max_episode_steps=args.integer("max_episode_steps", minimum=1),
+        eval_envs=whole_number(args, "eval_envs", 0),
+        max_episode_steps=whole_number(args, "max_episode_steps"),
         save_int_models=args.boolean("save_int_models", False),
         resume=None if resume is None else Path(resume),
         logger=args.text("logger", "txt"),
@@ -356,6 +463,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
+    from mimickit.envs.filming import Window
     from mimickit.learning.evaluate import run_test
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
@@ -365,19 +473,23 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     heartbeat = Heartbeat(request.out_dir, dist.rank)
     progress = Progress(request.out_dir, UNLIMITED, dist.is_root)
     progress.enter("testing")
+    endless = "test_episodes" not in args and not isinstance(recorder, Window)
+    tell = sign_of_life(env) if endless and dist.is_root else None
 
     def on_step() -> None:
         heartbeat.beat()
         progress.write()
         if recorder is not None:
             recorder.step(env)
+        if tell is not None:
+            tell()
 
     with StopSignals() as signals:
         result = run_test(
-            env, agent, dist, args.integer("test_episodes", UNLIMITED, minimum=1),
-            args.integer("statistics_episodes", minimum=1), on_step=on_step,
+            env, agent, dist, whole_number(args, "test_episodes", UNLIMITED),
+            whole_number(args, "statistics_episodes"), on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
-            max_episode_steps=args.integer("max_episode_steps", minimum=1),
+            max_episode_steps=whole_number(args, "max_episode_steps"),
         )
     progress.enter("done")
     video = recorder.close() if recorder is not None else None
@@ -393,6 +505,22 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     return EXIT_OK if signals.received is None else 128 + signals.received
 
 
+def sign_of_life(env: Any) -> Callable[[], None]:
+    """Say that this test has no end; what is returned, called every step, prints a line now and then."""
+    print("running until Ctrl-C (no window that could be closed, no --test_episodes)", flush=True)
+    start = told = time.monotonic()
+    steps = 0
+
+    def tell() -> None:
+        nonlocal told, steps
+        steps += 1
+        if (now := time.monotonic()) - told >= SIGN_OF_LIFE:
+            told = now
+            print(f"still running: {steps:,} control steps in {env.num_envs} worlds, {now - start:.0f} s", flush=True)
+
+    return tell
+
+
 def interval_text(summary: Mapping[str, Any] | None) -> str:
     """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
     if summary is None or summary["ci95"] is None:
@@ -406,8 +534,8 @@ def open_recorder(request: Request, env: Any, dist: Any) -> Any:
     window = args.boolean("visualize", True)
     if window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         if dist.is_root:
-            print("warning: no display here, no window is opened (--visualize false silences this; "
-                  "--video true records off screen)", file=sys.stderr, flush=True)
+            warn("no display here, no window is opened (--visualize false silences this; --video true records off "
+                 "screen)")
         window = False
     if not dist.is_root or not (window or args.boolean("video", False)):
         return None
@@ -417,8 +545,8 @@ def open_recorder(request: Request, env: Any, dist: Any) -> Any:
         return Window(env)
     return EpisodeVideo(
         env, Path(args.text("video_file", str(request.out_dir / "viz.mp4"))),
-        width=args.integer("video_width", 854, minimum=64), height=args.integer("video_height", 480, minimum=64),
-        max_steps=args.integer("max_episode_steps", minimum=1),
+        width=whole_number(args, "video_width", 854), height=whole_number(args, "video_height", 480),
+        max_steps=whole_number(args, "max_episode_steps"),
     )
 
 
@@ -434,8 +562,8 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
         target = request.out_dir / f"{flag}.yaml"
         if path.resolve() == target.resolve():
             continue
-        if flag == "agent_config" and "base" in load_yaml(path):  # the copy must stand alone
-            write_text(target, yaml.safe_dump(load_layered(path), sort_keys=False))
+        if flag == "agent_config" and request.agent_file is not None:  # the copy must stand alone
+            write_text(target, yaml.safe_dump(dict(request.agent_file), sort_keys=False))
         else:
             shutil.copyfile(path, target)
     effective = {

@@ -6,7 +6,9 @@ error rather than a surprise in the simulation:
 * one body tree; its root moves freely, whatever joints are written there;
 * every other body has no joint (fixed), one hinge, or three hinges about x, y, z (a spherical joint);
 * joints sit at the body's origin; bodies are placed by ``pos`` and ``quat`` alone;
-* every hinge has a finite, non-empty ``range``.
+* every hinge has a finite, non-empty ``range``;
+* every body that moves has mass, of its own or of bodies fixed to it;
+* geoms are spheres, capsules, cylinders, ellipsoids, boxes or meshes; ``fromto`` places capsules and cylinders only.
 
 ``stiffness``, ``damping`` and ``actuatorfrcrange`` of a joint are the gains and the torque limit of its controller.
 """
@@ -27,6 +29,20 @@ from mimickit.util.failures import UserError
 from mimickit.util.mjcf_file import read_mjcf
 
 UNLIMITED_EFFORT = 1e6  # N m (hinge), where the file states no torque limit
+
+GEOM_SIZES = {"sphere": 1, "capsule": 2, "cylinder": 2, "ellipsoid": 3, "box": 3, "mesh": 0}  # numbers in ``size``
+GEOM_NUMBERS: dict[str, int | None] = {"pos": 3, "quat": 4, "fromto": 6} | dict.fromkeys((  # how many; None: any
+    "size", "density", "mass", "friction", "contype", "conaffinity", "condim", "group", "priority", "solmix", "solref",
+    "solimp", "margin", "gap", "axisangle", "xyaxes", "zaxis", "euler", "rgba", "fitscale", "fluidcoef", "user",
+))
+KNOWN_ATTRIBUTES: dict[str, set[str]] = {  # of MJCF; anything else is a misspelling
+    "joint": {
+        "name", "class", "type", "group", "pos", "axis", "range", "stiffness", "damping", "armature", "frictionloss",
+        "limited", "actuatorfrcrange", "actuatorfrclimited", "actuatorgravcomp", "solreflimit", "solimplimit",
+        "solreffriction", "solimpfriction", "springdamper", "springref", "ref", "margin", "user",
+    },
+    "geom": {"name", "class", "type", "material", "mesh", "fluidshape", "shellinertia", *GEOM_NUMBERS},
+}
 
 
 class JointKind(enum.Enum):
@@ -172,9 +188,13 @@ class _Reader:
         self.pos: list[np.ndarray] = []
         self.rot: list[np.ndarray] = []
         self.hinges: list[list[_Hinge]] = []
-        self.defaults: dict[str, dict[str, str]] = {}
+        self.massive: list[bool] = []
+        self.meshes: set[str] = set()
+        self.defaults: dict[str, dict[str, dict[str, str]]] = {}  # class, element, attribute
         self.angle_unit = math.pi / 180.0
         self.autolimits = True
+        self.inertia_from_geoms = False
+        self.mass_is_told = True  # False: the compiler's settings decide what has mass
 
     def read(self) -> CharacterModel:
         if self.path.suffix.lower() != ".xml":
@@ -185,11 +205,15 @@ class _Reader:
             name = element.get("class", "main")
             self._read_default(element, inherited={}, name=name)
             self.defaults.setdefault("main", self.defaults[name])  # the outermost class may have any name
+        self.meshes = {mesh.get("name") or Path(mesh.get("file", "")).stem
+                       for asset in root.findall("asset") for mesh in asset.findall("mesh")}
         bodies = [b for world in root.findall("worldbody") for b in world.findall("body")]
         if len(bodies) != 1:
             raise UserError(f"{self.path}: a character file needs exactly one body in <worldbody>, found {len(bodies)}")
         self._read_body(bodies[0], parent=-1, childclass="main")
-        return self._model(root.get("model", self.path.stem))
+        model = self._model(root.get("model", self.path.stem))
+        self._check_masses()
+        return model
 
     def _read_compiler(self, root: ET.Element) -> None:
         for compiler in root.findall("compiler"):
@@ -197,14 +221,18 @@ class _Reader:
             if angle not in ("degree", "radian"):
                 raise UserError(f"{self.path}: compiler angle is '{angle}', allowed are degree and radian")
             self.angle_unit = 1.0 if angle == "radian" else math.pi / 180.0
+            self.inertia_from_geoms |= compiler.get("inertiafromgeom") == "true"
+            self.mass_is_told &= not {"boundmass", "inertiagrouprange"} & set(compiler.attrib)
             self.autolimits = compiler.get("autolimits", "true" if self.autolimits else "false") == "true"
             if compiler.get("coordinate", "local") != "local":
                 raise UserError(f"{self.path}: compiler coordinate must be local")
 
-    def _read_default(self, element: ET.Element, inherited: dict[str, str], name: str) -> None:
+    def _read_default(self, element: ET.Element, inherited: dict[str, dict[str, str]], name: str) -> None:
         known = dict(self.defaults.get(name, inherited))
-        for joint in element.findall("joint"):
-            known.update(joint.attrib)
+        for tag in KNOWN_ATTRIBUTES:
+            for given in element.findall(tag):
+                self._check_attributes(given, f"default class '{name}'")
+                known[tag] = {**known.get(tag, {}), **given.attrib}
         self.defaults[name] = known
         for child in element.findall("default"):
             child_name = child.get("class")
@@ -228,7 +256,7 @@ class _Reader:
                 raise UserError(f"{self.path}: body '{name}' contains <{tag}>; only plain bodies, joints and geoms "
                                 "are supported")
         childclass = body.get("childclass", childclass)
-        self._default(childclass, f"body '{name}'")
+        self._default("joint", childclass, f"body '{name}'")
         index = len(self.names)
         where = f"body '{name}'"
         self.names.append(name)
@@ -236,6 +264,7 @@ class _Reader:
         self.pos.append(self._numbers(body.get("pos", "0 0 0"), 3, where, "pos"))
         self.rot.append(self._quaternion(body.get("quat", "1 0 0 0"), where))
         self.hinges.append([] if parent < 0 else self._read_joints(body, name, childclass))
+        self.massive.append(self._has_mass(body, name, childclass))
         for child in body.findall("body"):
             self._read_body(child, index, childclass)
 
@@ -260,7 +289,8 @@ class _Reader:
         where = f"joint '{element.get('name', '')}' of body '{body}'"
         if not element.get("name"):
             raise UserError(f"{self.path}: a joint of body '{body}' has no name")
-        attributes = {**self._default(element.get("class", childclass), where), **element.attrib}
+        self._check_attributes(element, where)
+        attributes = {**self._default("joint", element.get("class", childclass), where), **element.attrib}
         if attributes.get("type", "hinge") != "hinge":
             raise UserError(f"{self.path}: {where} is of type '{attributes['type']}'; only hinges are supported "
                             "(three of them for a spherical joint)")
@@ -279,6 +309,57 @@ class _Reader:
             frictionloss=self._scalar(attributes, "frictionloss", where),
         )
 
+    def _has_mass(self, body: ET.Element, name: str, childclass: str) -> bool:
+        """Check a body's geoms; whether they, or its ``<inertial>``, give it mass."""
+        geoms = [self._read_geom(element, f"geom '{element.get('name', number)}' of body '{name}'", childclass)
+                 for number, element in enumerate(body.findall("geom"))]
+        inertial = body.find("inertial")
+        if inertial is None or self.inertia_from_geoms:
+            return any(geoms)
+        return self._scalar(inertial.attrib, "mass", f"the inertial of body '{name}'") > 0
+
+    def _read_geom(self, element: ET.Element, where: str, childclass: str) -> bool:
+        """Check a geom; whether it has mass."""
+        self._check_attributes(element, where)
+        attributes = {**self._default("geom", element.get("class", childclass), where), **element.attrib}
+        mesh = attributes.get("mesh")
+        kind = attributes.get("type", "sphere")
+        if kind not in GEOM_SIZES:
+            raise UserError(f"{self.path}: {where} is of type '{kind}'{nearest(kind, GEOM_SIZES)}; allowed are "
+                            f"{', '.join(GEOM_SIZES)}")
+        numbers = {key: self._numbers(attributes[key], count, where, key)
+                   for key, count in GEOM_NUMBERS.items() if key in attributes}
+        if mesh is not None and mesh not in self.meshes:
+            raise UserError(f"{self.path}: {where} shows the mesh '{mesh}', which no <asset> names"
+                            f"{nearest(mesh, self.meshes)}")
+        if mesh is None and kind == "mesh":
+            raise UserError(f"{self.path}: {where} is of type 'mesh' and names no mesh")
+        if "fromto" in numbers and kind not in ("capsule", "cylinder"):
+            raise UserError(f"{self.path}: {where} is of type '{kind}' and has fromto; only capsules and cylinders "
+                            "may, others need size, pos and quat")
+        count = 0 if mesh is not None else 1 if "fromto" in numbers else GEOM_SIZES[kind]
+        size = numbers.get("size", np.zeros(0))[:count]
+        if len(size) < count or (size <= 0).any():
+            raise UserError(f"{self.path}: {where} is of type '{kind}' and has size=\"{attributes.get('size', '')}\"; "
+                            f"needed {'is 1 positive number' if count == 1 else f'are {count} positive numbers'}")
+        return self._scalar(attributes, "mass" if "mass" in attributes else "density", where, "1000") > 0
+
+    def _check_masses(self) -> None:
+        for body, hinges in enumerate(self.hinges):
+            if self.mass_is_told and (body == 0 or hinges) and not self._carries_mass(body):
+                raise UserError(f"{self.path}: body '{self.names[body]}' moves but has no mass: it needs a geom with "
+                                "density or mass, an <inertial> with a mass, or such a body fixed to it")
+
+    def _carries_mass(self, body: int) -> bool:
+        fixed = [child for child, parent in enumerate(self.parents) if parent == body and not self.hinges[child]]
+        return self.massive[body] or any(self._carries_mass(child) for child in fixed)
+
+    def _check_attributes(self, element: ET.Element, where: str) -> None:
+        known = KNOWN_ATTRIBUTES[element.tag]
+        unknown = [f"'{key}'{nearest(key, known)}" for key in element.attrib if key not in known]
+        if unknown:
+            raise UserError(f"{self.path}: {where} has the unknown attribute {', '.join(unknown)}")
+
     def _axis(self, text: str | None, where: str) -> np.ndarray | None:
         if text is None:
             return None
@@ -294,8 +375,11 @@ class _Reader:
             return UNLIMITED_EFFORT
         return float(np.abs(self._numbers(attributes["actuatorfrcrange"], 2, where, "actuatorfrcrange")).max())
 
-    def _scalar(self, attributes: dict[str, str], key: str, where: str) -> float:
-        return float(self._numbers(attributes.get(key, "0"), None, where, key)[0])
+    def _scalar(self, attributes: dict[str, str], key: str, where: str, default: str = "0") -> float:
+        value = float(self._numbers(attributes.get(key, default), None, where, key)[0])
+        if value < 0:
+            raise UserError(f"{self.path}: {where} has {key}=\"{attributes[key]}\"; it must not be negative")
+        return value
 
     def _quaternion(self, text: str, where: str) -> np.ndarray:
         wxyz = self._numbers(text, 4, where, "quat")
@@ -310,14 +394,15 @@ class _Reader:
         except ValueError:
             values = np.array([math.nan])
         if not np.isfinite(values).all() or len(values) == 0 or (count is not None and len(values) != count):
-            raise UserError(f"{self.path}: {where} has {key}=\"{text}\"; needed are {count or 1} finite numbers")
+            needed = "finite numbers" if count is None else f"{count} finite numbers"
+            raise UserError(f"{self.path}: {where} has {key}=\"{text}\"; needed are {needed}")
         return values
 
-    def _default(self, name: str, where: str) -> dict[str, str]:
+    def _default(self, tag: str, name: str, where: str) -> dict[str, str]:
         if name not in self.defaults and name != "main":
             raise UserError(f"{self.path}: {where} uses the default class '{name}', which is not defined"
                             f"{nearest(name, self.defaults)}")
-        return self.defaults.get(name, {})
+        return self.defaults.get(name, {}).get(tag, {})
 
     def _model(self, name: str) -> CharacterModel:
         kinds, joint_names, slices, axis, dofs = [], [], [], [], []

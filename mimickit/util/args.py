@@ -2,6 +2,7 @@
 
 The command line is read before the file that its ``--arg_file`` names, so it overrides the file; within one source the
 first mention wins. A token that begins with ``#`` ends its line's values in a file and is dropped on a command line.
+Words that belong to no flag, and a second value where one is read, are errors: nothing is dropped in silence.
 No heavy imports: the acceptance suite reads args files with this module.
 """
 
@@ -31,14 +32,14 @@ class Args:
 
         Raises:
             AssetMissingError: the args file does not exist.
+            UserError: words that belong to no flag; an args file that is not text or names another.
         """
         command = parse_tokens(argv)
-        values, source = dict(command), dict.fromkeys(command, "command line")
-        for path in command.get("arg_file", ())[:1]:
-            for flag, given in read_arg_file(path).items():
-                if flag not in values and flag != "arg_file":
-                    values[flag], source[flag] = given, str(path)
-        return cls(values, source)
+        args = cls(command, dict.fromkeys(command, "command line"))
+        if (path := args.text("arg_file")) is None:
+            return args
+        given = read_arg_file(path)
+        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source})
 
     def __contains__(self, flag: str) -> bool:
         return flag in self.values
@@ -48,28 +49,36 @@ class Args:
         return list(self.values[flag]) if flag in self.values else None
 
     def text(self, flag: str, default: str | None = None, choices: Iterable[str] | None = None) -> str | None:
-        """First value of a flag. Raises UserError when it has none, or one that is not in ``choices``."""
+        """The value of a flag. Raises UserError when it has none or several, or one that is not in ``choices``."""
         if flag not in self.values:
             return default
         if not self.values[flag]:
             raise UserError(f"--{flag} ({self.source[flag]}) needs a value")
+        if len(self.values[flag]) > 1:
+            raise UserError(f"--{flag} {' '.join(self.values[flag])} ({self.source[flag]}): takes one value, "
+                            f"{len(self.values[flag])} are given")
         value = self.values[flag][0]
         if choices is not None and value not in (allowed := list(choices)):
             raise UserError(f"--{flag} {value} ({self.source[flag]}): allowed are {', '.join(allowed)}")
         return value
 
-    def integer(self, flag: str, default: int | None = None, minimum: int | None = None) -> int | None:
-        """First value as an integer; ``2e9`` and ``100_000`` are accepted. Raises UserError otherwise."""
+    def integer(
+        self, flag: str, default: int | None = None, minimum: int | None = None, maximum: int | None = None
+    ) -> int | None:
+        """The value as an integer; ``2e9`` and ``100_000`` are accepted. Raises UserError otherwise."""
         number = self.number(flag, None, minimum)
         if number is None:
             return default
         if number != int(number):
             raise UserError(f"--{flag} {self.text(flag)} ({self.source[flag]}): a whole number is needed")
         text = self.text(flag).replace("_", "")
-        return int(text) if text.lstrip("+-").isdigit() else int(number)
+        value = int(text) if text.lstrip("+-").isdecimal() else int(number)
+        if maximum is not None and value > maximum:
+            raise UserError(f"--{flag} {self.text(flag)} ({self.source[flag]}): must be at most {maximum}")
+        return value
 
     def number(self, flag: str, default: float | None = None, minimum: float | None = None) -> float | None:
-        """First value as a float, at least ``minimum``. Raises UserError otherwise."""
+        """The value as a float, at least ``minimum``. Raises UserError otherwise."""
         text = self.text(flag)
         if text is None:
             return default
@@ -84,15 +93,15 @@ class Args:
         return value
 
     def boolean(self, flag: str, default: bool) -> bool:
-        """First value as a truth value; a bare flag is true. Raises UserError for any other text."""
+        """The value as a truth value; a bare flag is true. Raises UserError for any other text."""
         if flag not in self.values:
             return default
         if not self.values[flag]:
             return True
-        word = self.values[flag][0].lower()
-        if word not in TRUE_WORDS | FALSE_WORDS:
-            raise UserError(f"--{flag} {self.values[flag][0]} ({self.source[flag]}): allowed are true and false")
-        return word in TRUE_WORDS
+        word = self.text(flag)
+        if word.lower() not in TRUE_WORDS | FALSE_WORDS:
+            raise UserError(f"--{flag} {word} ({self.source[flag]}): allowed are true and false")
+        return word.lower() in TRUE_WORDS
 
     def require_known(self, known: Iterable[str]) -> None:
         """Raise UserError naming every flag that is not in ``known``, with the nearest known one."""
@@ -103,30 +112,51 @@ class Args:
             raise UserError("; ".join(unknown) + "; --help lists all flags")
 
 
-def parse_tokens(tokens: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def parse_tokens(tokens: Iterable[str], where: str = "command line") -> dict[str, tuple[str, ...]]:
     """Flags and their values from tokens. A flag starts with ``--`` and has at least three characters; what follows,
-    up to the next flag, are its values; tokens before the first flag and tokens starting with ``#`` are dropped."""
+    up to the next flag, are its values; tokens starting with ``#`` are dropped.
+
+    Raises:
+        UserError: words before the first flag.
+    """
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
+    stray: list[str] = []
     for token in tokens:
         if token.startswith("--") and len(token) >= 3:
             current = []  # values of a repeated flag are dropped with this list
             found.setdefault(token[2:], current)
-        elif current is not None and not token.startswith("#"):
-            current.append(token)
+        elif not token.startswith("#"):
+            (stray if current is None else current).append(token)
+    if stray:
+        hint = f" (did you mean --arg_file {stray[0]}?)" if stray[0].endswith(".txt") else ""
+        raise UserError(f"'{' '.join(stray)}' ({where}) belongs to no flag{hint}; flags begin with --, their values "
+                        "follow them; --help lists all flags")
     return {flag: tuple(values) for flag, values in found.items()}
 
 
 def read_arg_file(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Flags of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too."""
+    """Flags of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too.
+
+    Raises:
+        AssetMissingError: no such file.
+        UserError: not a text file, words before the first flag, or an ``--arg_file`` inside.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise AssetMissingError(f"args file not found: {path} (the shipped ones are in args/)") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--arg_file {path}: not a text file; args files hold flags and values, like those in args/"
+                        ) from None
     tokens: list[str] = []
     for line in text.splitlines():
         for token in line.split():
             if token.startswith("#"):
                 break
             tokens.append(token)
-    return parse_tokens(tokens)
+    flags = parse_tokens(tokens, str(path))
+    if "arg_file" in flags:
+        raise UserError(f"--arg_file {' '.join(flags['arg_file'])} ({path}): an args file cannot name another; give it "
+                        "on the command line")
+    return flags

@@ -13,6 +13,7 @@ read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -323,10 +324,24 @@ def _load(path: Path, what: str = "checkpoint file") -> Any:
     """Read a file of tensors and plain values; code in it is not run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile file may raise nearly anything; nothing of it has an effect
-        raise UserError(f"{path} is not a readable {what}: {' '.join(str(error).split())[:300]}") from None
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what torch makes of a file that was cut short
+            raise
+        raise UserError(f"{path} is not a readable {what}: it is damaged, or not one at all ({_reason(error)})"
+                        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what torch says about a file, without its advice to run the code in it."""
+    if isinstance(error, OSError):
+        return "it ends too early"
+    text = " ".join(str(error).split()).partition(" Check the documentation")[0]
+    for mark in ("trusted source. ", "WeightsUnpickler error: ", "failed reading zip archive: "):
+        text = text.rpartition(mark)[2]
+    text = text.partition(". ")[0].removesuffix(".")[:200]
+    return text if text and "weights_only" not in text else type(error).__name__
 
 
 def _numbered(folder: Path) -> list[Path]:

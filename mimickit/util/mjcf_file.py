@@ -27,7 +27,7 @@ def _parse(path: Path) -> ET.Element:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise AssetMissingError(f"model file not found: {path} (data/README.md says where models come from)"
+        raise AssetMissingError(f"model file not found: {path} (data/assets/README.md says where models come from)"
                                 ) from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not readable as text: {error}") from None

@@ -217,6 +217,6 @@ def root_out(asked: str | None, profile_name: str, shard: Shard | None, repo: Pa
     name = asked or NAME + ("" if profile_name == "full" else f"_{profile_name}") + (shard.suffix if shard else "")
     base = repo / BASE
     out = (base / name).resolve()
-    if not out.is_relative_to(base.resolve()) or out == base.resolve():
+    if out.parent != base.resolve():
         raise UserError(f"--root-out {name}: give a folder name below output/train")
     return base / name

@@ -30,7 +30,7 @@ def find_root(text: str, repo: Path) -> Path:
     for path in tried:
         if (path / LEDGER).is_file():
             return path
-    raise UserError(f"{text}: no recorded results: neither {' nor '.join(map(str, tried))} holds a {LEDGER}")
+    raise UserError(f"{text}: no recorded results: no {LEDGER} in {' or '.join(map(str, tried))}")
 
 
 def recorded_profile(root: Path) -> str | None:

@@ -85,6 +85,20 @@ def test_sigterm_leaves_a_checkpoint_to_continue_from(tmp_path):
     assert continued["iterations"] == result["iterations"] + 1
 
 
+def test_a_test_that_nobody_sees_says_that_it_has_no_end(tmp_path):
+    argv = [sys.executable, "mimickit/run.py", "--arg_file", "args/view_motion_humanoid_args.txt", "--num_envs", "1",
+            "--engine_config", "data/engines/newton_engine.yaml", "--devices", *DEVICES, "--visualize", "false",
+            "--out_dir", str(tmp_path)]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert any(line.startswith("running until Ctrl-C (no window") for line in process.stdout)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+    assert json.loads((tmp_path / "result.json").read_text())["complete"] is False
+
+
 def test_rollout_never_waits_for_the_device():
     """Under CUDA's sync detector a whole rollout passes; on CPU the same code runs with captured physics."""
     from mimickit.envs.env_builder import build_env

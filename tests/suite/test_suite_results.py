@@ -90,7 +90,7 @@ def test_results_of_a_root_in_which_a_session_works(project):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    (["nowhere"], "*nowhere: no recorded results: neither *output/train/nowhere nor *holds a ledger.jsonl*"),
+    (["nowhere"], "*nowhere: no recorded results: no ledger.jsonl in *output/train/nowhere or *nowhere*"),
     (["longcycle_smoke", "--lf"], "*--lf does not go with it*")])
 def test_results_that_cannot_be_judged(project, options, words):
     (project.out / "runs").mkdir(parents=True)

@@ -8,21 +8,48 @@ def test_first_occurrence_wins_and_command_line_overrides_file(tmp_path):
     file = tmp_path / "case_args.txt"
     file.write_text("# comment line\n--num_envs 4096\n--devices cuda:0 cuda:1   # trailing words here\n"
                     "--num_envs 7\n--x\n")
-    argv = f"stray --num_envs 4 --visualize true --num_envs 5 --offset -1.5 --arg_file {file}".split()
+    argv = f"--num_envs 4 --visualize true --num_envs 5 --offset -1.5 --arg_file {file}".split()
     args = Args.from_argv(argv)
     assert args.integer("num_envs") == 4
     assert args.boolean("visualize", False) is True
     assert args.number("offset") == -1.5
     assert args.get("x") == []
     assert args.get("devices") == ["cuda:0", "cuda:1"]  # A1: the comment is no value
-    assert "stray" not in args
+    assert list(args.values) == ["num_envs", "visualize", "offset", "arg_file", "devices", "x"]
+    assert (args.source["num_envs"], args.source["devices"]) == ("command line", str(file))
 
 
-def test_arg_file_inside_a_file_is_ignored(tmp_path):
-    (tmp_path / "b.txt").write_text("--num_envs 3\n")
-    (tmp_path / "a.txt").write_text(f"--arg_file {tmp_path / 'b.txt'}\n--mode test\n")
-    args = Args.from_argv(["--arg_file", str(tmp_path / "a.txt")])
-    assert args.get("num_envs") is None and args.text("mode") == "test"
+@pytest.mark.parametrize(("text", "message"), [
+    ("--arg_file b.txt\n--mode test\n", "--arg_file b.txt ({file}): an args file cannot name another"),
+    ("--arg_file\n", "an args file cannot name another"),
+    ("walk\n--mode test\n", "'walk' ({file}) belongs to no flag; flags begin with --"),
+    ("--mode test\nwalk\n", "--mode test walk ({file}): takes one value, 2 are given"),
+])
+def test_wrong_args_files(tmp_path, text, message):
+    file = tmp_path / "a.txt"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        Args.from_argv(["--arg_file", str(file)]).text("mode")
+    assert message.format(file=file) in str(error.value)
+
+
+def test_args_file_that_is_not_text(tmp_path):
+    (tmp_path / "clip.pkl").write_bytes(b"\x80\x04\x95\xff")
+    with pytest.raises(UserError, match=r"clip\.pkl: not a text file"):
+        Args.from_argv(["--arg_file", str(tmp_path / "clip.pkl")])
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["args/x_args.txt"], "'args/x_args.txt' (command line) belongs to no flag (did you mean --arg_file "
+                          "args/x_args.txt?)"),
+    (["train", "now", "--num_envs", "4"], "'train now' (command line) belongs to no flag; flags begin with --"),
+    (["--arg_file"], "--arg_file (command line) needs a value"),
+    (["--arg_file", "a.txt", "b.txt"], "--arg_file a.txt b.txt (command line): takes one value, 2 are given"),
+])
+def test_stray_words(argv, message):
+    with pytest.raises(UserError) as error:
+        Args.from_argv(argv)
+    assert message in str(error.value)
 
 
 def test_values_of_a_repeated_flag_are_dropped():
@@ -51,16 +78,21 @@ def test_numbers_in_any_notation():
     (["--num_envs", "0"], "at least 1"),
     (["--num_envs"], "needs a value"),
     (["--num_envs", "nan"], "finite"),
+    (["--num_envs", "99999999999999999999"], "--num_envs 99999999999999999999 (command line): must be at most 8192"),
+    (["--num_envs", "8193"], "at most 8192"),
+    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value, 2 are given"),
 ])
 def test_wrong_numbers_are_named(argv, message):
     with pytest.raises(UserError, match=None) as error:
-        Args.from_argv(argv).integer("num_envs", minimum=1)
+        Args.from_argv(argv).integer("num_envs", minimum=1, maximum=8192)
     assert message in str(error.value)
 
 
 def test_misspelt_truth_value_is_an_error():
     with pytest.raises(UserError, match="ture"):
         Args.from_argv(["--video", "ture"]).boolean("video", False)
+    with pytest.raises(UserError, match="takes one value"):
+        Args.from_argv(["--video", "true", "film.mp4"]).boolean("video", False)
 
 
 def test_unknown_flag_names_the_nearest():

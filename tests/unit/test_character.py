@@ -84,8 +84,8 @@ def test_kinematics_equals_a_plain_loop_over_bodies(humanoid):
 def test_rest_rotations_count(tmp_path):
     file = tmp_path / "arm.xml"
     file.write_text("""<mujoco><compiler angle="radian"/><worldbody><body name="a" pos="7 7 7"><freejoint/>
-      <body name="b" pos="1 0 0" quat="1 0 0 1"><joint name="h" axis="0 0 1" range="-1 1"/>
-        <body name="c" pos="1 0 0"/></body></body></worldbody></mujoco>""")
+      <geom size="1"/><body name="b" pos="1 0 0" quat="1 0 0 1"><joint name="h" axis="0 0 1" range="-1 1"/>
+        <geom size="1"/><body name="c" pos="1 0 0"/></body></body></worldbody></mujoco>""")
     arm = Character.load(file)
     assert list(arm.model.joint_kinds) == [JointKind.ROOT, JointKind.HINGE, JointKind.FIXED]
     joint_rot = arm.dof_to_rot(torch.tensor([0.5]))
@@ -97,7 +97,7 @@ def test_rest_rotations_count(tmp_path):
 
 def test_single_body(tmp_path):
     file = tmp_path / "box.xml"
-    file.write_text('<mujoco><worldbody><body name="box"><freejoint/></body></worldbody></mujoco>')
+    file.write_text('<mujoco><worldbody><body name="box"><freejoint/><geom size="1"/></body></worldbody></mujoco>')
     box = Character.load(file)
     joint_rot = box.dof_to_rot(torch.zeros(4, 0))
     assert joint_rot.shape == (4, 0, 4) and box.rot_to_dof(joint_rot).shape == (4, 0)

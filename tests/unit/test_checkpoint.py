@@ -1,5 +1,6 @@
 """Model files and checkpoint folders."""
 
+import errno
 import json
 
 import pytest
@@ -127,6 +128,36 @@ def test_unreadable_model_files(tmp_path):
         load_model(tmp_path / "model.pt", {})
     torch.save({"a": [1, 2]}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="flat mapping"):
+        load_model(tmp_path / "model.pt", {})
+
+
+class Foreign:
+    """Something that torch does not unpickle."""
+
+
+@pytest.mark.parametrize("damage", ["empty", "begun", "half", "end", "last", "foreign"])
+def test_what_is_said_about_damaged_files(tmp_path, damage):
+    """Every truncation, whatever torch makes of it, is named with its file and without torch's advice."""
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.arange(1000.0), "b": Foreign() if damage == "foreign" else torch.zeros(9)}, path)
+    data = path.read_bytes()
+    end = {"empty": 0, "begun": 1, "half": len(data) // 2, "end": len(data) - 500, "last": len(data) - 1}
+    path.write_bytes(data[:end.get(damage)])
+    with pytest.raises(UserError) as caught:
+        load_model(path, {})
+    message = str(caught.value)
+    assert message.startswith(f"{path} is not a readable model file: it is damaged, or not one at all (")
+    assert "weights_only" not in message and "trust" not in message and len(message) < len(str(path)) + 280
+
+
+def test_errors_of_the_disk_are_not_the_files(tmp_path, monkeypatch):
+    save_model(tmp_path / "model.pt", {"a": torch.ones(2)})
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", broken)
+    with pytest.raises(OSError, match="Input/output error"):
         load_model(tmp_path / "model.pt", {})
 
 

@@ -1,6 +1,7 @@
 from typing import Literal
 
 import pytest
+from pydantic import model_validator
 
 from mimickit import config
 from mimickit.config import Config, build, layers, load_layered, load_yaml
@@ -35,6 +36,31 @@ def test_every_problem_is_reported_at_once_with_the_nearest_name():
                  "key 'optimizer.type' = 'Adm'", "unknown key 'optimizer.learning_rte' (did you mean 'learning_rate'?)",
                  "key 'action_std' = 'wide'"):
         assert part in text, text
+
+
+class Range(Config):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low > self.high:
+            raise ValueError(f"Low end {self.low} exceeds high end {self.high}")
+        return self
+
+
+class Ranges(Config):
+    speed: Range
+
+
+def test_what_keys_say_together():
+    data = {"low": 2, "high": 1}
+    with pytest.raises(UserError) as error:
+        build(Range, data, "a.yaml")
+    assert str(error.value) == "a.yaml: Low end 2.0 exceeds high end 1.0"
+    with pytest.raises(UserError) as error:
+        build(Ranges, {"speed": data}, "a.yaml")
+    assert str(error.value) == "a.yaml: key 'speed' = {'high': 1, 'low': 2}: Low end 2.0 exceeds high end 1.0"
 
 
 def test_configurations_are_frozen():

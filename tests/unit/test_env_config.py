@@ -1,5 +1,6 @@
 """Mistakes in environment files are told by key, file and nearest name, before physics starts."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ def test_pose_termination_has_no_meaning_when_viewing():
 
 def test_targets_need_steps():
     assert "tar_obs_steps" in message(tar_obs_steps=[])
+    assert "key 'tar_obs_steps.1' = 0: input should be greater than or equal to 1" in message(tar_obs_steps=[1, 0])
+
+
+def test_init_pose_is_finite():
+    assert "key 'init_pose.2' = nan" in message(init_pose=[0.0, 0.0, float("nan")])
 
 
 def test_numbers_written_as_text_and_overrides(tmp_path):
@@ -84,8 +90,10 @@ def test_missing_files_in_one_message(tmp_path):
     with pytest.raises(AssetMissingError) as caught:
         check_files(config)
     text = str(caught.value)
-    for words in ("e.yaml", "3 files", "no/char.xml", "a.pkl", "b.pkl", "data/README.md"):
+    for words in ("e.yaml", "3 files", "no/char.xml", "a.pkl", "b.pkl"):
         assert words in text
+    pages = re.findall(r"\S+\.md", text)
+    assert len(pages) == 2 and all((ROOT / page).is_file() for page in pages), pages
     assert "there.pkl" not in text
     config = make_env_config(settings("deepmimic", motion_file="gone.yaml"), "e.yaml")
     with pytest.raises(AssetMissingError, match=r"gone\.yaml"):

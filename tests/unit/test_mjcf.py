@@ -116,11 +116,14 @@ def test_action_box_of_other_modes(humanoid, tmp_path):
     np.testing.assert_allclose(action_bounds(hinge, "pos", zero_center=True), [[-4.2], [4.2]])
 
 
-def write(folder, joints, top='<compiler angle="radian"/>', body="", name="char.xml"):
-    """A root with one child body that has the given joints."""
+BALL = '<geom size="0.1"/>'
+
+
+def write(folder, joints, top='<compiler angle="radian"/>', body="", name="char.xml", geoms=BALL):
+    """A root with one child body that has the given joints and geoms."""
     file = folder / name
     file.write_text(f'<mujoco model="m">{top}<worldbody><geom type="plane" size="1 1 1"/><body name="root">'
-                    f'<freejoint/><body name="arm" {body}>{joints}</body></body></worldbody></mujoco>')
+                    f'<freejoint/>{BALL}<body name="arm" {body}>{joints}{geoms}</body></body></worldbody></mujoco>')
     return file
 
 
@@ -200,6 +203,10 @@ HINGE = '<joint name="h{}" axis="{}" range="-1 1"/>'
     ('<joint name="h" axis="1 0 zero" range="-1 1"/>', "", "3 finite numbers"),
     ('<joint name="h" class="soft" axis="1 0 0" range="-1 1"/>', "", "default class 'soft', which is not defined"),
     ('<joint axis="1 0 0" range="-1 1"/>', "", "a joint of body 'arm' has no name"),
+    ('<joint name="h" axis="1 0 0" range="-1 1" dampin="20"/>', "",
+     "joint 'h' of body 'arm' has the unknown attribute 'dampin' (did you mean 'damping'?)"),
+    ('<joint name="h" axis="1 0 0" range="-1 1" stiffness="-1"/>', "", 'has stiffness="-1"; it must not be negative'),
+    ('<joint name="h" axis="1 0 0" range="-1 1" damping="-1"/>', "", 'has damping="-1"; it must not be negative'),
     ("", 'euler="0 0 1"', "rotated by 'euler'; only 'quat'"),
     ("", 'quat="0 0 0 0"', "length zero"),
     ("", 'pos="1 2"', "3 finite numbers"),
@@ -213,6 +220,46 @@ def test_refusals(tmp_path, joints, body, message):
     with pytest.raises(UserError) as error:
         load_character_model(file)
     assert message in str(error.value) and str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("geoms, message", [
+    ('<geom name="g" size="abc"/>', "geom 'g' of body 'arm' has size=\"abc\"; needed are finite numbers"),
+    ('<geom size="0.1" pos="0 0"/>', "geom '0' of body 'arm' has pos=\"0 0\"; needed are 3 finite numbers"),
+    ('<geom type="sphere" size="-0.1"/>', "needed is 1 positive number"),
+    ('<geom type="capsule" size="0.1"/>', "needed are 2 positive numbers"),
+    ('<geom type="box" fromto="0 0 0 0 0 1" size="0.1"/>', "only capsules and cylinders may"),
+    ('<geom type="blob" size="1"/>', "is of type 'blob'; allowed are sphere, capsule,"),
+    ('<geom type="mesh" mesh="blocks"/>', "the mesh 'blocks', which no <asset> names (did you mean 'block'?)"),
+    ('<geom type="mesh"/>', "names no mesh"),
+    ('<geom size="0.1" denisty="5"/>', "unknown attribute 'denisty' (did you mean 'density'?)"),
+    ('<geom size="0.1" density="-5"/>', "must not be negative"),
+    ('<geom size="0.1" class="visual"/>', "default class 'visual', which is not defined"),
+    ('<geom size="0.1" density="0"/>', "body 'arm' moves but has no mass"),
+    ('<inertial pos="0 0 0" mass="0"/><geom size="0.1"/>', "body 'arm' moves but has no mass"),
+    ("", "body 'arm' moves but has no mass"),
+])
+def test_refused_geoms(tmp_path, geoms, message):
+    top = '<asset><mesh name="block" file="block.obj"/></asset>'
+    file = write(tmp_path, HINGE.format(1, "1 0 0"), top, geoms=geoms)
+    with pytest.raises(UserError) as error:
+        load_character_model(file)
+    assert message in str(error.value) and str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("geoms", [
+    '<geom type="capsule" fromto="0 0 0 0 0 1" size="0.1"/>', '<geom type="mesh" mesh="block"/>',
+    '<geom type="capsule" mesh="block"/>', '<geom size="0.1" mass="2" density="0"/>', '<geom class="ball"/>',
+    '<inertial pos="0 0 0" mass="1"/>', f'<body name="hand">{BALL}</body>',
+])
+def test_geoms_that_give_mass(tmp_path, geoms):
+    top = ('<default><default class="ball"><geom size="0.1"/></default></default>'
+           '<asset><mesh file="meshes/block.obj"/></asset>')
+    assert load_character_model(write(tmp_path, HINGE.format(1, "1 0 0"), top, geoms=geoms)).dof_names == ("h1",)
+
+
+def test_fixed_bodies_and_mass_bounds_need_no_geoms(tmp_path):
+    load_character_model(write(tmp_path, "", geoms=""))
+    load_character_model(write(tmp_path, HINGE.format(1, "1 0 0"), '<compiler boundmass="0.1"/>', geoms=""))
 
 
 @pytest.mark.parametrize("text, message", [

@@ -20,14 +20,14 @@ STATISTICS = {
 }
 
 
-def spec_of(tmp_path, name, **changes):
+def spec_of(tmp_path, name, trained_in=4096, **changes):
     """The test stage of a case under the full profile with changes."""
     profile = load_profiles().profiles["full"].model_copy(update=changes)
     settings = Settings(
         repo=ROOT, out=tmp_path, profile_name="full", profile_reason="", profile=profile, targets={}, train_env={},
         viz_env={}, pool=("cpu",), per_case=1)
     inputs = read_inputs(ROOT, CASES[name], DEFAULT_ENGINE)
-    return Attempt(settings, CASES[name], inputs, Rung("default", 8), 8, ("cpu",)).spec("test")
+    return Attempt(settings, CASES[name], inputs, Rung("default", trained_in), trained_in, ("cpu",)).spec("test")
 
 
 def flag(spec, name):
@@ -38,6 +38,8 @@ def test_many_environments_for_statistics(tmp_path):
     spec = spec_of(tmp_path, "deepmimic_humanoid_ppo", test_envs=1024)
     assert [flag(spec, name) for name in ("num_envs", "test_episodes", "statistics_episodes")] == ["1024", "10", "1024"]
     assert spec.key["test_envs"] == 1024
+    small = spec_of(tmp_path, "deepmimic_humanoid_ppo", trained_in=64, test_envs=1024)  # training had no room for more
+    assert [flag(small, name) for name in ("num_envs", "test_episodes", "statistics_episodes")] == ["64", "10", "1024"]
     few = spec_of(tmp_path, "deepmimic_humanoid_ppo", test_envs=4)
     assert [flag(few, name) for name in ("num_envs", "test_episodes", "statistics_episodes")] == ["10", "10", None]
 

@@ -1,0 +1,141 @@
+"""What the run program says about flags and overrides before anything starts."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from mimickit import run
+from mimickit.learning.agents import parse_agent_config
+from mimickit.learning.dummy_agent import DummyConfig
+from mimickit.util.args import Args
+
+ROOT = Path(__file__).resolve().parents[2]
+CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
+        "--devices", "cpu", "--visualize", "false"]
+ENV, AGENT = "data/envs/deepmimic_humanoid_env.yaml", "data/agents/deepmimic_humanoid_ppo_agent.yaml"
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Run the program with flags before the case's own; returns the message that it refuses them with."""
+    monkeypatch.chdir(ROOT)
+
+    def main(*argv):
+        assert run.main([*argv, *CASE, "--out_dir", str(tmp_path / "out")]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0]
+
+    return main
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--rand_seed", "99999999999999999999"], "--rand_seed 99999999999999999999 (command line): must be at most"),
+    (["--master_port", "99999"], "--master_port 99999 (command line): must be at most 65535"),
+    (["--video_width", "1000000"], "--video_width 1000000 (command line): must be at most 8192"),
+    (["--max_samples", "1e30"], "--max_samples 1e30 (command line): must be at most"),
+    (["--video_file", "a.avi"], "--video_file a.avi (command line): videos are MP4"),
+    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value"),
+    (["--logger", "txt", "tb"], "--logger txt tb (command line): takes one value"),
+    (["--set"], "--set needs at least one KEY=VALUE"),
+])
+def test_wrong_flags(refused, flags, message):
+    assert message in refused(*flags)
+
+
+@pytest.mark.parametrize(("assignments", "message"), [
+    (["agent.steps_per_itr=8"], f"{AGENT}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
+    (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
+     "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
+    (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, AWR, AMP, "
+                               "ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
+    (["env.episode_length=-5"], f"{ENV}: key 'episode_length' (from --set) = -5: input should be greater than 0"),
+    (["env.engine.sim_frq=240"], f"{ENV}, key 'engine': unknown key 'sim_frq' (from --set) (did you mean 'sim_freq'?)"),
+    (["env.motion_file=none.pkl"], "motion none.pkl"),
+    (["engine.sim_freq=100"], "data/engines/newton_engine.yaml: sim_freq 100 must be a multiple of control_freq 30 "
+                              "(with --set engine.sim_freq=100)"),
+    (["agent.model=3", "agent.model.action_std=1"], "--set agent.model.action_std=1: another --set gives 'model' a "
+                                                    "value that has no keys"),
+])
+def test_wrong_overrides(refused, assignments, message):
+    assert message in refused("--set", *assignments)
+
+
+def test_a_files_own_mistake_is_not_blamed_on_an_override(refused, tmp_path):
+    data = yaml.safe_load((ROOT / ENV).read_text()) | {"episode_lenght": 3}
+    (tmp_path / "env.yaml").write_text(yaml.safe_dump(data))
+    text = refused("--env_config", str(tmp_path / "env.yaml"), "--set", "env.global_obs=true")
+    assert text.endswith("env.yaml: unknown key 'episode_lenght' (did you mean 'episode_length'?)")
+
+
+@pytest.mark.parametrize(("flag", "place", "message"), [
+    ("out_dir", "/proc/foo", "cannot write there: No such file or directory (/proc)"),
+    ("out_dir", "{file}", "cannot write there: Not a directory"),
+    ("out_dir", "{file}/run", "cannot write there: Not a directory"),
+    ("result_file", "{file}/result.json", "cannot write there: Not a directory"),
+    ("result_file", "{folder}", "cannot write there: it is a folder"),
+    ("video_file", "/proc/foo/a.mp4", "cannot write there: No such file or directory"),
+])
+def test_places_that_cannot_be_written(refused, tmp_path, flag, place, message):
+    (tmp_path / "file").touch()
+    place = place.format(file=tmp_path / "file", folder=tmp_path)
+    assert f"--{flag} {place}: {message}" in refused(f"--{flag}", place)
+    assert os.listdir(tmp_path) == ["file"], "looking leaves nothing"
+
+
+def test_a_read_only_place_and_a_full_disk(refused, monkeypatch):
+    def failing(code):
+        def open_file(**_):
+            raise OSError(code, os.strerror(code))
+
+        return open_file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.EROFS))
+    assert "Read-only file system" in refused()
+    monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        run.check_writable(Args.from_argv(CASE), "out_dir", "output/")
+
+
+def warnings_of(capsys, mode, agent, info=(), argv=()):
+    env = SimpleNamespace(info=dict.fromkeys(info))
+    request = SimpleNamespace(mode=mode, agent=agent, args=Args.from_argv(argv), env=SimpleNamespace(env_name="amp"))
+    run.warn_if_pointless(request, env)
+    return capsys.readouterr().err
+
+
+def test_warnings_about_pointless_runs(capsys):
+    ppo, amp = (parse_agent_config(yaml.safe_load((ROOT / file).read_text()))
+                for file in (AGENT, "data/agents/amp_humanoid_agent.yaml"))
+    assert "no --model_file: testing a policy that has learned nothing" in warnings_of(capsys, "test", ppo)
+    assert "agent PPO does not use the style data" in warnings_of(capsys, "train", ppo, ["disc_obs"])
+    assert warnings_of(capsys, "test", ppo, ["disc_obs"], ["--model_file", "model.pt"]) == ""
+    assert warnings_of(capsys, "test", DummyConfig()) == warnings_of(capsys, "train", amp, ["disc_obs"]) == ""
+
+
+def test_the_agent_file_in_the_run_folder_stands_alone(tmp_path, monkeypatch):
+    """Written from what was read once: without ``base`` and without overrides."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "agent.yaml").write_text(f"base: {os.path.relpath(ROOT / AGENT, tmp_path)}\nsteps_per_iter: 7\n")
+    argv = ["--agent_config", str(tmp_path / "agent.yaml"), "--out_dir", str(tmp_path / "out"), *CASE,
+            "--set", "agent.iters_per_output=3"]
+    request = run.read_request(Args.from_argv(argv))
+    assert (request.agent.steps_per_iter, request.agent.iters_per_output) == (7, 3)
+    run.save_configuration(request, None, SimpleNamespace(world_size=1))
+    written = yaml.safe_load((tmp_path / "out/agent_config.yaml").read_text())
+    assert written == yaml.safe_load((ROOT / AGENT).read_text()) | {"steps_per_iter": 7}
+
+
+def test_a_test_without_end_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(run, "SIGN_OF_LIFE", 0.0)
+    tell = run.sign_of_life(SimpleNamespace(num_envs=4))
+    tell()
+    tell()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("running until Ctrl-C (no window") and len(lines) == 3
+    assert lines[2].startswith("still running: 2 control steps in 4 worlds")
