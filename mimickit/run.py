@@ -474,7 +474,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     progress = Progress(request.out_dir, UNLIMITED, dist.is_root)
     progress.enter("testing")
     endless = "test_episodes" not in args and not isinstance(recorder, Window)
-    tell = sign_of_life(env) if endless and dist.is_root else None
+    tell: Callable[[], None] | None = None
 
     def on_step() -> None:
         heartbeat.beat()
@@ -485,6 +485,8 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             tell()
 
     with StopSignals() as signals:
+        if endless and dist.is_root:
+            tell = sign_of_life(env)
         result = run_test(
             env, agent, dist, whole_number(args, "test_episodes", UNLIMITED),
             whole_number(args, "statistics_episodes"), on_step=on_step,
