@@ -113,8 +113,7 @@ def read_environments(root: Path, results: Sequence[Result]) -> list[dict[str, A
 
 def command_line(environment: Mapping[str, Any]) -> str:
     """How a session was started, as one types it."""
-    words = without_machine(list(environment.get("command") or []))
-    given = [word for word in words[1:] if word != "--lf"]
+    given = [word for word in (environment.get("command") or [])[1:] if word != "--lf"]
     return shlex.join(["pytest", *(given or ["-m", "longcycle"])])
 
 
