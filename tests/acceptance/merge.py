@@ -99,7 +99,7 @@ def merge(out: Path, roots: Sequence[Path], repo: Path, replace: bool = False) -
         if lock is None:
             raise UserError(f"another merge into {out} is under way")
         held.enter_context(lock)
-        for root in (*roots, *([out] if out.exists() else [])):
+        for root in {root.resolve(): root for root in (*roots, *([out] if out.exists() else []))}.values():
             if (root / SESSION_LOCK).exists():  # without it no session ever worked in this copy
                 lock = lock_session(root)
                 if lock is None:

@@ -277,6 +277,8 @@ def test_roots_that_cannot_be_merged(roots):
     out, _ = roots.merge(free)
     with pytest.raises(UserError, match=r"out exists.*--replace"):
         roots.merge(free)
+    with lock_session(out):
+        pass  # a session has worked in it: its lock is there, and free
     roots.merge(out, busy, replace=True)
     assert set(Ledger(out, roots.repo).state().cases) == {CASES[1], CASES[2]}
     other = roots.repo / "output/train/other"
