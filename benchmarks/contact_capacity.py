@@ -24,6 +24,7 @@ sys.path[0] = str(ROOT)
 
 from mimickit.anim.mjcf import load_character_model  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config  # noqa: E402
+from mimickit.request import machine_devices  # noqa: E402
 from mimickit.util.failures import EXIT_OK, UserError  # noqa: E402
 from tools.command import explains_mistakes  # noqa: E402
 
@@ -64,9 +65,8 @@ def check(options: argparse.Namespace) -> None:
     for option, number in (("--num-envs", options.num_envs), ("--steps", options.steps)):
         if number < 1:
             raise UserError(f"{option} {number}: at least 1")
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if options.device not in devices:
-        raise UserError(f"--device {options.device}: this machine has {', '.join(devices)}")
+    if options.device not in (here := machine_devices()):
+        raise UserError(f"--device {options.device}: this machine has {', '.join(here)}")
     load_engine_config(options.engine_config)
     for char in options.chars:
         load_character_model(char)

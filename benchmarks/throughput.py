@@ -34,6 +34,7 @@ sys.path[0] = str(ROOT)
 
 from mimickit import run  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
+from mimickit.request import Request, read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
 from tests.acceptance.cases import DEFAULT, TUNED, select  # noqa: E402
@@ -95,7 +96,7 @@ def make_jobs(options: argparse.Namespace) -> list[dict]:
     if lacking := [case.name for case in cases if options.variant not in case.variants(ROOT)]:
         raise UserError(f"--variant {options.variant}: there is none of {', '.join(lacking)}")
     lists = [words.split() for words in options.devices.split(";") if words.strip()] or [None]
-    devices = [list(run.read_devices(Args({"devices": tuple(words)} if words else {}))) for words in lists]
+    devices = [list(read_devices(Args({"devices": tuple(words)} if words else {}))) for words in lists]
     jobs = [{"case": case.name, "num_envs": int(size), "devices": names, "iters": options.iters,
              "engine_config": options.engine_config, "set": options.set, "variant": options.variant,
              "label": options.label} for case in cases for size in sizes for names in devices]
@@ -105,13 +106,13 @@ def make_jobs(options: argparse.Namespace) -> list[dict]:
     return jobs
 
 
-def make_request(job: dict) -> run.Request:
+def make_request(job: dict) -> Request:
     """What the run program would be asked for. Raises UserError where it would refuse."""
     argv = ["--engine_config", job["engine_config"], "--out_dir", job["out_dir"], "--num_envs", str(job["num_envs"]),
             "--devices", *job["devices"], "--rand_seed", "1", *(["--set", *job["set"]] if job["set"] else [])]
     if job["variant"] != DEFAULT:
         argv += ["--agent_config", select(ROOT, [job["case"]])[0].variants(ROOT)[job["variant"]]]
-    return run.read_request(Args.from_argv([*argv, "--arg_file", f"args/{job['case']}_args.txt"]))
+    return read_request(Args.from_argv([*argv, "--arg_file", f"args/{job['case']}_args.txt"]))
 
 
 def run_job(job: dict) -> dict:

@@ -98,6 +98,18 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], within: str = "") -> list[str]:
+    """``agent.discount 0.95 (before: 0.99)`` for every key, in depth, that differs between two configurations."""
+    found: list[str] = []
+    for key in sorted({*before, *after}):
+        old, new, name = before.get(key, "not there"), after.get(key, "not there"), f"{within}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name} {_SHORT.repr(new)} (before: {_SHORT.repr(old)})")
+    return found
+
+
 def build(cls: type[C], data: Mapping[str, Any], where: str) -> C:
     """Validate ``data`` against ``cls``.
 

@@ -8,22 +8,15 @@ tests, and leaves the files that docs/run_folder.md describes. Several devices: 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import faulthandler
 import gc
-import hashlib
-import json
 import os
-import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +24,22 @@ PROCESS_START = time.time()
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mimickit.config import layers, merge, stacked
+from mimickit.request import (
+    FLAGS,
+    OUT_DIR,
+    UNLIMITED,
+    Request,
+    check_writable,
+    help_text,
+    naming_overrides,
+    read_request,
+    whole_number,
+)
 from mimickit.util.args import Args
 from mimickit.util.failures import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USER_ERROR,
-    AssetMissingError,
     UserError,
     classify,
     write_failure,
@@ -45,58 +47,7 @@ from mimickit.util.failures import (
 from mimickit.util.files import write_json, write_text
 from mimickit.util.logging import warn
 
-UNLIMITED = 2**63 - 1
-OUT_DIR = "output/"
 SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
-    "arg_file": ("FILE", "read more flags from this file; flags given before it win"),
-    "mode": ("train|test [train]", "learn, or run episodes with the policy as it is"),
-    "env_config": ("FILE", "environment yaml (required)"),
-    "engine_config": ("FILE [data/engines/newton_engine.yaml]", "physics yaml"),
-    "agent_config": ("FILE", "agent yaml; without one nothing is learned (zero actions)"),
-    "devices": ("D [D ...] [cuda:0, else cpu]", "one process per entry: cpu or cuda:i"),
-    "num_envs": ("N [1]", "worlds per process"),
-    "max_samples": ("N [unlimited]", "training stops once this many samples are collected, summed over processes"),
-    "max_iters": ("N", "stop after so many iterations of this process"),
-    "time_budget_hours": ("H", "stop after so many hours of this process"),
-    "output_samples": ("N", "evaluate and checkpoint at least every N samples"),
-    "output_seconds": ("S", "evaluate and checkpoint at least every S seconds"),
-    "test_episodes": ("N [unlimited]", "test mode: episodes in all"),
-    "statistics_episodes": ("N", "test mode: episodes for statistics and measures, the first of them --test_episodes"),
-    "eval_envs": ("N [0]", "train mode: evaluate in so many worlds of every process while the others train; 0: pause"),
-    "max_episode_steps": ("N", "tests and evaluations: count an episode as ended after so many control steps"),
-    "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
-    "resume": ("PATH", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder"),
-    "out_dir": ("DIR [output/]", "where everything is written"),
-    "result_file": ("FILE [<out_dir>/result.json]", "the machine-readable result"),
-    "logger": ("txt|tb|wandb [txt]", "log.txt is always written"),
-    "save_int_models": ("BOOL [false]", "keep the model of every output iteration"),
-    "visualize": ("BOOL [true]", "open a window (test mode); without a display a warning says that none is opened"),
-    "video": ("BOOL [false]", "test mode: render one episode off screen"),
-    "video_file": ("FILE.mp4 [<out_dir>/viz.mp4]", "where the video goes; PNG frames beside it"),
-    "video_width": ("PIXELS [854]", "width of the video"),
-    "video_height": ("PIXELS [480]", "height of the video"),
-    "rand_seed": ("N [clock]", "process r uses seed + 41 r"),
-    "master_port": ("N [a free one]", "port of the process group"),
-    "set": ("KEY=VALUE ...", "override keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120"),
-    "help": ("", "show this text"),
-}
-WHOLE_NUMBERS: dict[str, tuple[int, int]] = {  # flag -> least and largest value
-    "num_envs": (1, 2**31 - 1),
-    "max_samples": (1, UNLIMITED),
-    "max_iters": (1, UNLIMITED),
-    "output_samples": (1, UNLIMITED),
-    "test_episodes": (1, UNLIMITED),
-    "statistics_episodes": (1, UNLIMITED),
-    "eval_envs": (0, 2**31 - 1),
-    "max_episode_steps": (1, 2**31 - 1),
-    "video_width": (64, 8192),
-    "video_height": (64, 8192),
-    "rand_seed": (0, 2**62),
-    "master_port": (1, 65535),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,207 +83,6 @@ def main(argv: list[str] | None = None) -> int:
             write_failure(out_dir, rank, error)
         print(f"error ({classify(error)}): {error}", file=sys.stderr)
         return EXIT_FAILED
-
-
-def help_text() -> str:
-    """The text of ``--help``."""
-    width = max(len(f"--{name} {values}") for name, (values, _) in FLAGS.items())
-    rows = [f"  {f'--{name} {values}':{width}}  {meaning}" for name, (values, meaning) in FLAGS.items()]
-    return "\n".join([
-        "usage: mimickit --arg_file args/<case>_args.txt [--flag value ...]", "",
-        "Trains a physics-based character to imitate motion clips, or tests what it learned.", "",
-        *rows, "",
-        "The first mention of a flag wins; the command line is read before the args file.",
-        "Files of a run: docs/run_folder.md.",
-    ])
-
-
-# --- from flags to a request ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything the command line and the configuration files said, checked as far as possible without a device."""
-
-    args: Args
-    mode: str
-    devices: tuple[str, ...]
-    out_dir: Path
-    result_file: Path
-    num_envs: int
-    seed: int
-    engine: Any  # EngineConfig: file, then the environment's engine keys, then --set
-    env: Any  # EnvConfig
-    agent_data: Mapping[str, Any] | None  # the agent file with --set
-    agent: Any  # AgentConfig
-    files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
-    agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
-
-
-def read_request(args: Args) -> Request:
-    """Read and check flags, configuration files and the files those name.
-
-    Raises:
-        UserError: anything given is wrong; the message names it, what is allowed and where it stands.
-    """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config, make_engine_config
-    from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
-    from mimickit.learning.agents import parse_agent_config
-
-    mode = args.text("mode", "train", choices=("train", "test"))
-    args.text("logger", "txt", choices=("txt", "tb", "wandb"))
-    for flag in ("visualize", "video", "save_int_models"):
-        args.boolean(flag, False)
-    for flag in WHOLE_NUMBERS:
-        whole_number(args, flag)
-    for flag in ("time_budget_hours", "output_seconds"):
-        args.number(flag, minimum=0.0)
-    if (video := args.text("video_file")) is not None and Path(video).suffix.lower() != ".mp4":
-        raise UserError(f"--video_file {video} ({args.source['video_file']}): videos are MP4, so the name must end in "
-                        ".mp4")
-    flags = ("engine_config", "env_config", "agent_config")
-    files = {flag: Path(value) for flag in flags if (value := args.text(flag))}
-    files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
-    if "env_config" not in files:
-        raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
-    missing = [str(path) for path in files.values() if not path.is_file()]
-    for flag in ("model_file", "resume"):
-        if (value := args.text(flag)) and not Path(value).exists():
-            missing.append(value)
-    if missing:
-        raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
-                                f"{Path.cwd()}; run from the project root)")
-
-    assignments = args.get("set")
-    changes = read_overrides(assignments or [])
-    if assignments == []:
-        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
-    engine = load_engine_config(files["engine_config"])
-    with naming_overrides(assignments, "env"):
-        env = load_env_config(files["env_config"], changes["env"])
-        engine = merge_engine_config(engine, env)
-    if changes["engine"]:
-        with naming_overrides(assignments, "engine"):
-            engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]},
-                                        str(files["engine_config"]))
-    agent_files = layers(files["agent_config"]) if "agent_config" in files else []
-    if not agent_files and changes["agent"]:
-        raise UserError("--set agent.… needs an --agent_config")
-    agent_file = stacked(agent_files)
-    agent_data = merge(agent_file, changes["agent"]) if agent_files else None
-    with naming_overrides(assignments, "agent"):
-        agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
-    with naming_overrides(assignments, "env"):
-        check_files(env)
-
-    out_dir = Path(args.text("out_dir", OUT_DIR))
-    return Request(
-        args=args, mode=mode, devices=read_devices(args), out_dir=out_dir,
-        result_file=Path(args.text("result_file", str(out_dir / "result.json"))),
-        num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
-        engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
-        agent_file=agent_file if len(agent_files) > 1 else None,
-    )
-
-
-def whole_number(args: Args, flag: str, default: int | None = None) -> int | None:
-    """The value of one of :data:`WHOLE_NUMBERS`. Raises UserError when it is out of bounds."""
-    return args.integer(flag, default, *WHOLE_NUMBERS[flag])
-
-
-def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
-    """``env.a=1 agent.b.c=x`` -> {"env": {"a": 1}, "engine": {}, "agent": {"b": {"c": "x"}}}; values are YAML.
-
-    Raises:
-        UserError: not KEY=VALUE, or the key does not begin with ``env.``, ``engine.`` or ``agent.``.
-    """
-    import yaml
-
-    changes: dict[str, dict[str, Any]] = {"env": {}, "engine": {}, "agent": {}}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        part, *names = key.split(".")
-        if not equals or part not in changes or not names or not all(names):
-            raise UserError(f"--set {text}: expected KEY=VALUE with a key like env.episode_length, engine.sim_freq or "
-                            f"agent.steps_per_iter")
-        target = changes[part]
-        for name in names[:-1]:
-            target = target.setdefault(name, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {text}: another --set gives '{name}' a value that has no keys")
-        try:
-            target[names[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: the value is not readable as YAML") from None
-    return changes
-
-
-@contextlib.contextmanager
-def naming_overrides(assignments: list[str] | None, part: str) -> Iterator[None]:
-    """Let the message of a UserError say which keys of ``part`` came from --set, not from the file that it names."""
-    try:
-        yield
-    except UserError as error:
-        given = [text for text in assignments or [] if text.startswith(f"{part}.")]
-        if not given:
-            raise
-        keys = [text.partition("=")[0].removeprefix(f"{part}.").removeprefix("engine.") for text in given]
-        pattern = rf"key '({'|'.join(map(re.escape, keys))})(\.[^']*)?'"
-        message, count = re.subn(pattern, r"\g<0> (from --set)", str(error))
-        if not count and not re.search(r"([:;] |unknown |missing )key '", message):  # about no key alone
-            message += f" (with --set {' '.join(given)})"
-        raise type(error)(message) from None
-
-
-def read_devices(args: Args) -> tuple[str, ...]:
-    """The devices to use, one per process.
-
-    Raises:
-        UserError: an unknown kind, an index that this machine does not have, mixed kinds, or one GPU twice.
-    """
-    import torch
-
-    given = args.get("devices")
-    if given == []:
-        raise UserError("--devices needs at least one of cpu, cuda:0, cuda:1, ...")
-    count = torch.cuda.device_count()
-    allowed = "cpu" + "".join(f", cuda:{i}" for i in range(count))
-    if given is None:
-        return ("cuda:0",) if count else ("cpu",)
-    devices = tuple("cuda:0" if name == "cuda" else name for name in given)
-    for name in devices:
-        kind, _, index = name.partition(":")
-        known = name == "cpu" or (kind == "cuda" and index.isdigit() and int(index) < count)
-        if not known:
-            raise UserError(f"--devices {name}: this machine has {allowed}"
-                            + ("" if count else " (torch finds no CUDA device)"))
-    if len({name.split(":")[0] for name in devices}) > 1:
-        raise UserError(f"--devices {' '.join(devices)}: all must be of one kind, cpu or cuda")
-    if devices[0] != "cpu" and len(set(devices)) < len(devices):
-        raise UserError(f"--devices {' '.join(devices)}: a GPU can be given once only")
-    return devices
-
-
-def check_writable(args: Args, flag: str, default: str | None = None) -> None:
-    """Make sure that files can be written where a flag wants them; makes no folder.
-
-    Raises:
-        UserError: the folder cannot be written or made, or a folder has the file's name.
-        OSError: anything else that the system says, such as a disk that is full.
-    """
-    if (given := args.text(flag, default)) is None:
-        return
-    folder = Path(given) if flag == "out_dir" else Path(given).parent
-    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-        raise UserError(f"--{flag} {given}: cannot write there: {error.strerror} ({place})") from None
-    if flag != "out_dir" and Path(given).is_dir():
-        raise UserError(f"--{flag} {given}: cannot write there: it is a folder")
 
 
 def forget_last_end(args: Args, out_dir: Path) -> None:
@@ -450,7 +200,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         resume=None if resume is None else Path(resume),
         logger=args.text("logger", "txt"),
         log_measures=env.log_diagnostics,
-        fingerprint=fingerprint(request),
+        configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),
     ))
@@ -571,17 +321,9 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
     effective = {
         "command_line": sys.argv, "args": {k: list(v) for k, v in request.args.values.items()},
         "rand_seed": request.seed, "world_size": dist.world_size, "versions": versions(),
-        "engine": request.engine.model_dump(mode="json"), "env": request.env.model_dump(mode="json"),
-        "agent": request.agent.model_dump(mode="json"),
+        **request.configuration(),
     }
     write_text(request.out_dir / "run_config.yaml", yaml.safe_dump(effective, sort_keys=False, width=120))
-
-
-def fingerprint(request: Request) -> str:
-    """Digest of the effective configuration: a checkpoint can be continued exactly only under the same one."""
-    parts = [request.engine.model_dump(mode="json"), request.env.model_dump(mode="json"),
-             request.agent.model_dump(mode="json")]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_result(request: Request, values: Mapping[str, Any]) -> None:

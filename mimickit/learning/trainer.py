@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from mimickit.config import differences
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.evaluate import Evaluation, evaluate, read_health
@@ -33,7 +34,7 @@ from mimickit.util.checkpoint import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import NonFiniteError, UserError
-from mimickit.util.files import write_json
+from mimickit.util.files import plain, write_json
 from mimickit.util.graphs import Graphed
 from mimickit.util.logging import Heartbeat, Logger, LoggerKind, Number, Progress, column_name, print_row, warn
 
@@ -59,7 +60,7 @@ class TrainOptions:
     resume: Path | None = None  # run folder or checkpoint folder
     logger: LoggerKind = "txt"
     log_measures: bool = True  # the environment's diagnostics as log columns
-    fingerprint: str = ""  # of the configuration, compared on resume
+    configuration: Mapping[str, Any] = field(default_factory=dict)  # kept with checkpoints, compared on resume
     agent_config: Mapping[str, Any] = field(default_factory=dict)  # for W&B
     started: float | None = None  # time.time() when the process started
 
@@ -414,8 +415,10 @@ class _Training:
                 f"{found.path} was written with num_envs {manifest['num_envs']}, this run has {self.env.num_envs}: an "
                 f"exact continuation needs the same number. Use --model_file with its model.pt for a warm start"
             )
-        if manifest["fingerprint"] != self.options.fingerprint and self.dist.is_root:
-            warn(f"the configuration differs from the one that wrote {found.path}")
+        changed = differences(manifest.get("configuration", {}), plain(self.options.configuration))
+        if changed and self.dist.is_root:
+            warn(f"{found.path} was written under another configuration, so this is no exact continuation: "
+                 + "; ".join(changed))
         fill_tensors(self.agent.state_tensors(), shared["agent"], str(found.path))
         fill_tensors(self.tracker.state_tensors(), local["tracker"], str(found.path))
         self.agent.load_local_state(local["agent"], str(found.path))
@@ -449,8 +452,8 @@ class _Training:
     def _save_checkpoint(self, state: State) -> None:
         shared, local = state
         manifest = {
-            "samples": self.samples, "num_envs": self.env.num_envs, "fingerprint": self.options.fingerprint,
-            "time": time.time(),
+            "samples": self.samples, "num_envs": self.env.num_envs, "time": time.time(),
+            "configuration": self.options.configuration,
         }
         self.checkpoint = self.writer.save(shared["iteration"], shared, local, manifest)
 

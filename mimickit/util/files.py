@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Replace ``path`` by ``data`` as indented JSON, atomically. Non-finite numbers become strings ("nan", "inf")."""
-    write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,11 +59,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
+    """``data`` as :func:`read_json` would give it back after :func:`write_json`."""
     if isinstance(data, dict):
-        return {str(k): _plain(v) for k, v in data.items()}
+        return {str(k): plain(v) for k, v in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_plain(v) for v in data]
+        return [plain(v) for v in data]
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return str(data)
     if isinstance(data, Path):

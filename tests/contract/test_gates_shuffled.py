@@ -13,7 +13,7 @@ from mimickit.learning import ppo
 from mimickit.learning.agents import build_agent
 from mimickit.learning.evaluate import run_test
 from mimickit.learning.trainer import TrainOptions, train
-from mimickit.run import read_request
+from mimickit.request import read_request
 from mimickit.util.args import Args
 from mimickit.util.distributed import Distributed, seed_process
 from tests.acceptance.baselines import ROOT

@@ -226,9 +226,15 @@ def test_other_sizes_cannot_be_continued(tmp_path):
 
 
 def test_changed_configuration_is_mentioned(tmp_path, capsys):
-    run(tmp_path, max_iters=1, fingerprint="a")
-    run(tmp_path, max_iters=1, fingerprint="b", resume=tmp_path)
-    assert "the configuration differs" in capsys.readouterr().err
+    before = {"env": {"name": "toy", "limits": (0.0, float("inf"))}, "agent": {"model": {"action_std": 0.1}}}
+    run(tmp_path, max_iters=1, configuration=before)
+    run(tmp_path, max_iters=1, configuration=before, resume=tmp_path)
+    assert "another configuration" not in capsys.readouterr().err
+    after = {**before, "agent": {"model": {"action_std": 0.05}, "discount": 0.9}}
+    run(tmp_path, max_iters=1, configuration=after, resume=tmp_path)
+    said = capsys.readouterr().err
+    assert ("no exact continuation: agent.discount 0.9 (before: 'not there'); "
+            "agent.model.action_std 0.05 (before: 0.1)\n") in said
 
 
 def test_nonfinite_environment_steps_fail_the_run(tmp_path):

@@ -32,7 +32,7 @@ from typing import Any
 
 import yaml
 
-from mimickit.run import read_devices
+from mimickit.request import read_devices
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_USER_ERROR, UserError
 from tests.acceptance.ladder import MEMORY, TRANSIENT

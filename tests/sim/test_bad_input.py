@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mimickit.run import FLAGS, help_text
+from mimickit.request import FLAGS, help_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",

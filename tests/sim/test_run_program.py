@@ -104,7 +104,7 @@ def test_rollout_never_waits_for_the_device():
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent
     from mimickit.learning.trainer import roll_out
-    from mimickit.run import read_request
+    from mimickit.request import read_request
     from mimickit.util.args import Args
     from mimickit.util.distributed import Distributed
 

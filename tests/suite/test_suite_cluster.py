@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from mimickit.run import FLAGS
+from mimickit.request import FLAGS
 from tests.acceptance.options import OPTIONS
 from tests.suite.conftest import CASES, ROOT, TRAINED
 from tests.suite.test_suite_jobs import junit

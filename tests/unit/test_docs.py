@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimickit.run import FLAGS
+from mimickit.request import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").rglob("*.md"))]

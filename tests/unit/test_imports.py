@@ -20,7 +20,7 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py"))
+    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py", "request.py"))
 
 
 def imports(tree, top_level_only=False):

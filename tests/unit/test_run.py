@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from mimickit import run
+from mimickit import request, run
 from mimickit.learning.agents import parse_agent_config
 from mimickit.learning.dummy_agent import DummyConfig
 from mimickit.util.args import Args
@@ -99,13 +99,13 @@ def test_a_read_only_place_and_a_full_disk(refused, monkeypatch):
     assert "Read-only file system" in refused()
     monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
-        run.check_writable(Args.from_argv(CASE), "out_dir", "output/")
+        request.check_writable(Args.from_argv(CASE), "out_dir", "output/")
 
 
 def warnings_of(capsys, mode, agent, info=(), argv=()):
     env = SimpleNamespace(info=dict.fromkeys(info))
-    request = SimpleNamespace(mode=mode, agent=agent, args=Args.from_argv(argv), env=SimpleNamespace(env_name="amp"))
-    run.warn_if_pointless(request, env)
+    given = SimpleNamespace(mode=mode, agent=agent, args=Args.from_argv(argv), env=SimpleNamespace(env_name="amp"))
+    run.warn_if_pointless(given, env)
     return capsys.readouterr().err
 
 
@@ -124,9 +124,9 @@ def test_the_agent_file_in_the_run_folder_stands_alone(tmp_path, monkeypatch):
     (tmp_path / "agent.yaml").write_text(f"base: {os.path.relpath(ROOT / AGENT, tmp_path)}\nsteps_per_iter: 7\n")
     argv = ["--agent_config", str(tmp_path / "agent.yaml"), "--out_dir", str(tmp_path / "out"), *CASE,
             "--set", "agent.iters_per_output=3"]
-    request = run.read_request(Args.from_argv(argv))
-    assert (request.agent.steps_per_iter, request.agent.iters_per_output) == (7, 3)
-    run.save_configuration(request, None, SimpleNamespace(world_size=1))
+    given = request.read_request(Args.from_argv(argv))
+    assert (given.agent.steps_per_iter, given.agent.iters_per_output) == (7, 3)
+    run.save_configuration(given, None, SimpleNamespace(world_size=1))
     written = yaml.safe_load((tmp_path / "out/agent_config.yaml").read_text())
     assert written == yaml.safe_load((ROOT / AGENT).read_text()) | {"steps_per_iter": 7}
 
