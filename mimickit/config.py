@@ -6,6 +6,7 @@ the field's ``description``. Numbers written as text (``1e-4`` is text to YAML 1
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
@@ -22,7 +23,16 @@ from mimickit.util.names import nearest
 class Config(BaseModel):
     """Base of all configuration classes: unknown keys are errors, instances cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``2e5`` is text to YAML 1.1, which integers do not understand by themselves."""
+        if isinstance(value, str) and cls.model_fields[info.field_name].annotation in (int, int | None):
+            with contextlib.suppress(ValueError):
+                return float(value)
+        return value
 
 
 C = TypeVar("C", bound=BaseModel)

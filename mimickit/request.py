@@ -57,6 +57,7 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "set": ("KEY=VALUE ...", "override keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120"),
     "help": ("", "show this text"),
 }
+LIST_FLAGS = ("devices", "set")  # the others take one value
 WHOLE_NUMBERS: dict[str, tuple[int, int]] = {  # flag -> least and largest value
     "num_envs": (1, 2**31 - 1),
     "max_samples": (1, UNLIMITED),
@@ -118,7 +119,7 @@ def read_request(args: Args) -> Request:
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config, make_engine_config
+    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
     from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config
 
@@ -150,14 +151,10 @@ def read_request(args: Args) -> Request:
     changes = read_overrides(assignments or [])
     if assignments == []:
         raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
-    engine = load_engine_config(files["engine_config"])
     with naming_overrides(assignments, "env"):
         env = load_env_config(files["env_config"], changes["env"])
-        engine = merge_engine_config(engine, env)
-    if changes["engine"]:
         with naming_overrides(assignments, "engine"):
-            engine = make_engine_config({**engine.model_dump(exclude_unset=True), **changes["engine"]},
-                                        str(files["engine_config"]))
+            engine = merge_engine_config(files["engine_config"], env, changes["engine"])
     agent_files = layers(files["agent_config"]) if "agent_config" in files else []
     if not agent_files and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")

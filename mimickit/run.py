@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run as a script: import the package, not the fi
 
 from mimickit.request import (
     FLAGS,
+    LIST_FLAGS,
     OUT_DIR,
     UNLIMITED,
     Request,
@@ -47,6 +48,7 @@ from mimickit.util.failures import (
 from mimickit.util.files import write_json, write_text
 from mimickit.util.logging import warn
 
+STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
 SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
 
 
@@ -60,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
             print(help_text())
             return EXIT_OK
         args = Args.from_argv(argv)
-        args.require_known(FLAGS)
+        if rank == 0 and STARTED not in os.environ:  # else said already
+            for sentence in args.ignored(FLAGS, LIST_FLAGS):
+                warn(sentence)
         check_writable(args, "out_dir", OUT_DIR)
         out_dir = Path(args.text("out_dir", OUT_DIR))
         check_writable(args, "result_file")
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def forget_last_end(args: Args, out_dir: Path) -> None:
     """Remove what an earlier run in this folder said about its end, so that nobody takes it for ours."""
-    if "LOCAL_RANK" in os.environ and "MIMICKIT_STARTED" in os.environ:
+    if "LOCAL_RANK" in os.environ and STARTED in os.environ:
         return  # started by launch(), which has done it
     Path(args.text("result_file", str(out_dir / "result.json"))).unlink(missing_ok=True)
     for file in out_dir.glob("failures/rank_*.json"):
@@ -103,7 +107,7 @@ def launch(argv: list[str], request: Request) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    os.environ["MIMICKIT_STARTED"] = repr(PROCESS_START)
+    os.environ[STARTED] = repr(PROCESS_START)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
     port = whole_number(request.args, "master_port")
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
@@ -148,6 +152,9 @@ def run_stage(request: Request) -> int:
     gc.enable()
     if dist.is_root:
         print(env.describe(), flush=True)
+        if request.env.engine:
+            keys = ", ".join(f"{key} {value}" for key, value in request.env.engine.items())
+            print(f"  engine keys of {request.env.source}: {keys}", flush=True)
     agent = build_agent(env, request.agent, dist)
     if (model_file := request.args.text("model_file")) is not None:
         load_agent_model(agent, model_file)
@@ -182,8 +189,9 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     from mimickit.learning.trainer import TrainOptions, train
 
     args = request.args
-    if args.boolean("video", False) and dist.is_root:
-        print("note: --video records in test mode; training goes on without it", flush=True)
+    for flag, shows in (("video", "records"), ("visualize", "opens a window")):
+        if flag in args and args.boolean(flag, False) and dist.is_root:
+            print(f"note: --{flag} {shows} in test mode; training goes on without it", flush=True)
     if dist.is_root:
         save_configuration(request, env, dist)
     hours, resume = args.number("time_budget_hours", minimum=0.0), args.text("resume")
@@ -346,7 +354,7 @@ def versions() -> dict[str, str]:
 
 def started_at() -> float:
     """time.time() when the command was given (the launcher's, if there is one)."""
-    return float(os.environ.get("MIMICKIT_STARTED", PROCESS_START))
+    return float(os.environ.get(STARTED, PROCESS_START))
 
 
 def leave(code: int) -> None:

@@ -35,9 +35,12 @@ SKY_COLOR = (0.78, 0.79, 0.80)
 CAMERA_OFFSET = np.array([0.0, -5.0, 3.0])  # m, from the root's place on the ground
 CAMERA_TARGET_HEIGHT = 1.0  # m
 CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
+LINE_WIDTH = 2.0  # pixels
+WINDOW_KEYS = "ENTER pauses or resumes, SPACE makes one step and then pauses, ESC closes"
 
 CameraMode = Literal["track", "still"]
 Poses = tuple[torch.Tensor, torch.Tensor]  # positions [..., 3] m and rotations [..., 4] xyzw, world frame
+Lines = tuple[torch.Tensor, torch.Tensor, tuple[float, float, float]]  # from, to [k, 3] m, world frame; RGB in [0, 1]
 
 DISPLAY_HELP = (
     "Off-screen rendering is not possible here ({reason}). It needs EGL: install the Debian packages libegl1 libgl1 "
@@ -51,7 +54,7 @@ WINDOW_HELP = (
 
 
 def open_viewer(width: int, height: int, headless: bool = True):
-    """A ``newton.viewer.ViewerGL``, off screen or in a window.
+    """A ``newton.viewer.ViewerGL`` with the keys of :func:`newton_keys`, off screen or in a window.
 
     Raises:
         DisplayError: OpenGL does not work on this machine; the message names the packages.
@@ -64,11 +67,35 @@ def open_viewer(width: int, height: int, headless: bool = True):
         pyglet.options["headless"] = headless
         from newton.viewer import ViewerGL
 
-        return ViewerGL(width=width, height=height, headless=headless)
+        class Viewer(ViewerGL):
+            def on_key_press(self, symbol: int, modifiers: int) -> None:
+                for key in newton_keys(symbol, self.is_paused()):
+                    super().on_key_press(key, modifiers)
+
+        return Viewer(width=width, height=height, headless=headless)
     except Exception as error:  # the libraries below raise a dozen types, ImportError and plain Exception among them
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         text = DISPLAY_HELP if headless else WINDOW_HELP
         raise DisplayError(text.format(reason=reason)) from error
+
+
+def newton_keys(symbol: int, paused: bool) -> tuple[int, ...]:
+    """What to press on Newton's viewer, one after the other, when a person presses a key of ours.
+
+    In Newton SPACE pauses or resumes, and the full stop makes one step of a paused viewer. Going through its keys
+    keeps its panel (Pause, Step) true, and leaves keys typed into the panel alone.
+
+    Args:
+        symbol: pyglet's number of the key.
+        paused: whether the viewer is paused now.
+    """
+    from pyglet.window import key
+
+    if symbol in (key.ENTER, key.NUM_ENTER):
+        return (key.SPACE,)
+    if symbol == key.SPACE:
+        return (key.PERIOD,) if paused else (key.SPACE, key.PERIOD)
+    return (symbol,)
 
 
 class _Scene:
@@ -104,8 +131,10 @@ class _Scene:
             self._render(0.0)  # loads the kernels
         self._looks_at = None
 
-    def draw(self, time: float, reference: Poses | None, markers: Sequence[Poses] = ()) -> None:
-        """Render the engine's body poses at ``time`` (s), and each marker's position [3] and rotation [4]."""
+    def draw(
+        self, time: float, reference: Poses | None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
+    ) -> None:
+        """Render the engine's body poses at ``time`` (s), each marker's position [3] and rotation [4], and lines."""
         b = self._num_bodies
         self._body_q[:b] = _to_numpy(self._engine.body_pos[0], self._engine.body_rot[0])
         if self._show_reference:
@@ -118,13 +147,14 @@ class _Scene:
         for i, pose in enumerate(markers, start=2 * b if self._show_reference else b):
             self._body_q[i] = _to_numpy(*pose)
         with wp.ScopedDevice("cpu"):
-            self._render(time)
+            self._render(time, lines)
 
-    def _render(self, time: float) -> None:
+    def _render(self, time: float, lines: Sequence[Lines] = ()) -> None:
         self._state.body_q.assign(self._body_q)
         self._place_camera(self._body_q[0, :3])
         self.viewer.begin_frame(time)
         self.viewer.log_state(self._state)
+        self.viewer.log_lines("lines", *_line_arrays(lines))
         self.viewer.end_frame()
 
     def _place_camera(self, root: np.ndarray) -> None:
@@ -190,19 +220,22 @@ class VideoRecorder:
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
         self._stream.options = {"crf": "20", "preset": "veryfast"}
 
-    def capture(self, reference: Poses | None = None, markers: Sequence[Poses] = ()) -> np.ndarray:
+    def capture(
+        self, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
+    ) -> np.ndarray:
         """Render one frame from the engine's body poses and append it.
 
         Args:
             reference: poses of the reference character's bodies; needed when ``show_reference`` was asked for.
             markers: position [3] and rotation [4] of every marker.
+            lines: straight lines, as many as there are now.
 
         Returns:
             The frame, uint8 RGB [height, width, 3].
         """
         import av
 
-        self._scene.draw(self.frames / self.fps, reference, markers)
+        self._scene.draw(self.frames / self.fps, reference, markers, lines)
         image = np.ascontiguousarray(self._scene.viewer.get_frame(render_ui=False).numpy())
         for packet in self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
             self._container.mux(packet)
@@ -247,7 +280,10 @@ class VideoRecorder:
 
 
 class LiveWindow:
-    """A window on world 0. SPACE pauses, the mouse and the arrow keys move the camera (Newton's viewer).
+    """A window on world 0.
+
+    ENTER pauses or resumes; SPACE makes one control step, then pauses; ESC closes. The mouse, the arrow keys and WASDQE
+    move the camera, also during a pause (Newton's viewer).
 
     Args: as of :class:`VideoRecorder`.
 
@@ -268,17 +304,20 @@ class LiveWindow:
         self._scene = _Scene(engine, width, height, False, camera_mode, show_reference, ref_offset, markers)
         self._time = 0.0
         self._dt = engine.control_dt
+        print(f"window: {WINDOW_KEYS}", flush=True)
 
     @property
     def closed(self) -> bool:
         """Whether somebody closed the window."""
         return not self._scene.viewer.is_running()
 
-    def show(self, reference: Poses | None = None, markers: Sequence[Poses] = ()) -> None:
-        """Show the engine's body poses; returns when the viewer is not paused."""
-        self._scene.draw(self._time, reference, markers)
-        while self._scene.viewer.is_paused() and not self.closed:
-            self._scene.draw(self._time, reference, markers)
+    def show(
+        self, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
+    ) -> None:
+        """Show the engine's body poses; returns when the next step is wanted, or the window closed."""
+        self._scene.draw(self._time, reference, markers, lines)
+        while not self._scene.viewer.should_step() and not self.closed:
+            self._scene.draw(self._time, reference, markers, lines)
         self._time += self._dt
 
     def close(self) -> None:
@@ -328,10 +367,24 @@ def _picture_model(
 
 
 def _set_scene(viewer) -> None:
-    """A neutral sky over a grey ground: characters are the only coloured things, which ``check_video`` relies on."""
+    """A neutral sky over a grey ground: characters, and what marks their goals and bodies, are all that is coloured.
+
+    ``check_video`` relies on it.
+    """
     viewer.camera.fov = CAMERA_FIELD_OF_VIEW
     renderer = viewer.renderer
+    renderer.line_width = LINE_WIDTH
     renderer.sky_upper = renderer.sky_lower = renderer.background_color = SKY_COLOR
+
+
+def _line_arrays(lines: Sequence[Lines]) -> tuple[wp.array | None, wp.array | None, wp.array | None]:
+    """Begins, ends and colours of all lines as Newton's ``log_lines`` takes them; ``None`` where there are no lines."""
+    if not sum(len(begin) for begin, _, _ in lines):
+        return None, None, None
+    begins, ends = (np.concatenate([x[i].detach().cpu().numpy() for x in lines]) for i in (0, 1))
+    colors = np.concatenate([np.tile(np.float32(color), (len(begin), 1)) for begin, _, color in lines])
+    begins, ends, colors = (wp.array(x, dtype=wp.vec3, device="cpu") for x in (begins, ends, colors))
+    return begins, ends, colors
 
 
 def _to_numpy(pos: torch.Tensor, rot: torch.Tensor) -> np.ndarray:

@@ -17,6 +17,8 @@ from typing import Protocol
 
 import torch
 
+from mimickit.util.distributed import Distributed
+
 
 class DoneFlag(enum.IntEnum):
     """Why an episode ended. TIME is a time-out and bootstraps; FAIL and SUCC are terminal."""
@@ -61,14 +63,19 @@ class VecEnv(Protocol):
         only."""
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Means since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``. May
-        wait for the device (eigenvalues do)."""
+        """Measures of this process since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``.
+        May wait for the device (eigenvalues do)."""
 
     def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Those diagnostics that are means over samples, as (sum, number of samples) of each environment, [N] float64.
 
         Live buffers that every step adds to, cleared with the diagnostics. Diagnostics that are no such means (largest
         values, for example) are left out."""
+
+    def pooled_diagnostics(self, dist: Distributed) -> dict[str, torch.Tensor]:
+        """The diagnostics that :meth:`measure_sums` leaves out, as they are of the environments of all processes.
+
+        Collective: all processes call it, and all get the same. It changes nothing. May wait for the device."""
 
     def health(self) -> dict[str, torch.Tensor]:
         """Counters since clear_health(), 0-d int64 tensors: ``nonfinite`` (environment steps with a NaN or infinity

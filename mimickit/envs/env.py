@@ -15,6 +15,7 @@ from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.parts import (
     CharState,
+    Lines,
     Marker,
     Part,
     Reference,
@@ -26,6 +27,7 @@ from mimickit.envs.parts import (
     select_reference,
 )
 from mimickit.envs.termination import set_flag
+from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed
 
@@ -149,6 +151,10 @@ class Env:
         """See :meth:`mimickit.envs.base.VecEnv.measure_sums`."""
         return {name: pair for part in self.parts for name, pair in part.measure_sums().items()}
 
+    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
+        """See :meth:`mimickit.envs.base.VecEnv.pooled_diagnostics`."""
+        return {name: value for part in self.parts for name, value in part.pooled_diagnostics(dist).items()}
+
     def health(self) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.health`."""
         contacts, constraints = self.engine.overflow.clone().unbind()
@@ -223,6 +229,11 @@ class Env:
     def markers(self) -> list[Marker]:
         """What to draw for environment 0 beside the character, now: goals. For pictures: not part of the step."""
         return [marker for part in self.parts for marker in part.markers()]
+
+    @torch.no_grad()
+    def lines(self) -> list[Lines]:
+        """Lines to draw for environment 0, now. For pictures: not part of the step."""
+        return [lines for part in self.parts for lines in part.lines()]
 
     def describe(self) -> str:
         """What was built, a few lines for people."""

@@ -38,7 +38,7 @@ class EpisodeVideo:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
         self._ended = self._ended or int(env.done[0]) != DoneFlag.NULL or self._steps == self._max_steps
         if not self._ended:
-            self._recorder.capture(env.reference_pose(), marker_poses(env))
+            self._recorder.capture(env.reference_pose(), marker_poses(env), env.lines())
             self._steps += 1
 
     def close(self) -> dict:
@@ -47,7 +47,7 @@ class EpisodeVideo:
 
 
 class Window:
-    """A live window on environment 0, slowed down to real time. Pause, camera and quitting are the viewer's own keys.
+    """A live window on environment 0, slowed down to real time. For its keys see ``newton_viewer.LiveWindow``.
 
     Raises:
         DisplayError: no window can be opened here.
@@ -71,7 +71,7 @@ class Window:
         """Show the step just made; waits until its time has come, and while the viewer is paused."""
         self._next = max(self._next + env.dt, time.monotonic() - env.dt)
         time.sleep(max(0.0, self._next - time.monotonic()))
-        self._window.show(env.reference_pose(), marker_poses(env))
+        self._window.show(env.reference_pose(), marker_poses(env), env.lines())
 
     def close(self) -> None:
         """Close the window; there is no video to report."""

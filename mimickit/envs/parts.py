@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mimickit.engines.engine import Engine
+from mimickit.util.distributed import Distributed
 from mimickit.util.means import Means
 
 
@@ -62,6 +63,14 @@ class Marker(NamedTuple):
     file: Path  # MJCF of one body
     pos: Tensor  # [3] m
     rot: Tensor  # [4]
+    color: tuple[float, float, float]  # RGB in [0, 1]
+
+
+class Lines(NamedTuple):
+    """Straight lines that are only drawn."""
+
+    begin: Tensor  # [k, 3] m
+    end: Tensor  # [k, 3] m
     color: tuple[float, float, float]  # RGB in [0, 1]
 
 
@@ -132,6 +141,10 @@ class Part:
         """For those diagnostics that are means over samples: sum and number of samples [N] float64, live buffers."""
         return {}
 
+    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
+        """All other diagnostics, as they are of the characters of all processes; reduces copies of the buffers."""
+        return {}
+
     def clear_diagnostics(self) -> None:
         """Forget all measures."""
 
@@ -145,6 +158,10 @@ class Part:
 
     def markers(self) -> list[Marker]:
         """What to draw for environment 0 beside the character. For pictures: not part of the step."""
+        return []
+
+    def lines(self) -> list[Lines]:
+        """Lines to draw for environment 0, as :meth:`markers`."""
         return []
 
     def describe(self) -> str:

@@ -117,7 +117,8 @@ class DefaultPose:
         """The reference at times [N] (s), and beginnings drawn anew."""
         ref, fresh = self._source.look(time)
         self._drawn.copy_(torch.rand_like(time) < self._probability)
-        frames = (select(self._drawn, pose, frame) for pose, frame in zip(self._pose, fresh.frames, strict=True))
+        frames = (torch.cat([select(self._drawn, pose, frame[:, :1]), frame[:, 1:]], dim=1)  # targets stay the clip's
+                  for pose, frame in zip(self._pose, fresh.frames, strict=True))
         return ref, fresh._replace(frames=CharState(*frames))
 
     def begin(self, mask: Tensor, fresh: Reference) -> None:

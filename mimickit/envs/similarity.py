@@ -14,6 +14,7 @@ from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.disc_obs import ClipWindows, Frames, History
 from mimickit.envs.parts import MeasuringPart, Snapshot
+from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import heading_quat_inv, quat_rotate
 
 MAX_SNIPPETS = 2048
@@ -89,7 +90,8 @@ class MotionSimilarity(MeasuringPart):
     distributions of both (:func:`frechet_distance`): small when they do what the clips do as often as the clips; the
     one that standing in a pose of the clips, or one of many gaits, does not make small.
 
-    The last two are figures of all steps of all characters together, no means over episodes, hence have no interval.
+    The last two are figures of all steps of all characters together (of all processes, in an evaluation), no means
+    over episodes, hence have no interval.
     Windows that reach back into the episode's start, where the past is the clip's own, do not count. Nearest ones are
     searched by inner products, then measured exactly.
     """
@@ -132,11 +134,17 @@ class MotionSimilarity(MeasuringPart):
         self._nearest.copy_(torch.minimum(self._nearest, reached))
 
     def diagnostics(self) -> dict[str, Tensor]:
-        distance = frechet_distance(*moments(self._count, self._sum, self._products), self._clip_mean, self._clip_root)
+        return {**super().diagnostics(), **self._of_all(self._nearest, self._count, self._sum, self._products)}
+
+    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
+        added = (dist.sum_(tensor.clone()) for tensor in (self._count, self._sum, self._products))
+        return self._of_all(dist.min_(self._nearest.clone()), *added)
+
+    def _of_all(self, nearest: Tensor, count: Tensor, total: Tensor, products: Tensor) -> dict[str, Tensor]:
+        distance = frechet_distance(*moments(count, total, products), self._clip_mean, self._clip_root)
         return {
-            **super().diagnostics(),
-            "coverage_err": self._nearest.mean(dtype=torch.float64),
-            "motion_dist": torch.where(self._count > 0.0, distance, torch.nan),
+            "coverage_err": nearest.mean(dtype=torch.float64),
+            "motion_dist": torch.where(count > 0.0, distance, torch.nan),
         }
 
     def clear_diagnostics(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env_config import LocationConfig, SteeringConfig
-from mimickit.envs.parts import Marker, MeasuringPart, Snapshot, overwrite
+from mimickit.envs.parts import Lines, Marker, MeasuringPart, Snapshot, overwrite
 from mimickit.util.means import Means
 from mimickit.util.rotations import heading, heading_quat_inv, normalize, quat_rotate, yaw_quat
 
@@ -178,8 +178,14 @@ class LocationGoal(MeasuringPart):
         self._reached.logical_and_(~mask)
 
     def markers(self) -> list[Marker]:
-        level = self.target.new_zeros(1)
-        return [Marker(LOCATION_MARKER, torch.cat([self.target[0], level]), yaw_quat(level[0]), RED)]
+        return [Marker(LOCATION_MARKER, self._target_on_ground(), yaw_quat(self.target.new_zeros(())), RED)]
+
+    def lines(self) -> list[Lines]:
+        return [Lines(self._engine.root_pos[:1], self._target_on_ground().unsqueeze(0), RED)]
+
+    def _target_on_ground(self) -> Tensor:
+        """[3] m, of environment 0."""
+        return torch.cat([self.target[0], self.target.new_zeros(1)])
 
     def diagnostics(self) -> dict[str, Tensor]:
         return {**super().diagnostics(), **self._success.means()}

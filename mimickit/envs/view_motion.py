@@ -14,12 +14,14 @@ from mimickit.envs.base import DoneFlag
 from mimickit.envs.char_obs import CharObs
 from mimickit.envs.env import Env, View
 from mimickit.envs.env_config import ViewMotionConfig
-from mimickit.envs.parts import CharState, ConstantReward, Part, Reference, Snapshot
+from mimickit.envs.parts import CharState, ConstantReward, Lines, Part, Reference, Snapshot
 from mimickit.envs.ref_motion import clip_state, halves
 from mimickit.envs.termination import set_flag
 from mimickit.envs.world import REF_COLOR, Setup, body_ids
+from mimickit.util.distributed import Distributed
 
 LOOPS_SHOWN = 5  # of a clip that repeats; others are shown once
+CROSS_SIZE, CROSS_COLOR = 0.2, (0.8, 0.0, 0.0)  # m, half the length of a bar
 
 
 class Playback:
@@ -65,6 +67,26 @@ class PlaybackEnd(Part):
         return f"ends with the clip, or after {LOOPS_SHOWN} rounds of one that repeats"
 
 
+class KeyBodyCrosses(Part):
+    """Draws a cross of three bars along the world's axes at each of the key bodies' origins.
+
+    Args:
+        key_ids: [K] int64 bodies.
+    """
+
+    def __init__(self, engine: Engine, key_ids: Tensor) -> None:
+        self._engine = engine
+        self._key_ids = key_ids
+
+    def lines(self) -> list[Lines]:
+        center = self._engine.body_pos[0, self._key_ids].unsqueeze(1)  # [K, 1, 3]
+        bars = CROSS_SIZE * torch.eye(3, device=center.device)
+        return [Lines((center - bars).reshape(-1, 3), (center + bars).reshape(-1, 3), CROSS_COLOR)]
+
+    def describe(self) -> str:
+        return f"draws crosses at {len(self._key_ids)} key bodies"
+
+
 class KinematicError(Part):
     """``pose_err``: the largest distance (m) of a body in the engine from where the clip's kinematics have it.
 
@@ -89,6 +111,9 @@ class KinematicError(Part):
 
     def diagnostics(self) -> dict[str, Tensor]:
         return {"pose_err": self._largest.clone()}
+
+    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
+        return {"pose_err": dist.max_(self._largest.clone())}
 
     def clear_diagnostics(self) -> None:
         self._largest.zero_()
@@ -118,6 +143,7 @@ def build(config: ViewMotionConfig, setup: Setup) -> Env:
         ConstantReward(1.0, setup.num_envs, setup.device),
         PlaybackEnd(),
         KinematicError(engine),
+        KeyBodyCrosses(engine, key_ids),
     ]
     return Env(
         engine, character, Playback(motions, character, setup.num_envs), parts, low, high, float("inf"),

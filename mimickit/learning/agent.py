@@ -20,7 +20,8 @@ class AgentConfig(Config):
     steps_per_iter: int = Field(ge=1, description="control steps per environment and iteration")
     iters_per_output: int = Field(ge=1, description="iterations between evaluations")
     test_episodes: int = Field(ge=0, description="episodes of an evaluation, over all processes")
-    normalizer_samples: float = Field(float("inf"), ge=0.0, description="total samples after which normalisers freeze")
+    normalizer_samples: float = Field(
+        float("inf"), ge=0.0, allow_inf_nan=True, description="total samples after which normalisers freeze")
 
 
 class Agent(Protocol):

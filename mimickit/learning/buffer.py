@@ -66,6 +66,7 @@ class MinibatchSampler:
 
     def draw(self, count: int) -> torch.Tensor:
         """The next ``count`` indices, int64 [count]. ``k * capacity`` draws in all hit every index k times."""
+        assert self._permutation.shape[0] > 0, "nothing to draw from"
         pieces = []
         while count > 0:
             if self._position == self._permutation.shape[0]:
@@ -75,3 +76,13 @@ class MinibatchSampler:
             count -= piece.shape[0]
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Where the walk stands: ``order`` int64 [capacity] and ``position`` 0-d."""
+        return {"order": self._permutation, "position": torch.full((), self._position, dtype=torch.int64)}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from the :meth:`state` of a sampler of the same capacity."""
+        assert state["order"].shape == self._permutation.shape
+        self._permutation = state["order"].to(self._permutation.device)
+        self._position = int(state["position"])

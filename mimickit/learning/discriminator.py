@@ -280,7 +280,7 @@ class Discriminator:
         hidden = ("logit_loss",) if config.disc_logit_reg == 0.0 and isinstance(evidence, Demonstrations) else ()
         self._figures = {name: column for name, column in evidence.columns.items() if name not in hidden}
         self._update = NetworkUpdate(
-            self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs)
+            self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs, samplers=2)
         self.measures = TestMeasures(measure_names(evidence), self._judge, num_envs, device, config.cuda_graphs)
 
     def normalized_now(self) -> Tensor:
@@ -303,11 +303,11 @@ class Discriminator:
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 
     def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
-        return self._update.run(sampler)
+        return self._update.run(sampler, self._ring.walk)
 
-    def _loss(self, index: Tensor) -> BatchLoss:
+    def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         evidence = self.evidence
-        negatives = torch.cat([evidence.take(index), self._ring.draw(index.shape[0])])
+        negatives = torch.cat([evidence.take(index), self._ring.take(replay_index)])
         found = discriminator_loss(
             self._net, evidence.norm.normalize(negatives), evidence.good(index), self._config.disc_grad_penalty,
             self._config.disc_logit_reg)
@@ -347,7 +347,9 @@ class Discriminator:
         return prefixed("disc_replay.", self._ring.state())
 
     def load_local_state(self, state: dict[str, Tensor], where: str) -> None:
-        self._ring.load({name: state[f"disc_replay.{name}"] for name in ("data", "received")}, where)
+        prefix = "disc_replay."
+        ring = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        self._ring.load(ring, where)
 
 
 def measure_names(evidence: Evidence) -> tuple[str, ...]:

@@ -106,15 +106,17 @@ def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **opti
 
 @torch.no_grad()
 def mean_values(record: EpisodeRecord, env: VecEnv, dist: Distributed) -> dict[str, float]:
-    """Means of everything measured, over all processes: recorded names over the recorded episodes, other diagnostics of
-    the environment over all steps made. NaN where nothing was measured. One wait for the device."""
+    """Everything measured, over all processes: means of recorded names over the recorded episodes, other diagnostics of
+    the environment over all steps made. NaN where nothing was measured. Waits for the device."""
     sums = record.sums()
     _, count = sums["return"]
-    others = {name: value for name, value in env.diagnostics().items() if name not in sums}
+    others = {name: Stat(value, "mean", count) for name, value in env.diagnostics().items() if name not in sums}
+    if dist.world_size > 1:
+        others |= {name: Stat(value, "max") for name, value in env.pooled_diagnostics(dist).items()}  # equal everywhere
     found = reduce_stats({
         **{f"sum.{name}": Stat(total, "sum") for name, (total, _) in sums.items()},
         **{f"weight.{name}": Stat(weight, "sum") for name, (_, weight) in sums.items()},
-        **{name: Stat(value, "mean", count) for name, value in others.items()},
+        **others,
     }, dist)
     means = {name: _quotient(found[f"sum.{name}"], found[f"weight.{name}"], 0.0 if name in OWN_NAMES else math.nan)
              for name in sums}

@@ -59,8 +59,13 @@ class FlatOptimizer:
         self._moment1 = torch.zeros_like(self._flat)
         self._moment2 = torch.zeros_like(self._flat) if config.type == "Adam" else None
         self._count = torch.zeros((), device=first.device)
-        self.rate = torch.full((), config.learning_rate, dtype=first.dtype, device=first.device)
+        self._rate_factor = torch.ones((), dtype=first.dtype, device=first.device)  # adapted; of the configured rate
         dist.broadcast_([self._flat])
+
+    @property
+    def rate(self) -> torch.Tensor:
+        """The learning rate, 0-d: the configured one, times what :meth:`adapt_rate` made of it."""
+        return self._rate_factor * self._config.learning_rate
 
     def set_gradient(self, loss: torch.Tensor, weight: torch.Tensor | float = 1.0) -> None:
         """Differentiate ``loss``; ``weight`` is this process's share when gradients are averaged over processes."""
@@ -101,9 +106,8 @@ class FlatOptimizer:
         By a factor of 1.5 where it misses the target by more than 2, between 1/30 and 30 times the configured rate
         (Schulman et al. 2017, section 4, with the rate in place of the penalty). Does not wait.
         """
-        first = self._config.learning_rate
         factor = 1.0 + 0.5 * (kl < 0.5 * target).to(kl.dtype) - (kl > 2.0 * target).to(kl.dtype) / 3.0
-        self.rate.mul_(factor).clamp_(first / RATE_SPAN, first * RATE_SPAN)
+        self._rate_factor.mul_(factor).clamp_(1.0 / RATE_SPAN, RATE_SPAN)
 
     def check_equal(self) -> None:
         """Compare all parameters with the root's. Waits.
@@ -115,10 +119,11 @@ class FlatOptimizer:
             return
         root = self._flat.clone()
         self._dist.broadcast_([root])
-        equal = (self._flat == root).all().to(torch.int32)
+        equal = (self._flat.view(torch.uint8) == root.view(torch.uint8)).all().to(torch.int32)  # NaN equals NaN
         if self._dist.min_(equal).item():
             return
-        own = [name for name, part in self._slices.items() if not torch.equal(self._flat[part], root[part])]
+        own = [name for name, part in self._slices.items()
+               if not torch.equal(self._flat[part].view(torch.uint8), root[part].view(torch.uint8))]
         found = self._dist.all_gather_object(own)
         detail = "; ".join(f"process {rank}: {', '.join(names)}" for rank, names in enumerate(found) if names)
         raise MimicKitError(f"parameters are no longer equal to those of process 0 ({detail})")
@@ -128,8 +133,8 @@ class FlatOptimizer:
         self._dist.broadcast_([self._flat])
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Moments, step count and learning rate; the parameters belong to the model."""
-        state = {"moment1": self._moment1, "count": self._count, "rate": self.rate}
+        """Moments, step count and how far the learning rate was adapted; the parameters belong to the model."""
+        state = {"moment1": self._moment1, "count": self._count, "rate_factor": self._rate_factor}
         return state if self._moment2 is None else {**state, "moment2": self._moment2}
 
     def mutable(self) -> list[torch.Tensor]:

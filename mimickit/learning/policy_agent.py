@@ -52,7 +52,7 @@ class PolicyConfig(AgentConfig):
     critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = as is fast")
     kl_target: float = Field(0.0, ge=0.0, description="mean KL divergence over an update's steps to which the actor's "
                                                       "learning rate is adapted; 0 = fixed rate (ours)")
-    exp_anneal_samples: float = Field(float("inf"), gt=0.0, description="total samples")
+    exp_anneal_samples: float = Field(float("inf"), gt=0.0, allow_inf_nan=True, description="total samples")
     exp_prob_beg: float = Field(1.0, ge=0.0, le=1.0, description="probability of a random action at the start")
     exp_prob_end: float = Field(1.0, ge=0.0, le=1.0, description="and after exp_anneal_samples")
     tf32: bool = Field(True, description="TensorFloat-32 matrix products on CUDA (ours; 10 bits of mantissa, faster)")
@@ -316,12 +316,13 @@ class PolicyAgent:
 
     def _adapt_rate(self, change: Stat) -> dict[str, Stat]:
         """Change the actor's learning rate, equally on all processes."""
-        optimizer, kl = self._actor.optimizer, change.value
+        optimizer, kl, weight = self._actor.optimizer, change.value, change.weight
         if self._dist.world_size > 1:
-            total = self._dist.sum_(torch.stack([kl * change.weight, change.weight.to(kl.dtype)]))
-            kl = total[0] / total[1].clamp(min=1.0)
-        optimizer.adapt_rate(kl, self.config.kl_target)
-        return {"Actor_Rate": Stat(optimizer.rate.clone())}
+            total = self._dist.sum_(torch.stack([kl * weight, weight.to(kl.dtype)]))
+            kl, weight = total[0] / total[1].clamp(min=1.0), total[1]
+        target = self.config.kl_target
+        optimizer.adapt_rate(torch.where(weight > 0.0, kl, target), target)  # no random action: nothing to go by
+        return {"Actor_Rate": Stat(optimizer.rate)}
 
     @torch.no_grad()
     def _build_targets(self) -> dict[str, Stat]:
@@ -337,7 +338,10 @@ class PolicyAgent:
         weight, weight_stats = self._objective.weigh(advantage, mean, std)
         rollout["target"].copy_(target)
         rollout["weight"].copy_(weight)
-        return {"Adv_Mean": Stat(mean), "Adv_Std": Stat(std), **weight_stats, **reward_stats}
+        advantage_stats = {"Adv_Mean": Stat(mean), "Adv_Std": Stat(std), **weight_stats}
+        if self._latent is not None:  # ASE names its rewards first
+            return reward_stats | advantage_stats
+        return advantage_stats | reward_stats
 
     def _add_rewards(self) -> dict[str, Stat]:
         """Replace the rollout's rewards by the weighted sum of all rewards."""

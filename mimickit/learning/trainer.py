@@ -240,7 +240,7 @@ class _Training:
         if evaluation is not None:
             self.evaluation = evaluation
             reached = [evaluation.mean_return, evaluation.episode_length]
-            improved = reached > self.best
+            improved = reached >= self.best
             self.best = max(self.best, reached)
         row = self._row()
         self.logger.write(row, [column_name(name) for name in self._shown_measures()])

@@ -29,22 +29,24 @@ class NetworkUpdate:
     """All minibatch steps of an iteration for one network.
 
     Args:
-        loss_fn: sample indices [B] -> :class:`BatchLoss`. Captured on CUDA: fixed shapes, no waiting.
+        loss_fn: sample indices [B], of each sampler -> :class:`BatchLoss`. Captured on CUDA: fixed shapes, no waiting.
         stat_names: columns that the loss function's stats fill; their means over all steps are reported.
         batch: samples of a minibatch.
         steps: optimiser steps of an iteration.
         use_graphs: False runs eagerly on CUDA.
+        samplers: how many :meth:`run` is given.
     """
 
     def __init__(
         self,
-        loss_fn: Callable[[torch.Tensor], BatchLoss],
+        loss_fn: Callable[..., BatchLoss],
         stat_names: Sequence[str],
         optimizer: FlatOptimizer,
         batch: int,
         steps: int,
         dist: Distributed,
         use_graphs: bool = True,
+        samplers: int = 1,
     ) -> None:
         device = dist.device
         self.optimizer = optimizer
@@ -53,7 +55,7 @@ class NetworkUpdate:
         self._batch = batch
         self._steps = steps
         self._dist = dist
-        self._index = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._indices = [torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(samplers)]
         self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)  # stats, weights
         self._total_steps = 0
         state = [self._sums, *optimizer.mutable()]
@@ -65,11 +67,12 @@ class NetworkUpdate:
                 Graphed(optimizer.step, device, state=[*state, optimizer.gradient], enabled=use_graphs),
             ]
 
-    def run(self, sampler: MinibatchSampler) -> dict[str, Stat]:
+    def run(self, *samplers: MinibatchSampler) -> dict[str, Stat]:
         """Make all steps of an iteration. Does not wait for the device (but for the equality check now and then)."""
         self._sums.zero_()
         for _ in range(self._steps):
-            self._index.copy_(sampler.draw(self._batch))
+            for index, sampler in zip(self._indices, samplers, strict=True):
+                index.copy_(sampler.draw(self._batch))
             if self._dist.world_size == 1:
                 self._graphs[0]()
             else:
@@ -83,7 +86,7 @@ class NetworkUpdate:
         return {name: Stat(total / self._steps, "mean", weight) for name, total in zip(self._names, sums, strict=True)}
 
     def _differentiate(self) -> None:
-        result = self._loss_fn(self._index)
+        result = self._loss_fn(*self._indices)
         self.optimizer.set_gradient(result.loss, result.weight)
         self._sums += torch.stack([x.detach().double() for x in (*result.stats, result.weight)])
 

@@ -2,7 +2,8 @@
 
 The command line is read before the file that its ``--arg_file`` names, so it overrides the file; within one source the
 first mention wins. A token that begins with ``#`` ends its line's values in a file and is dropped on a command line.
-Words that belong to no flag, and a second value where one is read, are errors: nothing is dropped in silence.
+Words that belong to no flag, unknown flags and a second value where one is read are ignored, but not in silence:
+:meth:`Args.ignored` names them.
 No heavy imports: the acceptance suite reads args files with this module.
 """
 
@@ -21,10 +22,16 @@ FALSE_WORDS = frozenset({"false", "f", "0", "no", "off"})
 
 @dataclass(frozen=True)
 class Args:
-    """Flags and their values, in order of first mention; ``source`` tells where each flag came from."""
+    """Flags and their values, in order of first mention.
+
+    Attributes:
+        source: where each flag came from.
+        remarks: what was dropped while reading, a sentence each.
+    """
 
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> Args:
@@ -32,14 +39,17 @@ class Args:
 
         Raises:
             AssetMissingError: the args file does not exist.
-            UserError: words that belong to no flag; an args file that is not text or names another.
+            UserError: ``--arg_file`` without a value, or an args file that is not text.
         """
-        command = parse_tokens(argv)
-        args = cls(command, dict.fromkeys(command, "command line"))
+        command, stray = parse_tokens(argv)
+        args = cls(command, dict.fromkeys(command, "command line"), _remarks(stray, "command line"))
         if (path := args.text("arg_file")) is None:
             return args
-        given = read_arg_file(path)
-        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source})
+        given, stray = parse_tokens(read_arg_file(path))
+        remarks = (*args.remarks, *_remarks(stray, path))
+        if (inside := given.pop("arg_file", None)) is not None:
+            remarks += (f"--arg_file {' '.join(inside)} ({path}) is ignored: an args file cannot name another",)
+        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source}, remarks)
 
     def __contains__(self, flag: str) -> bool:
         return flag in self.values
@@ -49,14 +59,11 @@ class Args:
         return list(self.values[flag]) if flag in self.values else None
 
     def text(self, flag: str, default: str | None = None, choices: Iterable[str] | None = None) -> str | None:
-        """The value of a flag. Raises UserError when it has none or several, or one that is not in ``choices``."""
+        """The value of a flag, the first of several. Raises UserError when it has none, or one not in ``choices``."""
         if flag not in self.values:
             return default
         if not self.values[flag]:
             raise UserError(f"--{flag} ({self.source[flag]}) needs a value")
-        if len(self.values[flag]) > 1:
-            raise UserError(f"--{flag} {' '.join(self.values[flag])} ({self.source[flag]}): takes one value, "
-                            f"{len(self.values[flag])} are given")
         value = self.values[flag][0]
         if choices is not None and value not in (allowed := list(choices)):
             raise UserError(f"--{flag} {value} ({self.source[flag]}): allowed are {', '.join(allowed)}")
@@ -103,21 +110,24 @@ class Args:
             raise UserError(f"--{flag} {word} ({self.source[flag]}): allowed are true and false")
         return word.lower() in TRUE_WORDS
 
-    def require_known(self, known: Iterable[str]) -> None:
-        """Raise UserError naming every flag that is not in ``known``, with the nearest known one."""
-        known = list(known)
-        unknown = [f"unknown flag --{flag} ({self.source[flag]}){nearest(flag, known, prefix='--')}"
-                   for flag in self.values if flag not in known]
-        if unknown:
-            raise UserError("; ".join(unknown) + "; --help lists all flags")
+    def ignored(self, known: Iterable[str], lists: Iterable[str]) -> list[str]:
+        """What has no effect, a sentence each: words without a flag, flags that are not in ``known`` (with the nearest
+        known one), and values after the first of flags that are not in ``lists``."""
+        known, lists = list(known), set(lists)
+        found = list(self.remarks)
+        for flag, values in self.values.items():
+            if flag not in known:
+                found.append(f"unknown flag --{flag} ({self.source[flag]}) is ignored"
+                             f"{nearest(flag, known, prefix='--')}; --help lists all flags")
+            elif len(values) > 1 and flag not in lists:
+                found.append(f"--{flag} {' '.join(values)} ({self.source[flag]}): takes one value, only {values[0]} "
+                             "is used")
+        return found
 
 
-def parse_tokens(tokens: Iterable[str], where: str = "command line") -> dict[str, tuple[str, ...]]:
-    """Flags and their values from tokens. A flag starts with ``--`` and has at least three characters; what follows,
-    up to the next flag, are its values; tokens starting with ``#`` are dropped.
-
-    Raises:
-        UserError: words before the first flag.
+def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Flags and their values from tokens, and the words before the first flag. A flag starts with ``--`` and has at
+    least three characters; what follows, up to the next flag, are its values; tokens starting with ``#`` are dropped.
     """
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
@@ -128,19 +138,23 @@ def parse_tokens(tokens: Iterable[str], where: str = "command line") -> dict[str
             found.setdefault(token[2:], current)
         elif not token.startswith("#"):
             (stray if current is None else current).append(token)
-    if stray:
-        hint = f" (did you mean --arg_file {stray[0]}?)" if stray[0].endswith(".txt") else ""
-        raise UserError(f"'{' '.join(stray)}' ({where}) belongs to no flag{hint}; flags begin with --, their values "
-                        "follow them; --help lists all flags")
-    return {flag: tuple(values) for flag, values in found.items()}
+    return {flag: tuple(values) for flag, values in found.items()}, stray
 
 
-def read_arg_file(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Flags of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too.
+def _remarks(stray: Sequence[str], where: str) -> tuple[str, ...]:
+    if not stray:
+        return ()
+    hint = f" (did you mean --arg_file {stray[0]}?)" if stray[0].endswith(".txt") else ""
+    return (f"'{' '.join(stray)}' ({where}) belongs to no flag and is ignored{hint}; flags begin with --, their values "
+            "follow them",)
+
+
+def read_arg_file(path: str | Path) -> list[str]:
+    """Tokens of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too.
 
     Raises:
         AssetMissingError: no such file.
-        UserError: not a text file, words before the first flag, or an ``--arg_file`` inside.
+        UserError: not a text file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -155,8 +169,4 @@ def read_arg_file(path: str | Path) -> dict[str, tuple[str, ...]]:
             if token.startswith("#"):
                 break
             tokens.append(token)
-    flags = parse_tokens(tokens, str(path))
-    if "arg_file" in flags:
-        raise UserError(f"--arg_file {' '.join(flags['arg_file'])} ({path}): an args file cannot name another; give it "
-                        "on the command line")
-    return flags
+    return tokens

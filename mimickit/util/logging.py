@@ -100,7 +100,7 @@ class Logger:
             file.write(header + format_row(cells))
         if self._sink is not None:
             measures = set(measures)
-            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if k in row and k != "Samples"}
+            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if k in row}
             self._sink.write(tags, int(row["Samples"]))
 
     def close(self) -> None:

@@ -89,6 +89,7 @@ def test_ase_gives_skills_that_the_encoder_tells_apart(tmp_path):
     assert after.measures["miss"] < 0.65 * before.measures["miss"]  # and stays among the demonstrations
     columns, _ = read_log(tmp_path / "log.txt")
     assert {"Diversity_Loss", "Enc_Loss", "Enc_Reward_Mean", "Enc_Reward_Std", "Disc_Reward_Mean"} <= set(columns)
+    assert columns.index("Disc_Reward_Mean") < columns.index("Enc_Reward_Mean") < columns.index("Adv_Mean")
 
 
 def test_ase_without_its_reward_does_not(tmp_path):

@@ -237,6 +237,14 @@ def test_changed_configuration_is_mentioned(tmp_path, capsys):
             "agent.model.action_std 0.05 (before: 0.1)\n") in said
 
 
+def test_without_random_actions_the_rate_stays(tmp_path):
+    keys = {"exp_prob_beg": 0.0, "exp_prob_end": 0.0, "kl_target": 0.03,
+            "actor_optimizer": {"type": "Adam", "learning_rate": 1e-3}}
+    run(tmp_path, agent_keys=keys, max_iters=4)
+    columns, rows = read_log(tmp_path / "log.txt")
+    assert float(rows[-1][columns.index("Actor_Rate")]) == pytest.approx(1e-3)
+
+
 def test_nonfinite_environment_steps_fail_the_run(tmp_path):
     with pytest.raises(NonFiniteError, match=r"iteration 0: 1 environment step"):
         run(tmp_path, env=ToyEnv(16, nan_at=3), max_iters=1)

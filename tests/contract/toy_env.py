@@ -80,6 +80,9 @@ class ToyEnv:
     def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return {}
 
+    def pooled_diagnostics(self, dist) -> dict[str, torch.Tensor]:
+        return {}
+
     def health(self) -> dict[str, torch.Tensor]:
         zero = torch.zeros((), dtype=torch.int64)
         return {"nonfinite": self._nonfinite, "contact_overflow": zero, "constraint_overflow": zero}

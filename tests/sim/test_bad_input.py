@@ -35,11 +35,6 @@ def write_env(tmp_path, **changes):
     return str(path)
 
 
-def test_unknown_flag(tmp_path):
-    text = refused(tmp_path, "--num_env", "4")
-    assert "unknown flag --num_env (command line) (did you mean '--num_envs'?)" in text
-
-
 def test_unknown_yaml_key(tmp_path):
     text = refused(tmp_path, "--env_config", write_env(tmp_path, episode_lenght=3))
     assert "env.yaml: unknown key 'episode_lenght' (did you mean 'episode_length'?)" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,70 @@ def test_reference_poses_are_required_when_shown(tmp_path, recorder_class):
     with pytest.raises(ValueError, match="reference"), \
             recorder_class(standing(), tmp_path / "a.mp4", 30, WIDTH, HEIGHT, show_reference=True) as recorder:
         recorder.capture()
+
+
+def test_lines_are_drawn_while_they_are_there(tmp_path, recorder_class):
+    def red(*lines):
+        image = recorder.capture(lines=lines).astype(int)
+        return np.argwhere((image[..., 0] > image[..., 1] + 40) & (image[..., 0] > image[..., 2] + 40))
+
+    begin, end = torch.tensor([[-1.5, 0.0, 0.9]]), torch.tensor([[-0.5, 0.0, 0.9]])
+    upright, color = torch.tensor([[-1.0, 0.0, 1.9], [-1.0, 0.0, 0.4]]), (0.8, 0.0, 0.0)
+    with recorder_class(standing(), tmp_path / "a.mp4", 30, WIDTH, HEIGHT, num_png=0) as recorder:
+        assert len(red()) == 0
+        one = red((begin, end, color))
+        assert np.ptp(one[:, 1]) > 10 * np.ptp(one[:, 0]) > 0 and one[:, 1].max() < WIDTH / 2  # level, to the left
+        assert np.median(np.unique(one[:, 1], return_counts=True)[1]) in (2, 3)  # pixels wide, smoothed
+        more = red((begin, end, color), (upright[:1], upright[1:], color), (begin[:0], end[:0], color))
+        assert np.ptp(more[:, 1]) == np.ptp(one[:, 1]) and np.ptp(more[:, 0]) > 0.5 * np.ptp(more[:, 1])
+        assert len(red()) == 0
+
+
+def test_keys_of_the_window(monkeypatch):
+    """Newton's own viewer and its handling of keys, off screen; a key, or none, is pressed in each rendered frame."""
+    from newton._src.viewer.viewer_gui import ViewerGui
+
+    from mimickit.engines import newton_viewer
+
+    open_viewer = newton_viewer.open_viewer
+    monkeypatch.setattr(newton_viewer, "open_viewer", lambda width, height, headless: open_viewer(width, height))
+    engine = standing()
+    engine.control_dt = 1 / 30
+    window = newton_viewer.LiveWindow(engine, 64, 64)
+    viewer = window._scene.viewer
+    viewer.gui = SimpleNamespace(_viewer=viewer, is_keyboard_capturing=lambda: False, show_ui=True)
+    viewer.gui.handle_key_press = partial(ViewerGui.handle_key_press, viewer.gui)
+    from pyglet.window import key
+
+    def frames(*keys):
+        """How many frames are rendered until the next step, while these keys are pressed."""
+        count = 0
+
+        def end_frame():
+            nonlocal count
+            assert count < len(keys), "still paused"
+            if keys[count] is not None:
+                viewer.on_key_press(keys[count], 0)  # as Newton's renderer calls it
+            count += 1
+
+        monkeypatch.setattr(viewer, "end_frame", end_frame)
+        window.show()
+        return count
+
+    assert frames(None, None) == 1  # running
+    assert frames(key.ENTER, None, None, key.ENTER, None) == 4
+    assert frames(None, None) == 1
+    assert frames(key.NUM_ENTER, key.H, key.SPACE, None) == 3  # paused, then one step
+    assert frames(None, key.SPACE, None) == 2  # paused again after it
+    assert frames(None, key.NUM_ENTER, None) == 2
+    assert frames(key.SPACE, None) == 1  # while running: one more step
+    assert frames(None, None, key.ENTER, None) == 3  # then paused
+    assert frames(None, None) == 1
+    monkeypatch.setattr(viewer.renderer, "close", lambda: monkeypatch.setattr(viewer, "is_running", lambda: False))
+    assert frames(key.ENTER, None, key.ESCAPE, None) == 3  # closing ends a pause
+    assert window.closed
+    monkeypatch.undo()
+    window.close()
 
 
 def test_missing_display_libraries_are_a_paragraph(tmp_path):

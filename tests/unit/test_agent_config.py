@@ -40,6 +40,22 @@ def test_every_agent_has_a_tuned_variant_that_keeps_method_and_networks(path):
     assert getattr(tuned, "task_reward_weight", None) == getattr(shipped, "task_reward_weight", None)
 
 
+def test_whole_numbers_in_scientific_notation():
+    data = load_yaml(FILE.parent / "amp_humanoid_agent.yaml")
+    assert parse_agent_config({**data, "disc_buffer_size": "2e5"}).disc_buffer_size == 200_000
+    with pytest.raises(UserError, match="disc_buffer_size"):
+        parse_agent_config({**data, "disc_buffer_size": "2.5"})
+
+
+@pytest.mark.parametrize(("key", "value"), [("action_entropy_weight", float("nan")),
+                                            ("disc_reward_weight", float("inf")),
+                                            ("normalizer_samples", float("nan"))])
+def test_numbers_that_are_none(key, value):
+    data = load_yaml(FILE.parent / "amp_humanoid_agent.yaml")
+    with pytest.raises(UserError, match=f"key '{key}' = {value}"):
+        parse_agent_config({**data, key: value})
+
+
 def test_shipped_values_of_the_methods():
     def shipped(name):
         return parse_agent_config(load_yaml(FILE.parent / f"{name}_agent.yaml"))

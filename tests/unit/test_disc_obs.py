@@ -181,6 +181,17 @@ def test_default_pose_starts(tmp_path):
     assert (frames.root_pos[~still][:, 0] - frames.root_pos[~still][:, -1]).abs().amax(dim=-1).min() > 0.1
 
 
+def test_default_pose_starts_towards_the_clip(tmp_path):
+    """Only the beginning is the pose: the targets are the drawn clip's from the first observation on."""
+    env = make_env("ase", num_envs=50, motion_file=write_clip(tmp_path / "clip.pkl"), default_reset_prob=1.0,
+                   enable_tar_obs=True, tar_obs_steps=[1, 2])
+    _, fresh = env.source.look(torch.zeros(50))
+    begin, targets = fresh.frames.root_pos[:, 0], fresh.frames.root_pos[:, 1:]
+    torch.testing.assert_close(begin[:, 2], torch.full((50,), 0.882416))
+    torch.testing.assert_close(targets[..., 2], torch.full((50, 2), 0.9))
+    assert (targets[:, 1] - targets[:, 0]).abs().amax() > 1e-3  # which goes on
+
+
 def test_default_pose_and_pose_termination_do_not_go_together(tmp_path):
     with pytest.raises(UserError, match=r"pose_termination compares with a clip"):
         make_env("ase", motion_file=write_clip(tmp_path / "clip.pkl"), pose_termination=True)

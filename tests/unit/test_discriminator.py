@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mimickit.learning import adversarial_agents, ppo_agent
+from mimickit.learning import adversarial_agents, discriminator, ppo_agent
 from mimickit.learning.agents import build_agent
 from mimickit.learning.buffer import MinibatchSampler
 from mimickit.learning.discriminator import (
@@ -163,6 +163,42 @@ def test_discriminator_learns_to_tell():
     found = {name: total.sum() / count.sum() for name, (total, count) in disc.measures.sums().items()}
     assert found["test_disc_agent_acc"] == 1.0 and found["test_disc_demo_acc"] == 1.0
     assert found["test_disc_agent_logit"] < 0.0 < found["test_disc_demo_logit"]
+
+
+def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
+    """What is judged beside the rollout: every sample of the ring equally often, also over the end of a pass."""
+    torch.manual_seed(0)
+    env = StillEnv(4)
+    keys = {"disc_batch_size": 3, "disc_epochs": 4, "disc_buffer_size": 88, "disc_replay_samples": 0}
+    disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, 16))
+    judged = []
+
+    def spy(net, negatives, *rest):
+        judged.append((negatives[12:, 0] * 128).round().long())
+        return discriminator_loss(net, negatives, *rest)
+
+    monkeypatch.setattr(discriminator, "discriminator_loss", spy)
+
+    def learn(first):
+        """From a rollout of the numbers from ``first`` on: 24 minibatches of 12."""
+        for t in range(16):
+            number = first + 4 * t + torch.arange(4)
+            env.info["disc_obs"].copy_((number / 128).unsqueeze(-1).expand(4, 2))
+            disc.record(t)
+        disc.reward()
+        judged.clear()
+        disc.update(MinibatchSampler(64, "cpu"))
+        counts = torch.bincount(torch.cat(judged), minlength=128)
+        assert len(judged) == 24 and counts.sum() == 288
+        return counts
+
+    part = learn(0)  # 64 of 88: four passes and a half
+    assert part[64:].sum() == 0 and set(part[:64].tolist()) == {4, 5}
+    full = learn(64)  # 64 new ones and 24 old ones, a new order: three passes and 24 of the next
+    assert sorted(full[full > 0].tolist()) == [3] * 64 + [4] * 24
+    assert set(full[64:].tolist()) == {3, 4}  # the new ones too
+    full += learn(0)  # none enters the full ring, the pass goes on: six passes and 48 of the next
+    assert sorted(full[full > 0].tolist()) == [6] * 40 + [7] * 48
 
 
 def test_rewards_in_slices_change_nothing():

@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -10,15 +11,23 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
+from mimickit.anim.motion import LoopMode
 from mimickit.config import build
+from mimickit.envs.base import EnvMode
+from mimickit.envs.disc_obs import Frames
+from mimickit.envs.similarity import MotionSimilarity
 from mimickit.learning import ppo
+from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
+from mimickit.learning.evaluate import mean_values, run_test
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.stats import Stat, reduce_stats
+from mimickit.learning.tracker import EpisodeRecord
 from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
 from tests.saving import write_checkpoint
+from tests.unit.env_case import make_env, write_clip
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -151,6 +160,11 @@ def weighted_step(dist):
 def deviating_parameters(dist):
     p, flat = optimizer(dist, 1.0)
     flat.check_equal()
+    with torch.no_grad():
+        p.fill_(float("nan"))
+    flat.check_equal()  # told as what it is, elsewhere
+    with torch.no_grad():
+        p.fill_(1.0)
     if dist.rank == 1:
         with torch.no_grad():
             p += 1e-3
@@ -168,6 +182,53 @@ def checkpoint_of_two(dist, folder):
     assert sorted(found.manifest["files"]) == ["rank_0.pt", "rank_1.pt", "shared.pt"]
 
 
+def largest_error(dist, clip):
+    """An engine that is right on process 0 and 1 m off on process 1."""
+    env = make_env("view_motion", num_envs=2, motion_file=clip)
+    right = env.engine._kinematics
+
+    def kinematics():
+        right()
+        env.engine.body_pos[1, 7, 2] += dist.rank
+
+    env.engine._kinematics = kinematics
+    found = run_test(env, DummyAgent(env, DummyConfig(), dist), dist, 4)
+    assert found.complete and found.measures["pose_err"] == pytest.approx(1.0, abs=1e-5)
+
+
+def similarity(dist, clip):
+    """Six characters doing different things, three a process: the same figures as of all six in one."""
+    env = make_env("amp", num_envs=1, motion_file=clip)
+    windows = next(part for part in env.parts if hasattr(part, "frames"))._windows
+    every = windows.ending(torch.zeros(6, dtype=torch.int64), torch.tensor([0.3, 0.4, 0.45, 0.8, 0.9, 1.0]))
+
+    def figures(who, among):
+        count = who.stop - who.start
+        history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: Frames(*(x[who] for x in every)))
+        env.parts = [MotionSimilarity(history, windows, count, env.dt)]
+        env.set_mode(EnvMode.TEST)
+        yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
+        record = EpisodeRecord(count, "cpu", per_env=1, measures=env.measure_sums())
+        env.parts[0].measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
+        record.update(torch.ones(count), flags)
+        found = [mean_values(record, env, among) for _ in range(2)]
+        assert found[0] == found[1]  # to read them changes nothing
+        return found[0]
+
+    whole = figures(slice(0, 6), Distributed.single("cpu"))
+    own = figures(slice(3 * dist.rank, 3 * dist.rank + 3), Distributed.single("cpu"))
+    together = figures(slice(3 * dist.rank, 3 * dist.rank + 3), dist)
+    assert own["coverage_err"] > 1.5 * whole["coverage_err"] and own["motion_dist"] > 1.5 * whole["motion_dist"]
+    for name in ("motion_err", "coverage_err", "motion_dist", "episodes"):
+        assert together[name] == pytest.approx(whole[name], rel=1e-4), name
+    assert dist.all_gather_object(together) == [together, together]
+
+
+def measured_together(dist, clip):
+    largest_error(dist, clip)
+    similarity(dist, clip)
+
+
 def all_checks(dist, folder):
     worked_numbers(dist)
     one_step(dist)
@@ -178,6 +239,10 @@ def all_checks(dist, folder):
 
 def test_two_processes(tmp_path):
     in_two_processes(all_checks, tmp_path)
+
+
+def test_an_evaluation_measures_the_characters_of_both_processes(tmp_path):
+    in_two_processes(measured_together, write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP))
 
 
 def test_start_and_stop_twice_in_one_process():

@@ -67,7 +67,7 @@ def test_pose_termination_has_no_meaning_when_viewing():
 
 def test_targets_need_steps():
     assert "tar_obs_steps" in message(tar_obs_steps=[])
-    assert "key 'tar_obs_steps.1' = 0: input should be greater than or equal to 1" in message(tar_obs_steps=[1, 0])
+    assert "key 'tar_obs_steps.1' = -1: input should be greater than or equal to 0" in message(tar_obs_steps=[0, -1])
 
 
 def test_init_pose_is_finite():
@@ -121,15 +121,30 @@ def test_wrong_lengths(tmp_path):
     assert "key 'init_pose' has 33 numbers" in text and "34" in text
 
 
+def test_environments_to_come():
+    assert "env_name 'smp' is not supported yet; supported: add, amp" in message(env_name="smp")
+
+
 def test_engine_block_of_the_environment(tmp_path):
     data = settings("deepmimic", engine={"sim_freq": 120, "ground_contact_height": 0.15})
-    shared = engine_config()
-    merged = merge_engine_config(shared, make_env_config(data, "e.yaml"))
+    file = ROOT / "data/engines/newton_engine.yaml"
+    merged = merge_engine_config(file, make_env_config(data, "e.yaml"))
     assert (merged.sim_freq, merged.ground_contact_height, merged.control_freq) == (120, 0.15, 30)
-    assert shared.sim_freq == 240
+    assert merge_engine_config(file, make_env_config(data, "e.yaml"), {"sim_freq": 60}).sim_freq == 60
     bad = make_env_config(data | {"engine": {"sim_frequency": 120}}, "e.yaml")
-    with pytest.raises(UserError, match=r"e\.yaml, key 'engine'.*sim_frequency.*sim_freq"):
-        merge_engine_config(shared, bad)
+    with pytest.raises(UserError, match=r"newton_engine\.yaml with e\.yaml, key 'engine': .*sim_frequency.*sim_freq"):
+        merge_engine_config(file, bad)
+
+
+def test_engine_block_completes_and_redirects_the_engine_file(tmp_path):
+    file = tmp_path / "engine.yaml"
+    file.write_text("engine_name: isaac_gym\ncontrol_mode: pos\n")
+    whole = make_env_config(settings("deepmimic", engine={"engine_name": "newton", "env_spacing": 5}), "e.yaml")
+    merged = merge_engine_config(file, whole)
+    assert (merged.env_spacing, merged.sim_freq, merged.control_freq) == (5.0, 60, 10)
+    part = make_env_config(settings("deepmimic", engine={"engine_name": "newton"}), "e.yaml")
+    with pytest.raises(UserError, match="missing key 'env_spacing'"):
+        merge_engine_config(file, part)
 
 
 def test_number_of_environments(tmp_path):

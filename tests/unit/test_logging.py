@@ -87,8 +87,8 @@ def test_tensorboard_tags(tmp_path, monkeypatch):
     logger.write(row(0, Critic_Loss=1.0, Root_Pos_Err=0.1), measures=["Root_Pos_Err"])
     logger.close()
     assert scalars == [
-        ("1_Info/Iteration", 100), ("1_Info/Wall_Time", 100), ("0_Main/Test_Return", 100), ("Misc/Critic_Loss", 100),
-        ("2_Env/Root_Pos_Err", 100),
+        ("1_Info/Iteration", 100), ("1_Info/Wall_Time", 100), ("1_Info/Samples", 100), ("0_Main/Test_Return", 100),
+        ("Misc/Critic_Loss", 100), ("2_Env/Root_Pos_Err", 100),
     ]
 
 

@@ -87,6 +87,15 @@ def test_the_rate_follows_the_policys_change(kl, expected):
     assert p[0].item() == pytest.approx(1.0 - expected)
 
 
+def test_a_resumed_run_keeps_the_adaptation_and_takes_the_configured_rate():
+    before, after = (FlatOptimizer({"p": nn.Parameter(torch.ones(1))}, config(learning_rate=rate), ALONE)
+                     for rate in (0.1, 0.02))
+    before.adapt_rate(torch.tensor(0.0), 0.03)
+    for name, tensor in after.state_tensors().items():
+        tensor.copy_(before.state_tensors()[name])
+    assert after.rate.item() == pytest.approx(0.03)
+
+
 @pytest.mark.parametrize(("kl", "limit"), [(0.0, 3.0), (1.0, 0.1 / 30)])
 def test_the_rate_stays_within_limits(kl, limit):
     optimizer = FlatOptimizer({"p": nn.Parameter(torch.ones(1))}, config(), ALONE)

@@ -20,13 +20,61 @@ def test_oldest_are_overwritten():
     assert ring.full and ring.received % ring.capacity == 2
 
 
-def test_draws_are_uniform_over_what_is_there():
+def drawn(ring, count):
+    """Numbers of ``count`` samples."""
+    return ring.take(ring.walk.draw(count))[:, 0].int().tolist()
+
+
+@pytest.mark.parametrize("pushed", [10, 25])
+@pytest.mark.parametrize("count", [1, 3, 10, 25])
+def test_every_row_of_a_full_ring_is_drawn_equally_often(pushed, count):
+    torch.manual_seed(0)
+    ring = ReplayRing(10, 1, "cpu")
+    for first in range(1, pushed + 1, 5):
+        ring.push(column(first, first + 4))
+    numbers = [number for _ in range(10) for number in drawn(ring, count)]
+    for start in range(0, len(numbers), 10):  # each pass holds every sample once
+        assert sorted(numbers[start:start + 10]) == list(range(pushed - 9, pushed + 1))
+    assert len(numbers) == 10 * count and numbers[:10] != list(range(pushed - 9, pushed + 1))
+
+
+def test_draws_cover_what_is_there_and_nothing_else():
     torch.manual_seed(0)
     ring = ReplayRing(100, 1, "cpu")
     ring.push(column(1, 30))
-    counts = torch.bincount(ring.draw(30_000)[:, 0].long(), minlength=31)
-    assert counts[0] == 0  # nothing of the empty part
-    assert counts[1:].min() > 850 and counts[1:].max() < 1150
+    first_drawn = set()
+    for _ in range(20):
+        assert sorted(drawn(ring, 40) + drawn(ring, 50)) == sorted([*range(1, 31)] * 3)
+        first_drawn.add(drawn(ring, 30)[0])
+    assert len(first_drawn) > 10  # every pass in an order of its own
+    ring.push(column(31, 45))
+    assert sorted(drawn(ring, 45)) == list(range(1, 46))
+
+
+def test_a_new_walk_begins_when_the_ring_grows():
+    torch.manual_seed(0)
+    ring = ReplayRing(10, 1, "cpu")
+    ring.push(column(1, 6))
+    drawn(ring, 4)  # two are left of the pass
+    ring.push(column(7, 8))
+    assert sorted(drawn(ring, 8)) == list(range(1, 9))
+
+
+def test_the_walk_through_a_full_ring_goes_on_and_shows_what_overwrites():
+    torch.manual_seed(0)
+    ring = ReplayRing(10, 1, "cpu")
+    ring.push(column(0, 9))
+    before = drawn(ring, 4)
+    ring.push(column(10, 12))  # in place of 0, 1, 2
+    after = drawn(ring, 6)
+    assert sorted(before + [number % 10 for number in after]) == list(range(10))
+    assert not {0, 1, 2} & set(after)
+    assert sorted(drawn(ring, 10)) == list(range(3, 13))
+
+
+def test_nothing_can_be_drawn_from_an_empty_ring():
+    with pytest.raises(AssertionError, match="nothing to draw from"):
+        ReplayRing(10, 1, "cpu").walk.draw(1)
 
 
 def test_rollouts_enter_whole_until_full_then_a_subset():
@@ -67,10 +115,36 @@ def test_continues_exactly_from_saved_tensors():
     ring.push(more)
     other.push(more)
     assert torch.equal(ring.data, other.data) and other.received == 12
-    torch.manual_seed(1)
-    drawn = ring.draw(50)
-    torch.manual_seed(1)
-    assert torch.equal(drawn, other.draw(50))
     ring.push(torch.randn(8, 2))
     with pytest.raises(UserError, match=r"x: the discriminator's replay holds \(10, 2\).*after 20 samples.*\(15, 2\)"):
         ReplayRing(15, 2, "cpu").load(ring.state(), "x")
+    with pytest.raises(UserError, match=r"x: the discriminator's replay lacks order, position"):
+        other.load({name: ring.state()[name] for name in ("data", "received")}, "x")
+
+
+@pytest.mark.parametrize("pushed", [7, 10, 23])
+@pytest.mark.parametrize("taken", [0, 3, 7, 16])
+def test_continues_with_the_same_draws(pushed, taken):
+    torch.manual_seed(0)
+    ring, other = ReplayRing(10, 1, "cpu"), ReplayRing(10, 1, "cpu")
+    for number in range(pushed):
+        ring.push(column(number, number))
+    if taken:  # else the walk has not begun
+        drawn(ring, taken)
+    state = {name: tensor.clone() for name, tensor in ring.state().items()}
+    other.load(state, "x")
+    random = torch.get_rng_state()
+    expected = drawn(ring, 4) + drawn(ring, 20)
+    ring.push(column(50, 51))
+    expected += drawn(ring, 15)
+    torch.set_rng_state(random)
+    found = drawn(other, 4) + drawn(other, 20)
+    other.push(column(50, 51))
+    assert found + drawn(other, 15) == expected
+
+
+def test_an_empty_ring_can_be_saved():
+    ring, other = ReplayRing(10, 1, "cpu"), ReplayRing(10, 1, "cpu")
+    other.load(ring.state(), "x")
+    other.push(column(1, 4))
+    assert sorted(drawn(other, 4)) == [1, 2, 3, 4]

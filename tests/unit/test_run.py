@@ -40,12 +40,26 @@ def refused(tmp_path, monkeypatch, capsys):
     (["--video_width", "1000000"], "--video_width 1000000 (command line): must be at most 8192"),
     (["--max_samples", "1e30"], "--max_samples 1e30 (command line): must be at most"),
     (["--video_file", "a.avi"], "--video_file a.avi (command line): videos are MP4"),
-    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value"),
-    (["--logger", "txt", "tb"], "--logger txt tb (command line): takes one value"),
     (["--set"], "--set needs at least one KEY=VALUE"),
 ])
 def test_wrong_flags(refused, flags, message):
     assert message in refused(*flags)
+
+
+def test_what_has_no_effect_is_said_once(tmp_path, monkeypatch, capsys):
+    """Words without a flag, unknown flags, second values: dropped as the args grammar says, with a warning each."""
+    monkeypatch.chdir(ROOT)
+    argv = ["walk", "--num_env", "3", "--mode", "tets", "train", *CASE, "--out_dir", str(tmp_path / "out")]
+    said = []
+    for started in (None, "1.0"):  # by a person; by launch(), which has said it
+        if started:
+            monkeypatch.setenv(run.STARTED, started)
+        assert run.main(argv) == 2
+        said.append(capsys.readouterr().err.splitlines())
+    assert said[1] == ["error: --mode tets (command line): allowed are train, test"]
+    assert said[0][3:] == said[1]
+    assert [line.partition(" (command line)")[0] for line in said[0][:3]] == [
+        "warning: 'walk'", "warning: unknown flag --num_env", "warning: --mode tets train"]
 
 
 @pytest.mark.parametrize(("assignments", "message"), [

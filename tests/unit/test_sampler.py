@@ -41,6 +41,18 @@ def test_restart_forgets_the_present_pass():
     assert sampler.draw(10).sort().values.tolist() == list(range(10))
 
 
+def test_goes_on_from_its_state():
+    torch.manual_seed(0)
+    sampler, other = MinibatchSampler(10, "cpu"), MinibatchSampler(10, "cpu")
+    first = sampler.draw(7)
+    other.load(sampler.state())
+    rest = sampler.draw(3)
+    assert torch.equal(other.draw(3), rest)
+    assert torch.cat([first, rest]).sort().values.tolist() == list(range(10))
+    other.load(MinibatchSampler(10, "cpu").state())  # one that has drawn nothing begins with a random order
+    assert other.draw(10).tolist() != list(range(10))
+
+
 def test_rollout_copies_and_flattens_time_first():
     rollout = Rollout(3, 2, {"obs": (1,), "done": ()}, "cpu", dtypes={"done": torch.int32})
     obs = torch.zeros(2, 1)

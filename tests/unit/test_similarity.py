@@ -17,6 +17,7 @@ from mimickit.envs.similarity import (
     snippets,
     symmetric_root,
 )
+from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import quat_mul, quat_rotate, yaw_quat
 from tests.unit.env_case import make_env, write_clip
 
@@ -109,3 +110,13 @@ def test_the_past_given_by_the_clip_does_not_count(env):
     assert math.isnan(found["motion_err"]) and math.isnan(found["motion_dist"])
     assert found["coverage_err"] == pytest.approx(FAR)
     assert not math.isnan(measured(env, 10, clip_command)["motion_err"])
+
+
+@pytest.mark.parametrize("name", ["amp", "view_motion", "deepmimic", "amp_steering", "amp_location"])
+def test_every_diagnostic_is_a_mean_or_knows_how_processes_pool_it(tmp_path, name):
+    env = make_env(name, num_envs=2, motion_file=write_clip(tmp_path / "clip.pkl"))
+    found = measured(env, 12, lambda e: torch.zeros(2, len(e.action_low)))
+    pooled = env.pooled_diagnostics(Distributed.single("cpu"))
+    means = env.measure_sums()
+    assert found and set(found) == set(pooled) | set(means) and not set(pooled) & set(means)
+    assert {key: value.item() for key, value in pooled.items()} == {key: found[key] for key in pooled}

@@ -204,6 +204,16 @@ def test_markers(tmp_path):
     assert make_env("amp", motion_file=write_clip(tmp_path / "clip.pkl")).markers() == []
 
 
+def test_a_red_line_leads_from_the_root_to_the_target(tmp_path):
+    env = location(tmp_path)
+    env.step(hold(env))
+    goal_of(env).target[0] = torch.tensor([3.0, -4.0])
+    (line,) = env.lines()
+    torch.testing.assert_close(line.begin, env.engine.root_pos[:1])
+    assert line.end.tolist() == [[3.0, -4.0, 0.0]] and line.color == (0.8, 0.0, 0.0)
+    assert steering(tmp_path).lines() == []
+
+
 def test_wrong_ranges(tmp_path):
     with pytest.raises(UserError, match=r"tar_dist_min = 20\.0 exceeds tar_dist_max = 10\.0"):
         location(tmp_path, tar_dist_min=20)

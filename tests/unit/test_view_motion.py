@@ -85,3 +85,19 @@ def test_an_engine_that_answers_nothing_is_noticed(dataset):
     env.engine._kinematics = lambda: None
     env.step(REST)
     assert env.diagnostics()["pose_err"].item() > 0.5
+
+
+def test_red_crosses_at_the_key_bodies(dataset):
+    env = make_env("view_motion", motion_file=dataset, key_bodies=["head", "left_hand"])
+    env.step(REST)
+    (crosses,) = env.lines()
+    assert crosses.begin.shape == crosses.end.shape == (6, 3) and crosses.color == (0.8, 0.0, 0.0)
+    ids = [env.engine.body_names.index(name) for name in ("head", "left_hand")]
+    centers = env.engine.body_pos[0, ids].repeat_interleave(3, dim=0)
+    torch.testing.assert_close((crosses.begin + crosses.end) / 2, centers)
+    torch.testing.assert_close(crosses.end - crosses.begin, 0.4 * torch.eye(3).repeat(2, 1))
+
+
+def test_no_key_bodies_no_crosses(dataset):
+    env = make_env("view_motion", motion_file=dataset, key_bodies=[])
+    assert [len(lines.begin) for lines in env.lines()] == [0]
