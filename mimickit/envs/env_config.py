@@ -17,6 +17,8 @@ from mimickit.engines.engine_config import EngineConfig, make_engine_config
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 
+AccumulateYaw = Annotated[bool, Field(description="a looped clip that turns goes on from where it turned to (ours)")]
+
 
 class EnvConfig(Config):
     """Keys that every environment knows."""
@@ -74,6 +76,7 @@ class ViewMotionConfig(EnvConfig):
 
     env_name: Literal["view_motion"]
     motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
+    accumulate_yaw: AccumulateYaw = False
 
     @property
     def motion_files(self) -> tuple[Path, ...]:
@@ -95,7 +98,7 @@ class MotionConfig(EnvConfig):
     enable_tar_obs: bool = Field(False, description="observe the reference some steps ahead")
     tar_obs_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), description="control steps ahead, in order")
     rand_reset: bool = Field(True, description="start at a random time of the clip instead of its beginning")
-    accumulate_yaw: bool = Field(False, description="a looped clip that turns goes on from where it turned to (ours)")
+    accumulate_yaw: AccumulateYaw = False
     log_tracking_error: bool = False
 
     @model_validator(mode="after")

@@ -135,7 +135,7 @@ def build(config: ViewMotionConfig, setup: Setup) -> Env:
     setup = Setup(playback_engine_config(setup.engine_config), setup.num_envs, setup.device, setup.make_engine)
     character = setup.load_character(config)
     key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    motions = MotionLib(config.motion_file, character)
+    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
     low, high = setup.action_box(config, character)
     engine = setup.open_world(config, character, motors=False, self_collision=False, color=REF_COLOR)
     parts = [

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 UNIFORM_STD = 2.0  # grey levels; below it a frame is a blank
-COLOR_SPREAD = 40  # largest minus smallest channel from which a pixel counts as coloured (ground and sky are grey)
+COLOR_SPREAD = 40  # largest minus smallest channel from which a pixel that is not red counts as the character's (ground
+# and sky are grey, what marks goals and bodies is red)
 CHARACTER_SHARE = 5e-4  # of the pixels
 VISIBLE_FRAMES = 0.9  # share of frames in which the character must be visible
 CHANGED_LEVELS = 24  # grey levels by which a pixel must change to count as changed
@@ -79,10 +80,11 @@ def _measure(path: Path, stride: int) -> tuple[dict[str, list], int, float, int,
                     continue
                 image = frame.to_ndarray(format="rgb24")[::2, ::2].astype(np.int16)
                 grey = image.sum(axis=2) / 3.0
-                spread = image.max(axis=2) - image.min(axis=2)
+                most = image[..., 1:].max(axis=2)
+                colored = (most - image.min(axis=2) > COLOR_SPREAD) & (most > image[..., 0])
                 measures["index"].append(index)
                 measures["contrast"].append(float(grey.std()))
-                measures["colored"].append(float((spread > COLOR_SPREAD).mean()))
+                measures["colored"].append(float(colored.mean()))
                 if index - interval in recent:
                     measures["changed"].append(_changed(recent[index - interval], grey))
                 recent[index] = grey

@@ -227,12 +227,12 @@ def write_video(path: Path, frames: list[np.ndarray]) -> Path:
     return path
 
 
-def scene(column: int | None) -> np.ndarray:
-    """A grey chequered ground and a blue bar."""
+def scene(column: int | None, color: tuple[int, int, int] = (60, 90, 220)) -> np.ndarray:
+    """A grey chequered ground and a bar, blue like a character."""
     rows, columns = np.mgrid[0:90, 0:160]
     image = np.repeat((120 + 60 * ((rows // 16 + columns // 16) % 2))[..., None], 3, axis=2).astype(np.uint8)
     if column is not None:
-        image[30:70, column : column + 8] = (60, 90, 220)
+        image[30:70, column : column + 8] = color
     return image
 
 
@@ -247,6 +247,7 @@ def test_check_accepts_a_moving_character(tmp_path):
     ([np.full((90, 160, 3), 128, np.uint8)] * 15, "blank"),
     ([scene(40)] * 15, "nothing moves"),
     ([scene(None)] * 15, "character is visible in 0%"),
+    ([scene(20 + 3 * i, color=(204, 0, 0)) for i in range(15)], "character is visible in [0-9]%"),  # only its mark
     ([scene(20 + 3 * i) for i in range(14)], "14 frames decoded, expected 15"),
     ([scene(20 + 3 * i) for i in range(10)] + [scene(None)] * 5, "character is visible in 67%"),
 ])

@@ -59,6 +59,11 @@ def test_world(dataset):
     assert not spec.motors and not spec.self_collision and spec.color == (0.3, 0.5, 0.1)
 
 
+def test_a_looped_clip_may_accumulate_its_yaw(dataset):
+    assert [make_env("view_motion", motion_file=dataset, **keys).source._motions.accumulate_yaw
+            for keys in ({}, {"accumulate_yaw": True})] == [False, True]
+
+
 def test_engine_and_kinematics_agree(dataset):
     env = make_env("view_motion", motion_file=dataset)
     for _ in range(10):
