@@ -22,7 +22,7 @@ from mimickit.util.failures import AssetMissingError, UserError
 
 class DatasetEntry(Config):
     file: str = Field(description="path of a clip")
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="relative probability of being drawn")
+    weight: float = Field(1.0, ge=0, description="relative probability of being drawn")
 
 
 class Dataset(Config):

@@ -74,14 +74,17 @@ def make_engine_config(data: Mapping[str, Any], where: str) -> EngineConfig:
     return build(EngineConfig, data, where)
 
 
-def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EngineConfig:
+def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = None, where: str = "") -> EngineConfig:
     """Read an engine file; ``overrides`` (an env file's ``engine`` mapping, ``--set engine.x=...``) win over it.
+
+    Args:
+        where: where all of it came from, for messages; the path if left out.
 
     Raises:
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown key or wrong value.
     """
-    return make_engine_config({**load_yaml(path), **(overrides or {})}, str(path))
+    return make_engine_config({**load_yaml(path), **(overrides or {})}, where or str(path))
 
 
 class Capacity(Config):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from mimickit.config import Config, build, load_yaml, merge
-from mimickit.engines.engine_config import EngineConfig, make_engine_config
+from mimickit.engines.engine_config import EngineConfig, load_engine_config
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 
@@ -30,7 +30,7 @@ class EnvConfig(Config):
     global_obs: bool = Field(description="observe in world axes instead of the character's heading frame")
     root_height_obs: bool = Field(True, description="observe the height of the root")
     zero_center_action: bool = Field(False, description="centre hinge action boxes at 0 instead of mid range")
-    init_pose: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
+    init_pose: tuple[float, ...] = Field(
         (), description="root position (m), root exponential map, dofs (rad); or the first three; or nothing: zeros"
     )
     key_bodies: tuple[str, ...] = ()
@@ -320,8 +320,8 @@ def merge_engine_config(path: str | Path, env_config: EnvConfig, changes: Mappin
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown, missing or wrong keys.
     """
-    where = f"{path} with {env_config.source}, key 'engine'" if env_config.engine else str(path)
-    return make_engine_config({**load_yaml(path), **env_config.engine, **(changes or {})}, where)
+    where = f"{path} with {env_config.source}, key 'engine'" if env_config.engine else ""
+    return load_engine_config(path, {**env_config.engine, **(changes or {})}, where)
 
 
 def check_files(config: EnvConfig) -> None:
