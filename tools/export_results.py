@@ -202,7 +202,7 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
         if rows:
             draw_panels(rows, out / "curves" / f"{method}.png")
             figures[method] = f"curves/{method}.png"
-    write_text(out / "README.md", page(root, results, environments, strips, figures))
+    write_text(out / "README.md", page(out.name, results, environments, strips, figures))
     return {"cases": len(results), "with_an_end": sum(r.row is not None for r in results), "strips": len(strips),
             "curves": len(figures)}
 
@@ -210,13 +210,13 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(root: Path, results: Sequence[Result], environments: Sequence[Mapping[str, Any]], strips: set[str],
+def page(name: str, results: Sequence[Result], environments: Sequence[Mapping[str, Any]], strips: set[str],
          figures: Mapping[str, str]) -> str:
     """README.md."""
     passed = [r for r in results if r.row and r.row["final_ok"] == "1"]
     ended = [r for r in results if r.row]
     lines = [
-        f"# {root.name}: {len(passed)} of {len(results)} cases passed", "",
+        f"# {name}: {len(passed)} of {len(results)} cases passed", "",
         *(line for environment in environments for line in session_lines(environment)),
         *([f"{len(results) - len(ended)} of {len(results)} cases have no recorded end.", ""]
           if len(ended) < len(results) else []),
