@@ -154,7 +154,7 @@ def test_a_page_of_results(root, tmp_path, capsys):
     assert export_results.main([str(root), "--out", str(out)]) == 0
     assert "2 of 3 cases, 1 film strips, 1 pictures of curves" in capsys.readouterr().out
     page = (out / "README.md").read_text()
-    assert page.startswith("# nightly: 1 of 3 cases passed\n")
+    assert page.startswith("# results: 1 of 3 cases passed\n")
     assert page.index("commit one3c0ffee") < page.index("--root-out nightly_one\n") < page.index(
         "2026-11-24, profile `full`, devices cuda:0 (H200), torch 2.13.0, commit two3c0ffee")
     assert "--root-out nightly_two\n" in page and "--seed" not in page
