@@ -35,9 +35,10 @@ class Character:
 
         self._local_pos = tensor(model.local_pos[1:].copy())  # [J, 3]
         self._local_rot = tensor(model.local_rot[1:].copy())  # [J, 4]
+        self._aligned = bool((model.local_rot[1:] == (0.0, 0.0, 0.0, 1.0)).all())  # with their parents, at rest
         self._axis = tensor(model.joint_axis[1:].copy())  # [J, 3], zero unless hinge
-        self._root_pos = tensor([[0.0, 0.0, 0.0]])
         self._root_rot = tensor([[0.0, 0.0, 0.0, 1.0]])
+        self._links = torch.cat([tensor([[0.0, 0.0, 0.0]]), self._local_pos])  # [B, 3], the root's in itself
         self._ancestors = [tensor(a, torch.int64) for a in _ancestor_tables(model.parents)]
 
         # dofs -> exponential maps: which dof feeds each of the 3 J numbers, and times what
@@ -81,8 +82,8 @@ class Character:
         and log2(depth) rounds over all bodies at once suffice.
         """
         shape = joint_rot.shape[:-2]
-        pos = torch.cat([self._root_pos, self._local_pos]).expand(*shape, -1, -1)
-        link_rot = rot.quat_mul(self._local_rot, joint_rot)
+        pos = self._links.expand(*shape, -1, -1)
+        link_rot = joint_rot if self._aligned else rot.quat_mul(self._local_rot, joint_rot)
         turn = torch.cat([self._root_rot.expand(*shape, -1, -1), link_rot], dim=-2)
         for ancestor in self._ancestors:  # after it, pos and turn are relative to the root for ever deeper bodies
             base_pos, base_rot = pos.index_select(-2, ancestor), turn.index_select(-2, ancestor)

@@ -1,11 +1,12 @@
 """All clips of a run on the device, and the reference pose of any of them at any time, for all environments at once.
 
-Frames of all clips are concatenated into two tables (poses, velocities); a lookup gathers two pose rows and one
-velocity row, and blends the poses. Lookups allocate by fixed shape only and can be captured in a CUDA graph.
+Frames of all clips are concatenated into one table; a lookup gathers a frame together with the pose that follows it,
+and blends the poses. Lookups allocate by fixed shape only and can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,12 +135,11 @@ class MotionLib:
         self.weights = tensor([w / sum(weights) for w in weights])
         self._cdf = (cumulative / cumulative[-1]).float().to(self.device)
         self._first = tensor([sum(counts[:i]) for i in range(len(counts))], torch.int64)
-        self._wraps = self.loop_modes == int(LoopMode.WRAP)
         tables = [_frame_tables(clip, character.model) for clip in clips]
-        self._poses = torch.cat([poses for poses, _ in tables]).float().to(self.device)  # [T, 3 + 4 (1 + J)]
-        self._velocities = torch.cat([v for _, v in tables]).float().to(self.device)  # [T, 6 + D]
+        self._frames = _overlapping_rows(tables, self.device)
+        self._widths = (3, 4 * (1 + character.num_joints), 6 + character.num_dofs)
         strides = [_stride(poses, clip, accumulate_yaw) for clip, (poses, _) in zip(clips, tables)]
-        self._stride = torch.stack(strides).float().to(self.device)  # [M, 6]: drift xyz, yaw, pivot xy
+        self._facts = tensor([_facts(clip) + stride.tolist() for clip, stride in zip(clips, strides)])  # [M, 5 + 6]
 
     def sample_motions(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Clip ids [count] int64, drawn with replacement by weight."""
@@ -154,7 +154,7 @@ class MotionLib:
 
     def phase(self, ids: Tensor, times: Tensor) -> Tensor:
         """Phase [...] in [0, 1] of clip ids [...] (int64) at times [...] (s). 0 for clips of one frame."""
-        return self._phase(ids, times)[0]
+        return self._phase(self._take(self._facts, ids), times)[0]
 
     def frame(self, ids: Tensor, times: Tensor) -> MotionFrame:
         """Reference state of clip ids [...] (int64) at times [...] (s).
@@ -163,49 +163,64 @@ class MotionLib:
         of the frame before it (forward differences).
         """
         ids, times = torch.broadcast_tensors(ids, times)
-        phase, period, inside = self._phase(ids, times)
-        last = self._take(self.num_frames, ids) - 1
-        position = phase * last
-        low = torch.minimum(position.long().clamp_min(0), last)
-        blend = position - low
-        first = self._take(self._first, ids)
-        high = first + torch.minimum(low + 1, last)
-        low = first + low
+        facts = self._take(self._facts, ids)
+        phase, period = self._phase(facts, times)
+        position = phase * facts[..., 1]
+        row = self._take(self._first, ids) + position.long()
+        blend = torch.frac(position).unsqueeze(-1)
 
-        joints = self.character.num_joints
-        pose0, pose1 = self._take(self._poses, low), self._take(self._poses, high)
-        velocity = self._take(self._velocities, low)
+        pos0, rot0, velocity, pos1, rot1 = self._take(self._frames, row).split((*self._widths, *self._widths[:2]), -1)
         if self.hold_still:
-            velocity = torch.where(inside.unsqueeze(-1), velocity, 0.0)
-        root_pos = torch.lerp(pose0[..., :3], pose1[..., :3], blend.unsqueeze(-1))
-        turns = rot.slerp(pose0[..., 3:].unflatten(-1, (joints + 1, 4)), pose1[..., 3:].unflatten(-1, (joints + 1, 4)),
-                          blend.unsqueeze(-1))
+            moves = (times >= facts[..., 3]) & (times <= facts[..., 4])
+            velocity = velocity * moves.unsqueeze(-1)
+        root_pos = torch.lerp(pos0, pos1, blend)
+        turns = rot.slerp(rot0.unflatten(-1, (-1, 4)), rot1.unflatten(-1, (-1, 4)), blend)
         root_rot, joint_rot = turns[..., 0, :], turns[..., 1:, :]
         root_vel, root_ang_vel, dof_vel = velocity[..., :3], velocity[..., 3:6], velocity[..., 6:]
 
-        stride = self._take(self._stride, ids)
-        shift = stride[..., :3] * period.unsqueeze(-1)
+        drift, yaw, pivot = facts[..., 5:8], facts[..., 8], facts[..., 9:]
         if self.accumulate_yaw:
-            yaw = rot.yaw_quat(stride[..., 3] * period)
-            pivot = torch.nn.functional.pad(stride[..., 4:6], (0, 1))
-            root_pos = pivot + rot.quat_rotate(yaw, root_pos - pivot)
-            root_rot = rot.quat_mul(yaw, root_rot)
-            root_vel, root_ang_vel = rot.quat_rotate(yaw, root_vel), rot.quat_rotate(yaw, root_ang_vel)
-        return MotionFrame(root_pos + shift, root_rot, root_vel, root_ang_vel, joint_rot, dof_vel)
+            turn = rot.yaw_quat(yaw * period)
+            pivot = torch.nn.functional.pad(pivot, (0, 1))
+            root_pos = pivot + rot.quat_rotate(turn, root_pos - pivot)
+            root_rot = rot.quat_mul(turn, root_rot)
+            root_vel, root_ang_vel = rot.quat_rotate(turn, root_vel), rot.quat_rotate(turn, root_ang_vel)
+        root_pos = torch.addcmul(root_pos, drift, period.unsqueeze(-1))
+        return MotionFrame(root_pos, root_rot, root_vel, root_ang_vel, joint_rot, dof_vel)
 
-    def _phase(self, ids: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Phase, whole periods passed (0 for CLAMP), and whether the clip moves at that time; all [...]."""
-        length, wraps = self._take(self.lengths, ids), self._take(self._wraps, ids)
-        moves = length > 0
-        cycles = torch.where(moves, times / torch.where(moves, length, 1.0), 0.0)
-        period = torch.where(wraps, torch.floor(cycles), 0.0)
-        inside = moves & (wraps | ((times >= 0) & (times <= length)))
-        return (cycles - period).clamp(0.0, 1.0), period, inside
+    @staticmethod
+    def _phase(facts: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Phase [...] and whole periods passed [...] (0 for CLAMP), given the clips' :func:`_facts` [..., 5 + 6]."""
+        cycles = times / facts[..., 0]
+        period = torch.floor(cycles) * facts[..., 2]
+        return (cycles - period).clamp(0.0, 1.0), period
 
     @staticmethod
     def _take(table: Tensor, index: Tensor) -> Tensor:
         """Rows [..., *] of table [n, *] at index [...]."""
         return table.index_select(0, index.reshape(-1)).view(*index.shape, *table.shape[1:])
+
+
+def _facts(clip: MotionClip) -> list[float]:
+    """What a lookup needs to know of a clip: length (s; infinite for one frame, so that its phase is 0), index of the
+    last frame, whether it repeats (0 or 1), and from when until when it moves (s)."""
+    wraps = clip.loop_mode is LoopMode.WRAP
+    if clip.length == 0.0:
+        return [math.inf, 0.0, float(wraps), math.inf, -math.inf]
+    moves = (-math.inf, math.inf) if wraps else (0.0, clip.length)
+    return [clip.length, clip.num_frames - 1.0, float(wraps), *moves]
+
+
+def _overlapping_rows(tables: list[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+    """Poses and velocities of all clips as a table [T, P + V + P] float32 (P, V: numbers of a pose, a velocity).
+
+    A row is a frame's pose, its velocity and the next row's pose; rows overlap in memory, so nothing is stored twice.
+    What follows a clip's last frame belongs to no motion, but is only ever blended with weight 0.
+    """
+    rows = torch.cat([torch.cat(table, dim=-1) for table in tables])
+    rows = torch.cat([rows, rows[-1:]]).float().to(device)
+    (count, width), pose = rows.shape, tables[0][0].shape[1]
+    return rows.as_strided((count - 1, width + pose), (width, 1))
 
 
 def _frame_tables(clip: MotionClip, model) -> tuple[Tensor, Tensor]:

@@ -26,16 +26,19 @@ def build(config: ADDConfig, setup: Setup) -> Env:
     low, high = setup.action_box(config, character)
 
     engine = setup.open_world(config, character)
-    source = RefMotion(motions, character, setup.num_envs, engine.control_dt, config.future_steps, config.rand_reset)
+    source = RefMotion(
+        motions, character, setup.num_envs, engine.control_dt, config.future_steps, config.rand_reset,
+        past_steps=config.num_disc_obs_steps - 1, past_of_reference=True,
+    )
     windows = ClipWindows(motions, character, config.num_disc_obs_steps, engine.control_dt)
-    history = History(windows, source, setup.num_envs)
+    history = History(windows, setup.num_envs)
     parts: list[Part] = [
         *observation_parts(config, setup, key_ids, motions),
         ConstantReward(0.0, setup.num_envs, setup.device),
         MotionEnd(),
         *failure_parts(config, setup, engine, character.model),
         history,
-        TrackingObs(history, windows, config.global_obs),
+        TrackingObs(history, config.global_obs),
         TrackingError(setup.num_envs, setup.device),
         SuccessRate(setup.num_envs, setup.device),
     ]

@@ -54,7 +54,10 @@ def compose(
 
     engine = setup.open_world(config, character)
     num_envs, dt = setup.num_envs, engine.control_dt
-    motion = RefMotion(motions, character, num_envs, dt, config.future_steps, config.rand_reset)
+    motion = RefMotion(
+        motions, character, num_envs, dt, config.future_steps, config.rand_reset,
+        past_steps=config.num_disc_obs_steps - 1,
+    )
     source: RefMotion | DefaultPose = motion
     still = None
     if default_reset_prob > 0.0:
@@ -63,7 +66,7 @@ def compose(
         still = source.still
 
     windows = ClipWindows(motions, character, config.num_disc_obs_steps, dt)
-    history = History(windows, motion, num_envs, still)
+    history = History(windows, num_envs, still)
     parts: list[Part] = [
         *observation_parts(config, setup, key_ids, motions),
         goal(engine) if goal is not None else ConstantReward(0.0, num_envs, setup.device),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mimickit.envs.parts import CharState, Part, Snapshot
-from mimickit.util.rotations import heading_quat_inv, quat_mul, quat_rotate, quat_to_tan_norm
+from mimickit.util.rotations import heading, in_heading, quat_to_tan_norm
 
 
 def char_observation(char: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool) -> Tensor:
@@ -19,21 +19,21 @@ def char_observation(char: CharState, key_ids: Tensor, global_obs: bool, root_he
         key_ids: [K] int64, bodies that are observed.
         global_obs: world axes; otherwise the frame of the character's heading. Joints are always local.
     """
-    root_rot, root_vel, root_ang_vel = char.root_rot, char.root_vel, char.root_ang_vel
     key_pos = char.body_pos.index_select(-2, key_ids) - char.root_pos.unsqueeze(-2)
+    root, joints = tan_norms(char.root_rot, char.joint_rot)
+    vectors = torch.cat([root, char.root_vel.unsqueeze(-2), char.root_ang_vel.unsqueeze(-2), key_pos], dim=-2)
     if not global_obs:
-        inverse = heading_quat_inv(root_rot)
-        root_rot = quat_mul(inverse, root_rot)
-        vectors = torch.stack([root_vel, root_ang_vel], dim=-2)
-        vectors = quat_rotate(inverse.unsqueeze(-2), torch.cat([vectors, key_pos], dim=-2))
-        root_vel, root_ang_vel, key_pos = vectors[..., 0, :], vectors[..., 1, :], vectors[..., 2:, :]
-    rotations = quat_to_tan_norm(torch.cat([root_rot.unsqueeze(-2), char.joint_rot], dim=-2))
+        vectors = in_heading(vectors, heading(char.root_rot).unsqueeze(-1))
+    vectors = vectors.flatten(-2)
     blocks = [char.root_pos[..., 2:]] if root_height_obs else []
-    blocks += [
-        rotations[..., 0, :], root_vel, root_ang_vel, rotations[..., 1:, :].flatten(-2), char.dof_vel,
-        key_pos.flatten(-2),
-    ]
+    blocks += [vectors[..., :12], joints, char.dof_vel, vectors[..., 12:]]
     return torch.cat(blocks, dim=-1)
+
+
+def tan_norms(root_rot: Tensor, joint_rot: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangent and normal [..., 2, 3] of a root [..., 4]; those of joints [..., J, 4] in one row [..., 6 J]."""
+    rows = quat_to_tan_norm(torch.cat([root_rot.unsqueeze(-2), joint_rot], dim=-2)).flatten(-2)
+    return rows[..., :6].unflatten(-1, (2, 3)), rows[..., 6:]
 
 
 class CharObs(Part):

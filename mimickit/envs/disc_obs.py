@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mimickit.anim.character import Character
 from mimickit.anim.motion_lib import MotionLib
+from mimickit.envs.char_obs import tan_norms
 from mimickit.envs.parts import CharState, Part, Snapshot, overwrite, select
-from mimickit.envs.ref_motion import RefMotion, clip_state
-from mimickit.util.rotations import heading_quat_inv, quat_mul, quat_rotate, quat_to_tan_norm
+from mimickit.envs.ref_motion import clip_state
+from mimickit.util.rotations import heading, in_heading
 
 
 class Frames(NamedTuple):
@@ -56,18 +57,18 @@ def prior_observation(
         global_obs: world axes; otherwise everything but joints and height is in the newest frame's heading axes.
         world_anchor: root positions are relative to the world's origin instead.
     """
-    root_rot = frames.root_rot
     offset = frames.root_pos if world_anchor else frames.root_pos - frames.root_pos[..., -1:, :]
     key_pos = frames.body_pos.index_select(-2, key_ids) - frames.root_pos.unsqueeze(-2)
-    vectors = torch.cat([torch.stack([offset, frames.root_vel, frames.root_ang_vel], dim=-2), key_pos], dim=-2)
+    root, joints = tan_norms(frames.root_rot, frames.joint_rot)
+    velocities = (frames.root_vel.unsqueeze(-2), frames.root_ang_vel.unsqueeze(-2))
+    vectors = torch.cat([offset.unsqueeze(-2), root, key_pos, *velocities], dim=-2)
     if not global_obs:
-        inverse = heading_quat_inv(root_rot[..., -1:, :])
-        root_rot, vectors = quat_mul(inverse, root_rot), quat_rotate(inverse.unsqueeze(-2), vectors)
-    rotations = quat_to_tan_norm(torch.cat([root_rot.unsqueeze(-2), frames.joint_rot], dim=-2))
-    blocks = [vectors[..., 0, :2]]
+        vectors = in_heading(vectors, heading(frames.root_rot[..., -1:, :]).unsqueeze(-1))
+    vectors = vectors.flatten(-2)
+    blocks = [vectors[..., :2]]
     if root_height_obs:
         blocks.append(frames.root_pos[..., 2:])
-    blocks += [rotations.flatten(-2), vectors[..., 3:, :].flatten(-2), vectors[..., 1:3, :].flatten(-2)]
+    blocks += [vectors[..., 3:9], joints, vectors[..., 9:]]
     if dof_vel_obs:
         blocks.append(frames.dof_vel)
     return torch.cat(blocks, dim=-1).flatten(-2)
@@ -80,18 +81,16 @@ def tracking_observation(frames: Frames, global_obs: bool) -> Tensor:
     absolute); root rotation; joint rotations; all bodies relative to the root; root velocity and angular velocity; dof
     velocities.
     """
-    root_rot, root_pos = frames.root_rot, frames.root_pos
+    root_pos = frames.root_pos
     body_pos = frames.body_pos - root_pos.unsqueeze(-2)
-    vectors = torch.cat([torch.stack([frames.root_vel, frames.root_ang_vel], dim=-2), body_pos], dim=-2)
+    root, joints = tan_norms(frames.root_rot, frames.joint_rot)
+    velocities = (frames.root_vel.unsqueeze(-2), frames.root_ang_vel.unsqueeze(-2))
+    vectors = torch.cat([root, body_pos, *velocities], dim=-2)
     if not global_obs:
-        inverse = heading_quat_inv(root_rot)
-        root_rot, vectors = quat_mul(inverse, root_rot), quat_rotate(inverse.unsqueeze(-2), vectors)
+        vectors = in_heading(vectors, heading(frames.root_rot).unsqueeze(-1))
         root_pos = torch.cat([torch.zeros_like(root_pos[..., :2]), root_pos[..., 2:]], dim=-1)
-    rotations = quat_to_tan_norm(torch.cat([root_rot.unsqueeze(-2), frames.joint_rot], dim=-2))
-    return torch.cat([
-        root_pos, rotations.flatten(-2), vectors[..., 2:, :].flatten(-2), vectors[..., :2, :].flatten(-2),
-        frames.dof_vel,
-    ], dim=-1).flatten(-2)
+    vectors = vectors.flatten(-2)
+    return torch.cat([root_pos, vectors[..., :6], joints, vectors[..., 6:], frames.dof_vel], dim=-1).flatten(-2)
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -126,19 +125,16 @@ class History(Part):
     """The last ``S`` states of every character, oldest first; at the start of an episode those of its clip.
 
     Args:
-        motion: draws where episodes begin.
         still: [N] bool, episodes that began at rest in the default pose: their past is that pose.
     """
 
-    def __init__(self, windows: ClipWindows, motion: RefMotion, num_envs: int, still: Tensor | None = None) -> None:
+    def __init__(self, windows: ClipWindows, num_envs: int, still: Tensor | None = None) -> None:
         character = windows.character
         self._windows = windows
-        self._motion = motion
         self._still = still
         self._rows = (character.num_joints, character.num_bodies)
         self._widths = (3, 4, 3, 3, character.num_dofs, 4 * character.num_joints, 3 * character.num_bodies)
         self._data = torch.zeros(num_envs, windows.num_steps, sum(self._widths), device=character.device)
-        self._drawn = torch.zeros_like(self._data)
 
     @property
     def num_steps(self) -> int:
@@ -146,28 +142,19 @@ class History(Part):
 
     def frames(self) -> Frames:
         """The windows [N, S, ...]; valid until the next step."""
-        return self._unpacked(self._data)
-
-    def drawn(self) -> Frames:
-        """Windows [N, S, ...] of the clips before the beginnings drawn last; an episode began there where one ended."""
-        return self._unpacked(self._drawn)
+        *flat, joint_rot, body_pos = self._data.split(self._widths, dim=-1)
+        joints, bodies = self._rows
+        return Frames(*flat, joint_rot.unflatten(-1, (joints, 4)), body_pos.unflatten(-1, (bodies, 3)))
 
     def update(self, now: Snapshot) -> None:
         newest = _packed(frames_of(now.char)).unsqueeze(1)
         self._data.copy_(torch.cat([self._data[:, 1:], newest], dim=1))
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        self._drawn.copy_(_packed(self._windows.ending(self._motion.drawn_ids, self._motion.drawn_start)))
-        past = self._drawn
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        past = _packed(frames_of(start.ref.window))
         if self._still is not None:
-            pose = _packed(frames_of(now.char)).unsqueeze(1).expand_as(past)
-            past = select(self._still, pose, past)
+            past = select(self._still, _packed(frames_of(start.char)).unsqueeze(1), past)
         overwrite(mask, past, self._data)
-
-    def _unpacked(self, rows: Tensor) -> Frames:
-        *flat, joint_rot, body_pos = rows.split(self._widths, dim=-1)
-        joints, bodies = self._rows
-        return Frames(*flat, joint_rot.unflatten(-1, (joints, 4)), body_pos.unflatten(-1, (bodies, 3)))
 
     def buffers(self) -> dict[str, Tensor]:
         return {"frames": self._data}
@@ -210,8 +197,8 @@ class PriorObs(Part):
     def update(self, now: Snapshot) -> None:
         self._obs.copy_(prior_observation(self._history.frames(), *self._options))
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        demo = self._history.drawn() if self._rand_reset else self._windows.sample(len(self._demo))
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        demo = frames_of(start.ref.window) if self._rand_reset else self._windows.sample(len(self._demo))
         self._demo.copy_(prior_observation(demo, *self._options))
 
     def discard(self, valid: Tensor) -> None:
@@ -227,17 +214,15 @@ class PriorObs(Part):
 class TrackingObs(Part):
     """Info for ADD: ``disc_obs`` of the characters, and ``disc_obs_demo`` of their references at the same instant."""
 
-    def __init__(self, history: History, windows: ClipWindows, global_obs: bool) -> None:
+    def __init__(self, history: History, global_obs: bool) -> None:
         self._history = history
-        self._windows = windows
         self._global_obs = global_obs
         self._obs = tracking_observation(history.frames(), global_obs)
         self._reference = torch.zeros_like(self._obs)
 
     def update(self, now: Snapshot) -> None:
         self._obs.copy_(tracking_observation(self._history.frames(), self._global_obs))
-        reference = self._windows.ending(now.ref.ids, now.ref.time)
-        self._reference.copy_(tracking_observation(reference, self._global_obs))
+        self._reference.copy_(tracking_observation(frames_of(now.ref.window), self._global_obs))
 
     def discard(self, valid: Tensor) -> None:
         self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)

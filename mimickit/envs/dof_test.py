@@ -72,10 +72,10 @@ class DofDrive(MeasuringPart):
         size = quat_diff_angle(wanted, self._rest).gather(-1, joint)
         self._means.add(torch.cat([error, size], dim=-1), valid)
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        """Prepare the command of the next step, for all environments; ``now`` is where they all are."""
-        self._command.copy_(dof_command(now.time, self._env, self._low, self._high))
-        self._driven.copy_(driven_dof(now.time, self._env, len(self._low)))
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        """Prepare the command of the next step, for all environments."""
+        self._command.copy_(dof_command(start.time, self._env, self._low, self._high))
+        self._driven.copy_(driven_dof(start.time, self._env, len(self._low)))
 
     def buffers(self) -> dict[str, Tensor]:
         return {"command": self._command, "driven": self._driven, **super().buffers()}

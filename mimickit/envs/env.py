@@ -23,8 +23,6 @@ from mimickit.envs.parts import (
     Source,
     overwrite,
     read_character,
-    select,
-    select_reference,
 )
 from mimickit.envs.termination import set_flag
 from mimickit.util.distributed import Distributed
@@ -51,8 +49,8 @@ class Env:
     """``N`` characters in worlds of their own; implements :class:`mimickit.envs.base.VecEnv`.
 
     A step: command, physics, clock, reference, observation, reward, end, measures; then the environments that ended
-    are reset and observed again. Everything after physics is one CUDA graph. Environments in which a NaN or infinity
-    turns up are failed, reset and counted; their observation and reward of that step read zero.
+    are reset, and what they begin with is observed. Everything after physics is one CUDA graph. Environments in which
+    a NaN or infinity turns up are failed, reset and counted; their observation and reward of that step read zero.
 
     Args:
         engine: simulates the characters.
@@ -95,6 +93,7 @@ class Env:
         self.reward = torch.zeros(self.num_envs, device=self.device)
         self.done = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
         self._null = torch.zeros_like(self.done)
+        self._zero = torch.zeros((), device=self.device)
         self._all = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
         with torch.no_grad():
@@ -134,7 +133,7 @@ class Env:
         """Start a new episode in every environment, or in the first ones."""
         mask = self._all if first is None else torch.arange(self.num_envs, device=self.device) < first
         self.done.masked_fill_(mask, DoneFlag.NULL)
-        self._reset(mask, *self._look())
+        self._reset(mask, self._look()[1])
 
     def set_mode(self, mode: EnvMode) -> None:
         """Entering TEST forgets the measures, which are taken in TEST only; nothing else differs between the modes."""
@@ -256,17 +255,19 @@ class Env:
             part.update(now)
         next_obs, reward, flags = self._observe(now), self._reward(now), self._done(now)
 
-        valid = torch.isfinite(next_obs).all(dim=-1) & torch.isfinite(reward)
-        self._nonfinite += (~valid).sum()
-        overwrite(valid, next_obs, self.next_obs.zero_())
-        overwrite(valid, reward, self.reward.zero_())
-        self.done.copy_(set_flag(flags, ~valid, DoneFlag.FAIL))
+        valid = torch.maximum(next_obs.abs().amax(dim=-1), reward.abs()) < math.inf  # NaN is not less either
+        invalid = ~valid
+        self._nonfinite += invalid.sum()
+        torch.where(valid.unsqueeze(-1), next_obs, self._zero, out=self.next_obs)
+        torch.where(valid, reward, self._zero, out=self.reward)
+        self.obs.copy_(self.next_obs)
+        self.done.copy_(set_flag(flags, invalid, DoneFlag.FAIL))
         for part in self.parts:
             part.discard(valid)
             if mode is EnvMode.TEST:
                 part.measure(now, self.done, valid)
 
-        self._reset(self.done != DoneFlag.NULL, now, fresh)
+        self._reset(self.done != DoneFlag.NULL, fresh)
 
     def _look(self) -> tuple[Snapshot, Reference]:
         """Where everybody is now, and where new episodes would begin."""
@@ -296,18 +297,15 @@ class Env:
             flags = part.done(now, flags)
         return flags
 
-    def _reset(self, mask: Tensor, now: Snapshot, fresh: Reference) -> None:
-        """Begin new episodes at ``fresh`` where mask [N]; observe everybody."""
+    def _reset(self, mask: Tensor, fresh: Reference) -> None:
+        """Begin new episodes at ``fresh`` where mask [N], and observe them."""
         self.steps.masked_fill_(mask, 0)
         self.source.begin(mask, fresh)
-        start = fresh.now
-        self._place(mask, start)
-        joint_rot = select(mask, start.joint_rot, now.char.joint_rot)
-        ref = select_reference(mask, fresh, now.ref)
-        now = Snapshot(self._time(), ref.now if self._kinematic else read_character(self.engine, joint_rot), ref)
+        start = Snapshot(self._time(), fresh.now, fresh)
+        self._place(mask, start.char)
         for part in self.parts:
-            part.reset(mask, now)
-        self.obs.copy_(self._observe(now))
+            part.reset(mask, start)
+        overwrite(mask, self._observe(start), self.obs)
 
     def _place(self, mask: Tensor, state: CharState) -> None:
         """Put characters into a state where mask [N]; physics takes it over with its next step."""

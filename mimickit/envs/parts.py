@@ -1,7 +1,7 @@
 """What an environment is made of: the data that flows through a step, and the shape of a part.
 
-``N`` environments, ``B`` bodies, ``J = B - 1`` joints, ``D`` dofs, ``S`` future reference frames. Units SI, quaternions
-(x, y, z, w), positions and velocities in world axes unless said otherwise.
+``N`` environments, ``B`` bodies, ``J = B - 1`` joints, ``D`` dofs, ``S`` future and ``P`` past reference frames. Units
+SI, quaternions (x, y, z, w), positions and velocities in world axes unless said otherwise.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Reference(NamedTuple):
     ids: Tensor  # [N] int64 clip of each environment
     time: Tensor  # [N] s, time within the clip
     ended: Tensor  # [N] bool: a clip that does not loop is over
+    window: CharState | None = None  # [N, P + 1, ...]: the clip's past and now, oldest first; None where none is kept
 
     @property
     def now(self) -> CharState:
@@ -100,7 +101,7 @@ class Part:
     """One aspect of an environment; a subclass implements what it has to say.
 
     The environment calls, in every step: ``act`` before physics; after physics ``update``, ``observe``, ``reward``,
-    ``done``, ``measure``; then ``reset`` and ``observe`` again for the environments that ended; at last ``finish``.
+    ``done``, ``measure``; then ``reset`` and ``observe`` again for the beginnings of new episodes; at last ``finish``.
     All between ``act`` and ``finish`` is captured in one CUDA graph: fixed shapes, in-place writes to buffers, no host
     synchronisation, no other side effects.
     """
@@ -127,8 +128,11 @@ class Part:
     def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
         """In a test: add to the diagnostics; flags [N] of this step, valid as in :meth:`discard`."""
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        """Start anew where mask [N]; ``now`` is the state after the reset, of all environments."""
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        """Start anew where mask [N], from ``start``; its other rows are beginnings that were drawn but are not used.
+
+        ``start.time`` is everybody's after the reset.
+        """
 
     def finish(self) -> None:
         """After everything else of the step."""
@@ -207,18 +211,12 @@ def overwrite(mask: Tensor, new: Tensor, buffer: Tensor) -> None:
 
 
 def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Rows of new [N, ...] where mask [N], else of old."""
+    """Rows of new where mask [N] or [N, T], else of old [N, ...] or [N, T, ...]."""
     return torch.where(_rows(mask, old), new, old)
 
 
-def select_reference(mask: Tensor, new: Reference, old: Reference) -> Reference:
-    """:func:`select` for everything a reference holds."""
-    frames = CharState(*(select(mask, a, b) for a, b in zip(new.frames, old.frames, strict=True)))
-    return Reference(frames, *(select(mask, a, b) for a, b in zip(new[1:], old[1:], strict=True)))
-
-
 def _rows(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (like.dim() - 1))
+    return mask.view(*mask.shape, *[1] * (like.dim() - mask.dim()))
 
 
 def read_character(engine: Engine, joint_rot: Tensor) -> CharState:

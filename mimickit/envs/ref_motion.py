@@ -24,46 +24,69 @@ def clip_state(motions: MotionLib, character: Character, ids: Tensor, times: Ten
 class RefMotion:
     """Every environment follows a clip of its own from a start time of its own.
 
+    All lookups of a step are one: the reference now and ahead, and where episodes may begin with what is ahead and what
+    went before.
+
     An episode begins at a clip drawn by weight and, with ``rand_reset``, a time drawn uniformly within it ("reference
     state initialization", Peng et al. 2018, section 6), else at time 0. At environment time t the reference is the
-    clip at start time + t; the frames ahead of it are looked up in the same call.
+    clip at start time + t.
 
     Args:
         future_steps: control steps ahead of the frames that are looked up besides the current one.
+        past_steps: P, how many control steps back the window of a beginning reaches.
+        past_of_reference: the reference itself has such a window too.
         dt: s, one control step.
 
     Attributes:
         ids, start: [N] clip and start time (s) of the present episodes.
-        drawn_ids, drawn_start: [N] those of the beginnings that :meth:`look` drew last.
     """
 
     def __init__(
         self, motions: MotionLib, character: Character, num_envs: int, dt: float, future_steps: tuple[int, ...],
-        rand_reset: bool,
+        rand_reset: bool, past_steps: int = 0, past_of_reference: bool = False,
     ) -> None:
         device = motions.lengths.device
         self._motions = motions
         self._character = character
         self._rand_reset = rand_reset
-        self._offsets = torch.tensor([0.0, *(step * dt for step in future_steps)], device=device)
+        past = [-step * dt for step in range(past_steps, 0, -1)]
+        ahead = [0.0, *(step * dt for step in future_steps)]
+        self._past = (past_steps if past_of_reference else 0, past_steps)  # of the reference, of a beginning
+        offsets = [past[past_steps - steps:] + ahead for steps in self._past]
+        self._counts = tuple(len(times) for times in offsets)
+        # what is looked up: for each environment its reference's frames, then for each its beginning's
+        each = torch.arange(num_envs)
+        rows = [row.repeat_interleave(count) for row, count in zip((each, each + num_envs), self._counts)]
+        self._row = torch.cat(rows).to(device)
+        self._offset = torch.cat([torch.tensor(times).repeat(num_envs) for times in offsets]).to(device)
         loops = motions.loop_modes == int(LoopMode.WRAP)
         self._end = torch.where(loops, torch.inf, motions.lengths)  # [M] s, when the clip is over
         self.ids = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.start = torch.zeros(num_envs, device=device)
-        self.drawn_ids = torch.zeros_like(self.ids)
-        self.drawn_start = torch.zeros_like(self.start)
 
     def look(self, time: Tensor) -> tuple[Reference, Reference]:
-        """The reference at environment times [N] (s), and beginnings drawn anew; both with their future frames."""
+        """The reference at environment times [N] (s), and beginnings drawn anew."""
         count = len(time)
         fresh = self._motions.sample_motions(count)
         begin = self._motions.sample_times(fresh, self._rand_reset)
-        self.drawn_ids.copy_(fresh)
-        self.drawn_start.copy_(begin)
         ids, now = torch.cat([self.ids, fresh]), torch.cat([self.start + time, begin])
-        times = now.unsqueeze(-1) + self._offsets
-        frames = clip_state(self._motions, self._character, ids.unsqueeze(-1).expand_as(times), times)
-        return halves(Reference(frames, ids, now, now >= self._end[ids]), count)
+        times = now.index_select(0, self._row) + self._offset
+        state = clip_state(self._motions, self._character, ids.index_select(0, self._row), times)
+        ended = now >= self._end.index_select(0, ids)
+        split = count * self._counts[0]
+        references = []
+        for past, rows, half in zip(self._past, (slice(split), slice(split, None)), (slice(count), slice(count, None))):
+            around = [x[rows].unflatten(0, (count, -1)) for x in state]  # [N, past + 1 + S, ...]
+            references.append(Reference(
+                CharState(*(x[:, past:] for x in around)), ids[half], now[half], ended[half],
+                window=CharState(*(x[:, :past + 1] for x in around)),
+            ))
+        return tuple(references)
+
+    @property
+    def num_future(self) -> int:
+        """How many frames ahead are looked up."""
+        return self._counts[0] - self._past[0] - 1
 
     def begin(self, mask: Tensor, fresh: Reference) -> None:
         """Follow clips and start times of ``fresh`` where mask [N]."""
@@ -81,18 +104,11 @@ class RefMotion:
 
     def describe(self) -> str:
         count = self._motions.num_motions
-        return f"reference motion ({count} clip{'s' if count > 1 else ''}, {len(self._offsets) - 1} future frames)"
-
-
-def halves(both: Reference, count: int) -> tuple[Reference, Reference]:
-    """The first ``count`` rows of everything in a reference, and the others."""
-    first, second = ([x[rows] for x in (*both.frames, *both[1:])] for rows in (slice(count), slice(count, None)))
-    width = len(both.frames)
-    return tuple(Reference(CharState(*rows[:width]), *rows[width:]) for rows in (first, second))
+        return f"reference motion ({count} clip{'s' if count > 1 else ''}, {self.num_future} future frames)"
 
 
 class DefaultPose:
-    """Like ``source``, but some episodes begin at rest in one pose; clip and time remain those that were drawn.
+    """Like ``source``, but some episodes begin at rest in one pose; clip, time and window remain those that were drawn.
 
     Args:
         root_pos: [3] m; root_rot: [4]; dof_pos: [D].
@@ -110,6 +126,7 @@ class DefaultPose:
         self._source = source
         self._pose = FixedPose(character, num_envs, root_pos, root_rot, dof_pos).look(source.start)[0].frames
         self._probability = probability
+        self._first = (torch.arange(1 + source.num_future) == 0).to(root_pos.device)  # [1 + S], targets stay the clip's
         self._drawn = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
         self.still = torch.zeros_like(self._drawn)
 
@@ -117,9 +134,9 @@ class DefaultPose:
         """The reference at times [N] (s), and beginnings drawn anew."""
         ref, fresh = self._source.look(time)
         self._drawn.copy_(torch.rand_like(time) < self._probability)
-        frames = (torch.cat([select(self._drawn, pose, frame[:, :1]), frame[:, 1:]], dim=1)  # targets stay the clip's
-                  for pose, frame in zip(self._pose, fresh.frames, strict=True))
-        return ref, fresh._replace(frames=CharState(*frames))
+        mask = self._drawn.unsqueeze(-1) & self._first
+        frames = CharState(*(select(mask, pose, frame) for pose, frame in zip(self._pose, fresh.frames, strict=True)))
+        return ref, fresh._replace(frames=frames)
 
     def begin(self, mask: Tensor, fresh: Reference) -> None:
         """Follow ``fresh`` of the last look where mask [N]."""

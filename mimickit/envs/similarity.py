@@ -15,7 +15,7 @@ from mimickit.envs.base import DoneFlag
 from mimickit.envs.disc_obs import ClipWindows, Frames, History
 from mimickit.envs.parts import MeasuringPart, Snapshot
 from mimickit.util.distributed import Distributed
-from mimickit.util.rotations import heading_quat_inv, quat_rotate
+from mimickit.util.rotations import heading, in_heading
 
 MAX_SNIPPETS = 2048
 FAR = 100.0  # m, coverage of a snippet that nothing was compared with yet
@@ -26,8 +26,7 @@ def snippets(frames: Frames) -> Tensor:
     newest = frames.root_pos[:, -1]
     ground = torch.cat([newest[:, :2], torch.zeros_like(newest[:, 2:])], dim=-1)
     ends = torch.stack([frames.body_pos[:, 0], frames.body_pos[:, -1]], dim=1) - ground[:, None, None]
-    inverse = heading_quat_inv(frames.root_rot[:, -1])
-    return quat_rotate(inverse[:, None, None], ends).flatten(1)
+    return in_heading(ends, heading(frames.root_rot[:, -1, None, None])).flatten(1)
 
 
 def snippet_distance(a: Tensor, b: Tensor) -> Tensor:

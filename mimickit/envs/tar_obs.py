@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.motion_lib import MotionLib
+from mimickit.envs.char_obs import tan_norms
 from mimickit.envs.parts import CharState, Part, Snapshot
-from mimickit.util.rotations import heading_quat_inv, quat_mul, quat_rotate, quat_to_tan_norm
+from mimickit.util.rotations import heading, in_heading
 
 
 def phase_observation(phase: Tensor, frequencies: Tensor) -> Tensor:
@@ -38,16 +39,14 @@ def target_observation(
     """
     anchor = root_pos.unsqueeze(-2) if global_obs else target.root_pos[..., :1, :]
     offset = target.root_pos - anchor
-    rotation = target.root_rot
     key_pos = target.body_pos.index_select(-2, key_ids) - target.root_pos.unsqueeze(-2)
+    root, joints = tan_norms(target.root_rot, target.joint_rot)
+    vectors = torch.cat([offset.unsqueeze(-2), root, key_pos], dim=-2)
     if not global_obs:
-        inverse = heading_quat_inv(target.root_rot[..., :1, :])
-        rotation = quat_mul(inverse, rotation)
-        vectors = quat_rotate(inverse.unsqueeze(-2), torch.cat([offset.unsqueeze(-2), key_pos], dim=-2))
-        offset, key_pos = vectors[..., 0, :], vectors[..., 1:, :]
+        vectors = in_heading(vectors, heading(target.root_rot[..., :1, :]).unsqueeze(-1))
+    vectors = vectors.flatten(-2)
     height = [target.root_pos[..., 2:]] if root_height_obs else []
-    rotations = quat_to_tan_norm(torch.cat([rotation.unsqueeze(-2), target.joint_rot], dim=-2))
-    return torch.cat([offset[..., :2], *height, rotations.flatten(-2), key_pos.flatten(-2)], dim=-1).flatten(-2)
+    return torch.cat([vectors[..., :2], *height, vectors[..., 3:9], joints, vectors[..., 9:]], dim=-1).flatten(-2)
 
 
 class PhaseObs(Part):

@@ -17,7 +17,7 @@ from mimickit.envs.base import DoneFlag
 from mimickit.envs.env_config import LocationConfig, SteeringConfig
 from mimickit.envs.parts import Lines, Marker, MeasuringPart, Snapshot, overwrite
 from mimickit.util.means import Means
-from mimickit.util.rotations import heading, heading_quat_inv, normalize, quat_rotate, yaw_quat
+from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 
 LOCATION_MARKER = Path("data/assets/objects/location_marker.xml")
 STEERING_MARKER = Path("data/assets/objects/steering_marker.xml")
@@ -34,9 +34,9 @@ def unit(angle: Tensor) -> Tensor:
 
 
 def to_heading(root_rot: Tensor, vector: Tensor) -> Tensor:
-    """Horizontal vectors [N, 2] of the world in the heading axes of root_rot [N, 4]."""
+    """Horizontal vectors [..., 2] of the world in the heading axes of root_rot [..., 4]."""
     level = torch.cat([vector, torch.zeros_like(vector[..., :1])], dim=-1)
-    return quat_rotate(heading_quat_inv(root_rot), level)[..., :2]
+    return in_heading(level, heading(root_rot))[..., :2]
 
 
 def location_reward(
@@ -163,8 +163,8 @@ class LocationGoal(MeasuringPart):
         self._reached.logical_or_(valid & (square < self._config.squared_threshold))
         self._judge(flags == DoneFlag.FAIL)
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        self._draw(mask, now)
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        self._draw(mask, start)
 
     def _judge(self, over: Tensor) -> None:
         self._success.add(self._reached.to(self.target.dtype).unsqueeze(-1), over)
@@ -232,7 +232,8 @@ class SteeringGoal(MeasuringPart):
         self._draw(self._schedule.due(now.time), now)
 
     def observe(self, now: Snapshot) -> Tensor:
-        direction, face = (to_heading(now.char.root_rot, v) for v in (self.direction, self.face))
+        goals = torch.stack([self.direction, self.face], dim=-2)
+        direction, face = to_heading(now.char.root_rot.unsqueeze(-2), goals).unbind(dim=-2)
         return torch.cat([direction, self.speed.unsqueeze(-1), face], dim=-1)
 
     def reward(self, now: Snapshot) -> Tensor:
@@ -248,8 +249,8 @@ class SteeringGoal(MeasuringPart):
         on_course = error < (ON_COURSE_SHARE * self.speed).clamp(min=ON_COURSE_SPEED)
         self._means.add(torch.stack([self.reward(now), error, on_course.to(error.dtype)], dim=-1), valid)
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        self._draw(mask, now)
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        self._draw(mask, start)
 
     def _draw(self, mask: Tensor, now: Snapshot) -> None:
         c, time = self._config, now.time

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mimickit.envs.parts import CharState, MeasuringPart, Part, Snapshot
-from mimickit.util.rotations import heading_quat_inv, quat_diff_angle, quat_mul, quat_rotate
+from mimickit.util.rotations import heading, in_heading, quat_diff_angle, quat_mul, yaw_quat
 
 TERMS = ("pose", "vel", "root_pose", "root_vel", "key_pos")
 MEASURES = (
@@ -52,8 +52,8 @@ def _own_frame(char: CharState, key_ids: Tensor, world_axes: bool) -> tuple[Tens
     vectors = torch.cat([char.root_vel.unsqueeze(-2), char.root_ang_vel.unsqueeze(-2), key_pos], dim=-2)
     root_rot = char.root_rot
     if not world_axes:
-        inverse = heading_quat_inv(root_rot)
-        root_rot, vectors = quat_mul(inverse, root_rot), quat_rotate(inverse.unsqueeze(-2), vectors)
+        angle = heading(root_rot)
+        root_rot, vectors = quat_mul(yaw_quat(-angle), root_rot), in_heading(vectors, angle.unsqueeze(-1))
     return torch.cat([root_rot.unsqueeze(-2), char.joint_rot], dim=-2), vectors
 
 

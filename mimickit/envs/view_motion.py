@@ -15,7 +15,7 @@ from mimickit.envs.char_obs import CharObs
 from mimickit.envs.env import Env, View
 from mimickit.envs.env_config import ViewMotionConfig
 from mimickit.envs.parts import CharState, ConstantReward, Lines, Part, Reference, Snapshot
-from mimickit.envs.ref_motion import clip_state, halves
+from mimickit.envs.ref_motion import clip_state
 from mimickit.envs.termination import set_flag
 from mimickit.envs.world import REF_COLOR, Setup, body_ids
 from mimickit.util.distributed import Distributed
@@ -41,8 +41,11 @@ class Playback:
         state = clip_state(self._motions, self._character, ids, times)
         still = torch.zeros_like(state.root_vel)
         state = state._replace(root_vel=still, root_ang_vel=still, dof_vel=torch.zeros_like(state.dof_vel))
-        frames = CharState(*(x.unsqueeze(1) for x in state))
-        return halves(Reference(frames, ids, times, times >= torch.cat([self._end, self._end])), len(time))
+        ended = times >= torch.cat([self._end, self._end])
+        count = len(time)
+        return tuple(
+            Reference(CharState(*(x[rows].unsqueeze(1) for x in state)), ids[rows], times[rows], ended[rows])
+            for rows in (slice(count), slice(count, None)))
 
     def begin(self, mask: Tensor, fresh: Reference) -> None:
         """Nothing to remember."""
@@ -100,8 +103,8 @@ class KinematicError(Part):
         self._expected = torch.zeros_like(engine.body_pos)
         self._largest = torch.zeros((), device=engine.device)
 
-    def reset(self, mask: Tensor, now: Snapshot) -> None:
-        self._expected.copy_(now.char.body_pos)
+    def reset(self, mask: Tensor, start: Snapshot) -> None:
+        self._expected.copy_(self._engine.body_pos)
         self._engine.body_pos.zero_()
 
     def finish(self) -> None:

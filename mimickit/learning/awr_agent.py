@@ -32,9 +32,9 @@ def regression_weights(
     return (ppo.normalize_advantage(advantage, mean, std, float("inf")) / temperature).exp().clamp(max=clip)
 
 
-def regression_loss(log_prob: Tensor, weight: Tensor, flag: Tensor) -> Tensor:
-    """-mean of weight * log probability over the flagged samples of [B], 0-d. Weights are not renormalised."""
-    return -ppo.flagged_mean(weight * log_prob, flag)
+def regression_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """-weight * log probability, [B]. Weights are not renormalised."""
+    return -weight * log_prob
 
 
 class WeightedRegression:
@@ -53,8 +53,8 @@ class WeightedRegression:
             "A_Weight_Mean": Stat(weight.mean()), "A_Weight_Min": Stat(low, "min"), "A_Weight_Max": Stat(high, "max"),
         }
 
-    def loss(self, log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, flag: Tensor) -> tuple[Tensor, ...]:
-        return (regression_loss(log_prob, weight, flag),)
+    def loss(self, log_prob: Tensor, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return (regression_loss(log_prob, weight),)
 
 
 def build(env: VecEnv, config: AWRConfig, dist: Distributed) -> PolicyAgent:

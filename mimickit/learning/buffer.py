@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+_ALIGN = 32  # float32 numbers in 128 bytes
+
 
 class Rollout:
     """Preallocated named tensors [T, N, ...]; every step overwrites row ``t``."""
@@ -39,6 +41,34 @@ class Rollout:
     def take(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Samples [B, ...] by flat index [B] in 0..T*N-1."""
         return self._data[name].flatten(0, 1).index_select(0, index)
+
+
+class SampleTable(Rollout):
+    """A rollout of float32 only, whose tensors are columns of one table: a minibatch is one gather.
+
+    The first tensor begins, and so every row of the table, on a boundary of 128 bytes, as matrix products like it.
+    """
+
+    def __init__(
+        self, num_steps: int, num_envs: int, sizes: Mapping[str, tuple[int, ...]], device: torch.device | str
+    ) -> None:
+        """Args: ``sizes`` () or (n,) by name."""
+        self.num_steps = num_steps
+        self.num_envs = num_envs
+        self._columns: dict[str, slice | int] = {}
+        width = 0
+        for name, shape in sizes.items():
+            self._columns[name] = slice(width, width + shape[0]) if shape else width
+            width += math.prod(shape)
+        self._table = torch.zeros(num_steps, num_envs, -(-width // _ALIGN) * _ALIGN, device=device)
+        self._data = self._split(self._table)
+
+    def minibatch(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All tensors' samples [B, ...] by flat index [B] in 0..T*N-1."""
+        return self._split(self._table.flatten(0, 1).index_select(0, index))
+
+    def _split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: rows[..., column] for name, column in self._columns.items()}
 
 
 def minibatch_plan(num_steps: int, num_envs: int, batch_size: float, epochs: int) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def style_reward(logit: Tensor, scale: float) -> Tensor:
 
 
 def discriminator_loss(
-    net: nn.Module, negatives: Tensor, positives: Tensor, grad_penalty: float, logit_reg: float
+    net: nn.Module, x: Tensor, count: int, grad_penalty: float, logit_reg: float
 ) -> dict[str, Tensor]:
     """Loss of a discriminator, and what to watch (without gradient); all 0-d.
 
@@ -87,24 +87,25 @@ def discriminator_loss(
 
     Args:
         net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
-        negatives: [M, n] normalised, of the agent; positives: [P, n] normalised, as it should be.
+        x: [M + P, n] normalised, first M = ``count`` samples of the agent, then P as it should be.
     """
-    count, good = negatives.shape[0], positives.shape[0]
-    x = torch.cat([negatives, positives])
-    label = torch.cat([x.new_full((count,), -1.0), x.new_ones(good)])
-    share = torch.cat([x.new_full((count,), 0.5 / count), x.new_full((good,), 0.5 / good)])
+    label, share = x.new_ones(len(x)), x.new_full((len(x),), 0.5 / (len(x) - count))
+    label[:count].fill_(-1.0)
+    share[:count].fill_(0.5 / count)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty)
-    neg, pos = logits[:count], logits[count:]
+    judged = torch.stack([(label * logits > 0.0).to(logits.dtype), logits])
+    neg_acc, neg_logit = judged[:, :count].mean(-1)
+    pos_acc, pos_logit = judged[:, count:].mean(-1)
     logit_loss = net._disc_logits.weight.square().sum()
     return {
         "loss": loss + logit_reg * logit_loss,
         "grad_penalty": (share * square).sum(),
         "logit_loss": logit_loss,
-        "neg_acc": (neg < 0.0).to(neg.dtype).mean(),
-        "pos_acc": (pos > 0.0).to(pos.dtype).mean(),
-        "neg_logit": neg.mean(),
-        "pos_logit": pos.mean(),
+        "neg_acc": neg_acc,
+        "pos_acc": pos_acc,
+        "neg_logit": neg_logit,
+        "pos_logit": pos_logit,
     }
 
 
@@ -146,7 +147,7 @@ class Evidence(Protocol):
         """The rollout's samples [B, n] by flat index [B], not normalised."""
 
     def good(self, index: Tensor) -> Tensor:
-        """Good examples [P, n] for a minibatch, normalised."""
+        """Good examples [P, n] for a minibatch, not normalised."""
 
     def record_norm(self) -> None:
         """Add the rollout to the normaliser's pending sums."""
@@ -187,12 +188,11 @@ class Demonstrations:
         return self._rollout.take("obs", index)
 
     def good(self, index: Tensor) -> Tensor:
-        return self.norm.normalize(self._rollout.take("demo", index))
+        return self._rollout.take("demo", index)
 
     def record_norm(self) -> None:
-        for obs, demo in zip(self._rollout["obs"], self._rollout["demo"], strict=True):
-            self.norm.record(obs)
-            self.norm.record(demo)
+        self.norm.record(self._rollout["obs"])
+        self.norm.record(self._rollout["demo"])
 
 
 class Differences:
@@ -233,8 +233,7 @@ class Differences:
         return self._zero
 
     def record_norm(self) -> None:
-        for difference in self._rollout["difference"]:
-            self.norm.record(difference)
+        self.norm.record(self._rollout["difference"])
 
 
 def require_info(env: VecEnv, *names: str) -> list[Tensor]:
@@ -307,12 +306,12 @@ class Discriminator:
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         evidence = self.evidence
-        negatives = torch.cat([evidence.take(index), self._ring.take(replay_index)])
+        x = evidence.norm.normalize(
+            torch.cat([evidence.take(index), self._ring.take(replay_index), evidence.good(index)]))
         found = discriminator_loss(
-            self._net, evidence.norm.normalize(negatives), evidence.good(index), self._config.disc_grad_penalty,
-            self._config.disc_logit_reg)
-        loss = found["loss"]
-        return BatchLoss(loss, torch.full_like(loss, index.shape[0]), tuple(found[name] for name in self._figures))
+            self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg)
+        stats = torch.stack([found[name].detach() for name in self._figures])
+        return BatchLoss(found["loss"], float(len(index)), stats)
 
     def fold(self) -> None:
         self.evidence.record_norm()

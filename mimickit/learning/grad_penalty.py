@@ -46,10 +46,11 @@ class _PenalizedEntropy(torch.autograd.Function):
         for weight, h in zip(reversed(weights[1:]), reversed(hidden[1:]), strict=True):
             slopes.append(relu_backward(slopes[-1] @ weight, h, 0.0))
         slope = slopes[-1] @ weights[0]
-        square = (slope * slope).sum(-1)
-        total = (share * (functional.softplus(-label * logit) + grad_penalty * square)).sum()
+        square = torch.linalg.vector_norm(slope, dim=-1).square()
+        wrong = -label * logit
+        total = (share * torch.add(functional.softplus(wrong), square, alpha=grad_penalty)).sum()
 
-        by_logit = (-label * share * torch.sigmoid(-label * logit)).unsqueeze(-1)
+        by_logit = (-label * share * torch.sigmoid(wrong)).unsqueeze(-1)
         change = slope.mul_((2.0 * grad_penalty * share).unsqueeze(-1))  # gradient by the slope, carried forward
         gradients: list[Tensor] = []
         for weight, h, outer in zip(weights, hidden, reversed(slopes), strict=True):

@@ -13,6 +13,7 @@ from mimickit.util.failures import UserError
 
 MIN_VARIANCE = 1e-8
 MIN_MEAN_ABS = 1e-4
+RECORD_SAMPLES = 8192  # at once: few kernels, little memory
 
 
 class ActionNormalizer:
@@ -70,9 +71,12 @@ class MeanStdNormalizer:
 
     def record(self, x: torch.Tensor) -> None:
         """Add samples [..., size] to the pending sums."""
-        shifted = x.reshape(-1, x.shape[-1]).to(torch.float64) - self._mean
-        count = torch.full((1,), shifted.shape[0], dtype=torch.float64, device=x.device)
-        self._pending += torch.cat([count, shifted.sum(0), shifted.square().sum(0)])
+        first, second = self._pending[1:].view(2, -1)
+        for rows in x.flatten(0, -2).split(RECORD_SAMPLES):
+            shifted = rows - self._mean  # float64
+            first.add_(shifted.sum(0))
+            second.add_(shifted.square_().sum(0))
+            self._pending[0].add_(len(rows))
 
     def update(self, dist: Distributed) -> None:
         """Fold the pending sums of all processes into mean and deviation. Without new samples nothing changes."""
@@ -126,9 +130,9 @@ class MeanAbsNormalizer:
 
     def record(self, x: torch.Tensor) -> None:
         """Add samples [..., size] to the pending sums."""
-        rows = x.reshape(-1, x.shape[-1]).to(torch.float64)
-        count = torch.full((1,), rows.shape[0], dtype=torch.float64, device=x.device)
-        self._pending += torch.cat([count, rows.abs().sum(0)])
+        for rows in x.flatten(0, -2).split(RECORD_SAMPLES):
+            self._pending[1:].add_(rows.abs().sum(0, dtype=torch.float64))
+            self._pending[0].add_(len(rows))
 
     def update(self, dist: Distributed) -> None:
         """Fold the pending sums of all processes. Without new samples nothing changes."""

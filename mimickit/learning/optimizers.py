@@ -56,6 +56,7 @@ class FlatOptimizer:
             parameter.data = self._flat[self._slices[name]].view(parameter.shape)
         self._packed = torch.zeros(size + 1, dtype=first.dtype, device=first.device)  # gradient, then its weight
         self.gradient = self._packed[:size]
+        self._gaps = [self._flat.new_zeros(-p.numel() % _ALIGN) for p in self._parameters.values()]
         self._moment1 = torch.zeros_like(self._flat)
         self._moment2 = torch.zeros_like(self._flat) if config.type == "Adam" else None
         self._count = torch.zeros((), device=first.device)
@@ -70,8 +71,8 @@ class FlatOptimizer:
     def set_gradient(self, loss: torch.Tensor, weight: torch.Tensor | float = 1.0) -> None:
         """Differentiate ``loss``; ``weight`` is this process's share when gradients are averaged over processes."""
         gradients = torch.autograd.grad(loss, list(self._parameters.values()))
-        for part, gradient in zip(self._slices.values(), gradients, strict=True):
-            self.gradient[part].copy_(gradient.reshape(-1))
+        torch.cat([piece for gradient, gap in zip(gradients, self._gaps, strict=True)
+                   for piece in (gradient.reshape(-1), gap)], out=self.gradient)
         if self._dist.world_size > 1:
             self._packed[-1:].fill_(1.0).mul_(weight)
             self.gradient.mul_(self._packed[-1])

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
 from mimickit.config import Config
 from mimickit.learning.nets import NetName, build_head, build_net
@@ -30,8 +31,9 @@ class ModelConfig(Config):
 
 def gaussian_log_prob(action: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
     """Log density [...] of normalised actions [..., A]; ``log_std`` broadcasts."""
-    z = (action - mean) * torch.exp(-log_std)
-    return -0.5 * (z * z).sum(-1) - log_std.expand_as(mean).sum(-1) - 0.5 * mean.shape[-1] * math.log(2.0 * math.pi)
+    square = functional.mse_loss(mean, action, reduction="none")
+    surprise = (square / (2.0 * torch.exp(2.0 * log_std)) + log_std).sum(-1)
+    return -0.5 * mean.shape[-1] * math.log(2.0 * math.pi) - surprise
 
 
 def gaussian_entropy(log_std: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from mimickit.envs.base import VecEnv
 from mimickit.learning import ppo
 from mimickit.learning.agent import AgentConfig, check_same_sizes, normalizer_info, normalizer_tensors, prefixed
-from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.buffer import MinibatchSampler, Rollout, SampleTable, minibatch_plan
 from mimickit.learning.measures import TestMeasures
 from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
@@ -67,8 +67,9 @@ class Objective(Protocol):
     def weigh(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Stat]]:
         """What is kept of advantages [T, N], given mean and deviation (0-d, over all processes); log columns."""
 
-    def loss(self, log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, flag: Tensor) -> tuple[Tensor, ...]:
-        """Loss, then further figures, 0-d each, over the samples of [B] whose flag is 1. ``weight``: see weigh."""
+    def loss(self, log_prob: Tensor, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """Loss, then further figures, of each sample, [B]. ``log_ratio``: log probability less that of the rollout,
+        0 where the action was not random; ``weight``: see weigh."""
 
 
 class RewardSource(Protocol):
@@ -110,23 +111,7 @@ class Latent(Protocol):
 
     def record(self, t: int) -> None: ...
 
-    def recorded(self) -> Tensor:
-        """[T, N, L] of the rollout."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """Samples [B, L] by flat index [B]."""
-
     def state_tensors(self) -> dict[str, Tensor]: ...
-
-
-@dataclass(frozen=True)
-class ActorBatch:
-    """A minibatch of the actor's update."""
-
-    obs: Tensor  # [B, O] normalised
-    latent: Tensor | None  # [B, L]
-    mean: Tensor  # [B, A] of the normalised action
-    flag: Tensor  # [B] 1 where the action was random
 
 
 @dataclass(frozen=True)
@@ -143,13 +128,16 @@ class FrozenPolicy:
 
 
 class ActorTerm(Protocol):
-    """A further loss of the actor."""
+    """A further loss of the actor, which compares its actions with those for varied inputs; captured on CUDA."""
 
     column: str  # log column of the unweighted loss
     weight: float
 
-    def loss(self, model: ActorCritic, batch: ActorBatch) -> Tensor:
-        """0-d. Captured on CUDA."""
+    def variant(self, x: Tensor) -> Tensor:
+        """Varied inputs [B, O + L] of a minibatch's ``x`` [B, O + L]."""
+
+    def loss(self, x: Tensor, mean: Tensor, variant: Tensor, variant_mean: Tensor) -> Tensor:
+        """Loss of each sample, [B]; means [B, A] of the normalised action."""
 
 
 class PolicyAgent:
@@ -190,17 +178,20 @@ class PolicyAgent:
         input_size = obs_size + (latent.size if latent is not None else 0)
         self._model = ActorCritic(input_size, action_size, config.model).to(device)
 
-        self._rollout = Rollout(steps, num_envs, {
-            "obs": (obs_size,), "next_obs": (obs_size,), "action": (action_size,), "log_prob": (), "flag": (),
-            "reward": (), "done": (), "target": (), "weight": (),
-        }, device, dtypes={"done": torch.int32})
+        self._rollout = SampleTable(steps, num_envs, {
+            "input": (input_size,), "action": (action_size,), "log_prob": (), "flag": (), "target": (), "weight": (),
+        }, device)
+        self._outcome = Rollout(steps, num_envs, {"next_obs": (obs_size,), "reward": (), "done": ()}, device,
+                                dtypes={"done": torch.int32})
         self._sampler = MinibatchSampler(self._rollout.num_samples, device)
 
         self.action = torch.zeros(num_envs, action_size, device=device)
+        self._input = torch.zeros(num_envs, input_size, device=device)
         self._norm_action = torch.zeros_like(self.action)
         self._log_prob = torch.zeros(num_envs, device=device)
         self._flag = torch.ones(num_envs, device=device)
         self._exp_prob = torch.ones((), device=device)
+        self._obs_norm_learns = True
         drawn = list(latent.state_tensors().values()) if latent is not None else []
         self._frozen: FrozenPolicy | None = None
         self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
@@ -220,17 +211,20 @@ class PolicyAgent:
     def start_iteration(self, samples: int) -> None:
         self._exp_prob.fill_(self._exploration(samples))
         self._sampler.restart()
+        self._obs_norm_learns = samples < self.config.normalizer_samples
 
     def act(self, t: int) -> None:
         self._act_train()
         self._rollout.record(
-            t, obs=self._env.obs, action=self._norm_action, log_prob=self._log_prob, flag=self._flag)
+            t, input=self._input, action=self._norm_action, log_prob=self._log_prob, flag=self._flag)
+        if self._obs_norm_learns:
+            self._obs_norm.record(self._env.obs)
         if self._latent is not None:
             self._latent.record(t)
 
     def observe(self, t: int) -> None:
         env = self._env
-        self._rollout.record(t, next_obs=env.next_obs, reward=env.reward, done=env.done)
+        self._outcome.record(t, next_obs=env.next_obs, reward=env.reward, done=env.done)
         for source in self._sources:
             source.record(t)
 
@@ -291,7 +285,8 @@ class PolicyAgent:
         if self._latent is not None:
             self._latent.refresh()
             latent = self._latent.values
-        return self._model.policy(join(self._obs_norm.normalize(self._env.obs), latent))
+        self._input.copy_(join(self._obs_norm.normalize(self._env.obs), latent))
+        return self._model.policy(self._input)
 
     def _exploration(self, samples: int) -> float:
         c = self.config
@@ -307,8 +302,6 @@ class PolicyAgent:
         for source in self._sources:
             stats |= source.update(self._sampler)
         if samples < self.config.normalizer_samples:
-            for obs in self._rollout["obs"]:
-                self._obs_norm.record(obs)
             self._obs_norm.update(self._dist)
             for source in self._sources:
                 source.fold()
@@ -328,12 +321,12 @@ class PolicyAgent:
     def _build_targets(self) -> dict[str, Stat]:
         """Fill ``target`` and ``weight`` of the rollout from its rewards."""
         rollout, config, env = self._rollout, self.config, self._env
+        reward, done = self._outcome["reward"], self._outcome["done"]
         reward_stats = self._add_rewards() if self._sources else {}
-        next_value = ppo.overwrite_terminal_values(
-            self._values(rollout["next_obs"]), rollout["done"], config.discount, env.fail_reward, env.succ_reward)
-        target = ppo.lambda_return(
-            rollout["reward"], next_value, rollout["done"], config.discount, config.td_lambda)
-        advantage = target - self._values(rollout["obs"])
+        value, next_value = self._values()
+        next_value = ppo.overwrite_terminal_values(next_value, done, config.discount, env.fail_reward, env.succ_reward)
+        target = ppo.lambda_return(reward, next_value, done, config.discount, config.td_lambda)
+        advantage = target - value
         mean, std = ppo.mean_and_std(self._dist.sum_(ppo.advantage_sums(advantage, rollout["flag"])))
         weight, weight_stats = self._objective.weigh(advantage, mean, std)
         rollout["target"].copy_(target)
@@ -345,7 +338,7 @@ class PolicyAgent:
 
     def _add_rewards(self) -> dict[str, Stat]:
         """Replace the rollout's rewards by the weighted sum of all rewards."""
-        reward = self._rollout["reward"]
+        reward = self._outcome["reward"]
         task = Stat(reward.mean())
         reward.mul_(self._task_weight)
         stats: dict[str, Stat] = {}
@@ -355,45 +348,50 @@ class PolicyAgent:
             stats |= columns
         return {**stats, "Task_Reward_Mean": task}
 
-    def _values(self, obs: Tensor) -> Tensor:
-        """Critic's values [T, N] of observations [T, N, O] with the latents of the same steps, some steps at a time."""
-        size = self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // obs.shape[1])
-        chunks = obs.split(size)
-        latents = self._latent.recorded().split(size) if self._latent is not None else [None] * len(chunks)
-        return torch.cat([
-            self._model.value(join(self._obs_norm.normalize(chunk), latent))
-            for chunk, latent in zip(chunks, latents, strict=True)
-        ])
+    def _values(self) -> tuple[Tensor, Tensor]:
+        """Critic's values [T, N] of the rollout's observations and of the next ones (with the latents of the same
+        steps), some steps at a time."""
+        inputs, next_obs = self._rollout["input"], self._outcome["next_obs"]
+        steps, num_envs, obs_size = next_obs.shape
+        size = num_envs * (self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // num_envs))
+        value, next_value = [], []
+        for x, obs in zip(inputs.flatten(0, 1).split(size), next_obs.flatten(0, 1).split(size), strict=True):
+            latent = x[:, obs_size:] if self._latent is not None else None
+            value.append(self._model.value(x))
+            next_value.append(self._model.value(join(self._obs_norm.normalize(obs), latent)))
+        return torch.cat(value).view(steps, num_envs), torch.cat(next_value).view(steps, num_envs)
 
     def _critic_loss(self, index: Tensor) -> BatchLoss:
-        value = self._model.value(join(self._obs_norm.normalize(self._rollout.take("obs", index)), self._take(index)))
-        loss = ppo.critic_loss(value, self._rollout.take("target", index))
-        return BatchLoss(loss, torch.full_like(loss, index.shape[0]), (loss,))
+        batch = self._rollout.minibatch(index)
+        loss = ppo.critic_loss(self._model.value(batch["input"]), batch["target"])
+        return BatchLoss(loss, float(index.shape[0]), loss.detach().view(1))
 
     def _actor_loss(self, index: Tensor) -> BatchLoss:
-        config, take = self.config, self._rollout.take
-        flag, obs, latent = take("flag", index), self._obs_norm.normalize(take("obs", index)), self._take(index)
-        mean, log_std = self._model.policy(join(obs, latent))
-        log_prob = gaussian_log_prob(take("action", index), mean, log_std)
-        loss, *figures = self._objective.loss(log_prob, take("log_prob", index), take("weight", index), flag)
+        config, batch = self.config, self._rollout.minibatch(index)
+        x, flag = batch["input"], batch["flag"]
+        variants = [term.variant(x) for term in self._terms]
+        mean, log_std = self._model.policy(torch.cat([x, *variants]) if variants else x)
+        mean, *variant_means = mean.split(len(x)) if variants else (mean,)
+        log_std = log_std[:len(x)]
+        log_prob = gaussian_log_prob(batch["action"], mean, log_std)
+        log_ratio = ppo.log_ratio(log_prob, batch["log_prob"], flag)
+        loss, *figures = self._objective.loss(log_prob, log_ratio, batch["weight"])
+        further: list[tuple[float, Tensor]] = []
         if config.action_bound_weight != 0.0:
-            figures.append(ppo.flagged_mean(ppo.action_bound_loss(mean), flag))
-            loss = loss + config.action_bound_weight * figures[-1]
+            further.append((config.action_bound_weight, ppo.action_bound_loss(mean)))
         if config.action_entropy_weight != 0.0:
-            figures.append(ppo.flagged_mean(gaussian_entropy(log_std), flag))
-            loss = loss - config.action_entropy_weight * figures[-1]
+            further.append((-config.action_entropy_weight, gaussian_entropy(log_std)))
         if config.action_reg_weight != 0.0:
-            figures.append(ppo.flagged_mean(mean_regularizer(mean), flag))
-            loss = loss + config.action_reg_weight * figures[-1]
-        for term in self._terms:
-            figures.append(term.loss(self._model, ActorBatch(obs, latent, mean, flag)))
-            loss = loss + term.weight * figures[-1]
+            further.append((config.action_reg_weight, mean_regularizer(mean)))
+        for term, variant, variant_mean in zip(self._terms, variants, variant_means, strict=True):
+            further.append((term.weight, term.loss(x, mean, variant, variant_mean)))
+        for weight, figure in further:
+            loss = torch.add(loss, figure, alpha=weight)
+            figures.append(figure.detach())
         if config.kl_target > 0.0:
-            figures.append(ppo.policy_change(log_prob, take("log_prob", index), flag))
-        return BatchLoss(loss, flag.sum(), (loss, *figures))
-
-    def _take(self, index: Tensor) -> Tensor | None:
-        return None if self._latent is None else self._latent.take(index)
+            figures.append(ppo.policy_change(log_ratio))
+        means = ppo.flagged_mean(torch.stack([loss, *figures]), flag)
+        return BatchLoss(means[0], flag.sum(), means.detach())
 
     def _actor_columns(self) -> list[str]:
         """Names of the actor's statistics, in the order of :meth:`_actor_loss`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from mimickit.envs.base import DoneFlag
 
@@ -49,11 +50,11 @@ def lambda_return(
         next_value: [T, N] value of the next state, terminal ones already overwritten.
         done: [T, N] int, DoneFlag.
     """
-    result = torch.empty_like(reward)
-    result[-1] = reward[-1] + discount * next_value[-1]
-    weight = torch.where(done == DoneFlag.NULL, td_lambda, 0.0).to(reward.dtype)
+    weight = (done == DoneFlag.NULL).to(reward.dtype) * td_lambda
+    weight[-1].zero_()
+    result = reward + discount * (1.0 - weight) * next_value
     for t in range(reward.shape[0] - 2, -1, -1):
-        result[t] = reward[t] + discount * torch.lerp(next_value[t], result[t + 1], weight[t])
+        result[t].addcmul_(weight[t], result[t + 1], value=discount)
     return result
 
 
@@ -82,43 +83,47 @@ def normalize_advantage(
 
 def critic_loss(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error over [B]; no clipping, no factor one half."""
-    return torch.square(target - value).mean()
+    return functional.mse_loss(value, target)
 
 
 def flagged_mean(values: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """Mean of ``values`` [B] where ``flag`` [B] is 1; 0 (with zero gradient) when none is."""
-    return torch.where(flag > 0.5, values, 0.0).sum() / flag.sum().clamp(min=1.0)
+    """Mean over the last dimension of ``values`` [..., B] where ``flag`` [B] is 1; 0 (with zero gradient) when none is.
+    The other values count nothing but must be finite."""
+    return (values * flag).sum(-1) / flag.sum().clamp(min=1.0)
 
 
 def action_bound_loss(mean: torch.Tensor) -> torch.Tensor:
     """How far normalised actions [B, A] lie outside [-1, 1]: sum over actions of squared excess, [B]."""
-    return ((mean + 1.0).clamp(max=0.0).square() + (mean - 1.0).clamp(min=0.0).square()).sum(-1)
+    return functional.softshrink(mean, 1.0).square().sum(-1)
+
+
+def log_ratio(log_prob: torch.Tensor, old_log_prob: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the probability ratio, [B]; 0 where the flag is."""
+    return (log_prob - old_log_prob) * flag
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Clipped surrogate of a batch, all 0-d: the loss and two figures to watch."""
+    """Clipped surrogate of each sample, [B]: the loss and two figures to watch (without gradient)."""
 
     loss: torch.Tensor
-    clip_frac: torch.Tensor
-    imp_ratio: torch.Tensor
+    clipped: torch.Tensor  # 1 where the ratio lies beyond the clip
+    ratio: torch.Tensor
 
 
-def surrogate_loss(
-    log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor, flag: torch.Tensor, clip_ratio: float
-) -> Surrogate:
-    """-mean min(A rho, A clip(rho, 1 - e, 1 + e)) over the flagged samples of [B]; PPO eq. 7."""
-    ratio = torch.exp(torch.where(flag > 0.5, log_prob - old_log_prob, 0.0))
-    gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio))
-    clipped = ((ratio.detach() - 1.0).abs() > clip_ratio).to(ratio.dtype)
-    return Surrogate(-flagged_mean(gain, flag), flagged_mean(clipped, flag), flagged_mean(ratio.detach(), flag))
+def surrogate_loss(log_ratio: torch.Tensor, advantage: torch.Tensor, clip_ratio: float) -> Surrogate:
+    """-min(A rho, A clip(rho, 1 - e, 1 + e)) of [B], PPO eq. 7, which is -min(A rho, A + e |A|)."""
+    ratio = torch.exp(log_ratio)
+    most = torch.add(advantage, advantage.abs(), alpha=clip_ratio)
+    watched = ratio.detach()
+    clipped = ((watched - 1.0).abs() > clip_ratio).to(ratio.dtype)
+    return Surrogate(-(advantage * ratio).clamp(max=most), clipped, watched)
 
 
-def policy_change(log_prob: torch.Tensor, old_log_prob: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """Estimate of the Kullback-Leibler divergence of the old policy from the new over the flagged samples of [B], 0-d.
+def policy_change(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Estimate of the Kullback-Leibler divergence of the old policy from the new, [B], to be averaged; no gradient.
 
-    Mean of rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL
-    Divergence").
+    rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL Divergence").
     """
-    log_ratio = torch.where(flag > 0.5, log_prob - old_log_prob, 0.0).detach()
-    return flagged_mean(torch.expm1(log_ratio) - log_ratio, flag)
+    log_ratio = log_ratio.detach()
+    return torch.expm1(log_ratio) - log_ratio

@@ -39,9 +39,9 @@ class ClippedSurrogate:
     def weigh(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Stat]]:
         return ppo.normalize_advantage(advantage, mean, std, self._adv_clip), {}
 
-    def loss(self, log_prob: Tensor, old_log_prob: Tensor, weight: Tensor, flag: Tensor) -> tuple[Tensor, ...]:
-        found = ppo.surrogate_loss(log_prob, old_log_prob, weight, flag, self._clip_ratio)
-        return found.loss, found.clip_frac, found.imp_ratio
+    def loss(self, log_prob: Tensor, log_ratio: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        found = ppo.surrogate_loss(log_ratio, weight, self._clip_ratio)
+        return found.loss, found.clipped, found.ratio
 
 
 def build(env: VecEnv, config: PPOConfig, dist: Distributed) -> PolicyAgent:

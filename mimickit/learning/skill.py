@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mimickit.envs.base import VecEnv
-from mimickit.learning import ppo
 from mimickit.learning.agent import prefixed
 from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
 from mimickit.learning.discriminator import AdversarialConfig, DiscModelConfig, Discriminator, mean_and_std_columns
 from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
-from mimickit.learning.policy import ActorCritic
-from mimickit.learning.policy_agent import PASS_SAMPLES, ActorBatch, check_batch_sizes, join
+from mimickit.learning.policy_agent import PASS_SAMPLES, check_batch_sizes, join
 from mimickit.learning.stats import Stat
 from mimickit.learning.update import BatchLoss, NetworkUpdate
 from mimickit.util.distributed import Distributed
@@ -80,7 +78,7 @@ def diversity_loss(mean: Tensor, other_mean: Tensor, latent: Tensor, other: Tens
     Args:
         mean, other_mean: [B, A] normalised actions' means for the latents ``latent`` and ``other`` [B, L].
     """
-    action_change = (other_mean - mean).square().mean(-1)
+    action_change = functional.mse_loss(other_mean, mean, reduction="none").mean(-1)
     latent_change = 0.5 - 0.5 * (latent * other).sum(-1)
     return (target - action_change / (latent_change + 1e-5)).square()
 
@@ -142,12 +140,15 @@ class DiversityTerm:
     def __init__(self, config: SkillConfig) -> None:
         self.weight = config.diversity_weight
         self._target = config.diversity_tar
+        self._size = config.model.latent_dim
 
-    def loss(self, model: ActorCritic, batch: ActorBatch) -> Tensor:
-        assert batch.latent is not None, "diversity needs latents"
-        other = random_unit_like(batch.latent)
-        other_mean, _ = model.policy(join(batch.obs, other))
-        return ppo.flagged_mean(diversity_loss(batch.mean, other_mean, batch.latent, other, self._target), batch.flag)
+    def variant(self, x: Tensor) -> Tensor:
+        obs, latent = x[:, :-self._size], x[:, -self._size:]
+        return join(obs, random_unit_like(latent))
+
+    def loss(self, x: Tensor, mean: Tensor, variant: Tensor, variant_mean: Tensor) -> Tensor:
+        latent, other = x[:, -self._size:], variant[:, -self._size:]
+        return diversity_loss(mean, variant_mean, latent, other, self._target)
 
 
 class SkillReward:
@@ -189,7 +190,7 @@ class SkillReward:
         evidence = self._disc.evidence
         guess = self._net(evidence.norm.normalize(evidence.take(index)))
         loss = encoder_error(self._latents.take(index), guess).mean()
-        return BatchLoss(loss, torch.full_like(loss, index.shape[0]), (loss,))
+        return BatchLoss(loss, float(index.shape[0]), loss.detach().view(1))
 
     def fold(self) -> None:
         """The normaliser is the discriminator's."""

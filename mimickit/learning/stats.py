@@ -27,37 +27,24 @@ def reduce_stats(stats: Mapping[str, Stat], dist: Distributed) -> dict[str, floa
     """All statistics as host numbers, equal on all processes. One wait for the device."""
     if not stats:
         return {}
-    added: list[torch.Tensor] = []
-    for stat in stats.values():
-        value = _wide(stat.value, dist)
-        given = stat.weight
-        weight = _wide(given, dist) if isinstance(given, torch.Tensor) else torch.full_like(value, given)
-        if stat.how == "mean":
-            added += [torch.where(weight > 0, value * weight, 0.0), weight]
-        else:
-            added += [value if stat.how == "sum" else torch.zeros_like(value), weight]
-    extreme = torch.stack([_wide(s.value, dist) * _sign(s) for s in stats.values()])
-    sums = dist.sum_(torch.stack(added))
+    value = torch.stack([_wide(stat.value, dist) for stat in stats.values()])
+    one = value.new_ones(())
+    weight = torch.stack([_wide(w if isinstance(w, torch.Tensor) else one * w, dist)
+                          for w in (stat.weight for stat in stats.values())])
+    sums = dist.sum_(torch.stack([torch.where(weight > 0, value * weight, 0.0), weight, value]))
+    extremes = torch.stack([-value, value])
     if any(stat.how in ("min", "max") for stat in stats.values()):
-        dist.max_(extreme)
-    packed = torch.cat([sums, extreme]).tolist()
-    count = len(stats)
+        dist.max_(extremes)
+    columns = zip(*torch.cat([sums, extremes]).tolist(), strict=True)
     result = {}
-    for i, (name, stat) in enumerate(stats.items()):
-        total, weight, top = packed[2 * i], packed[2 * i + 1], packed[2 * count + i]
-        if stat.how == "mean":
-            result[name] = total / weight if weight > 0 else 0.0
-        else:
-            result[name] = total if stat.how == "sum" else top * _sign(stat)
+    for (name, stat), (weighted, total_weight, total, negative, most) in zip(stats.items(), columns, strict=True):
+        mean = weighted / total_weight if total_weight > 0 else 0.0
+        result[name] = {"mean": mean, "sum": total, "min": -negative, "max": most}[stat.how]
     return result
 
 
 def _wide(value: torch.Tensor, dist: Distributed) -> torch.Tensor:
     return value.detach().to(device=dist.device, dtype=torch.float64).reshape(())
-
-
-def _sign(stat: Stat) -> float:
-    return -1.0 if stat.how == "min" else 1.0
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ EQUALITY_CHECK_STEPS = 1000
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """Result of a loss function on one minibatch, all 0-d."""
+    """Result of a loss function on one minibatch."""
 
-    loss: torch.Tensor  # mean over the samples that count
-    weight: torch.Tensor  # how many count; this process's share in averages over processes
-    stats: Sequence[torch.Tensor]  # in the order of the update's stat names
+    loss: torch.Tensor  # 0-d, mean over the samples that count
+    weight: torch.Tensor | float  # 0-d, how many count; this process's share in averages over processes
+    stats: torch.Tensor  # [number of the update's stat names], without gradient
 
 
 class NetworkUpdate:
@@ -82,13 +82,14 @@ class NetworkUpdate:
             if self._total_steps % EQUALITY_CHECK_STEPS == 0:
                 self.optimizer.check_equal()
             self._total_steps += 1
-        *sums, weight = self._sums.clone().unbind()
-        return {name: Stat(total / self._steps, "mean", weight) for name, total in zip(self._names, sums, strict=True)}
+        means, weight = self._sums[:-1] / self._steps, self._sums[-1].clone()
+        return {name: Stat(mean, "mean", weight) for name, mean in zip(self._names, means, strict=True)}
 
     def _differentiate(self) -> None:
         result = self._loss_fn(*self._indices)
         self.optimizer.set_gradient(result.loss, result.weight)
-        self._sums += torch.stack([x.detach().double() for x in (*result.stats, result.weight)])
+        self._sums[:-1].add_(result.stats)
+        self._sums[-1].add_(result.weight)
 
     def _differentiate_and_step(self) -> None:
         self._differentiate()

@@ -7,15 +7,20 @@ branches on values, no host data and no masks by index, so all of it can be capt
 An *exponential map* is axis times angle, 3 numbers. The *tangent-normal* form is columns X and Z of the rotation
 matrix, 6 numbers: a continuous representation for networks (Zhou et al. 2019, "On the Continuity of Rotation
 Representations in Neural Networks").
+
+On a GPU each torch operation costs a launch, so formulas are written for few of them; never as matrix products, which
+may be in reduced precision (TensorFloat-32).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink, threshold
 
 _TINY_ANGLE = 1e-5  # below this (rad, or norm of xyz) a rotation counts as the identity
 _TINY_NORM = 1e-9
+_COS_NEAR = 1.0 - 5e-7  # cosine of 0.001 rad
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
@@ -52,16 +57,17 @@ def quat_mul(a: Tensor, b: Tensor) -> Tensor:
     """Hamilton product a * b of [..., 4] and [..., 4]: apply b, then a."""
     u, s = a[..., :3], a[..., 3:]
     v, t = b[..., :3], b[..., 3:]
-    xyz = s * v + t * u + cross(u, v)
-    w = s * t - (u * v).sum(dim=-1, keepdim=True)
+    xyz = torch.addcmul(torch.addcmul(cross(u, v), s, v), t, u)
+    product = a * b
+    w = product[..., 3:] - product[..., :3].sum(dim=-1, keepdim=True)
     return torch.cat([xyz, w], dim=-1)
 
 
 def quat_rotate(q: Tensor, v: Tensor) -> Tensor:
     """Vectors v [..., 3] rotated by q [..., 4]."""
-    u = q[..., :3]
-    t = 2.0 * cross(u, v)
-    return v + q[..., 3:] * t + cross(u, t)
+    u, w = q[..., :3], q[..., 3:]
+    t = cross(u, v)
+    return torch.add(v, torch.addcmul(cross(u, t), w, t), alpha=2.0)
 
 
 def axis_angle_to_quat(axis: Tensor, angle: Tensor) -> Tensor:
@@ -85,19 +91,16 @@ def quat_to_axis_angle(q: Tensor) -> tuple[Tensor, Tensor]:
 
 def quat_to_exp_map(q: Tensor) -> Tensor:
     """Exponential map [..., 3] of quaternions [..., 4]; its norm is at most pi."""
-    q = quat_pos(q)
-    length = torch.linalg.vector_norm(q[..., :3], dim=-1, keepdim=True)
-    tiny = length <= _TINY_ANGLE
-    scale = 2.0 * torch.atan2(length, q[..., 3:]) / torch.where(tiny, 1.0, length)
-    return torch.where(tiny, 0.0, scale) * q[..., :3]
+    xyz, w = q[..., :3], q[..., 3:]
+    length = torch.linalg.vector_norm(xyz, dim=-1, keepdim=True)
+    half = torch.atan2(threshold(length, _TINY_ANGLE, 0.0), w.abs())
+    return torch.copysign(2.0 * half / length.clamp_min(_TINY_NORM), w) * xyz
 
 
 def exp_map_to_quat(e: Tensor) -> Tensor:
     """Quaternion [..., 4] of exponential maps [..., 3] of any norm; the angle is wrapped to (-pi, pi] first."""
     length = torch.linalg.vector_norm(e, dim=-1, keepdim=True)
-    angle = wrap_angle(length)
-    tiny = angle.abs() <= _TINY_ANGLE
-    half = torch.where(tiny, 0.0, 0.5 * angle)
+    half = 0.5 * hardshrink(wrap_angle(length), _TINY_ANGLE)
     xyz = e * (torch.sin(half) / length.clamp_min(_TINY_NORM))
     return torch.cat([xyz, torch.cos(half)], dim=-1)
 
@@ -109,13 +112,19 @@ def quat_diff(q0: Tensor, q1: Tensor) -> Tensor:
 
 def quat_angle(q: Tensor) -> Tensor:
     """Rotation angle [...] in [0, pi] of quaternions [..., 4]."""
-    length = torch.linalg.vector_norm(q[..., :3], dim=-1)
-    return torch.where(length <= _TINY_ANGLE, 0.0, 2.0 * torch.atan2(length, q[..., 3].abs()))
+    return _angle(q[..., :3], q[..., 3])
 
 
 def quat_diff_angle(q0: Tensor, q1: Tensor) -> Tensor:
     """Angle [...] in [0, pi] between rotations [..., 4]."""
-    return quat_angle(quat_diff(q0, q1))
+    u, v = q0[..., :3], q1[..., :3]
+    xyz = torch.addcmul(torch.addcmul(cross(u, v), q0[..., 3:], v), q1[..., 3:], u, value=-1.0)  # of q1 * conj(q0)
+    return _angle(xyz, (q0 * q1).sum(dim=-1))
+
+
+def _angle(xyz: Tensor, w: Tensor) -> Tensor:
+    length = threshold(torch.linalg.vector_norm(xyz, dim=-1), _TINY_ANGLE, 0.0)
+    return 2.0 * torch.atan2(length, w.abs())
 
 
 def quat_twist_angle(q: Tensor, axis: Tensor) -> Tensor:
@@ -130,13 +139,15 @@ def quat_twist_angle(q: Tensor, axis: Tensor) -> Tensor:
 
 def quat_to_tan_norm(q: Tensor) -> Tensor:
     """Tangent (q applied to X) and normal (q applied to Z), [..., 6], of unit quaternions [..., 4]."""
-    x, y, z, w = q.unbind(dim=-1)
-    x2, y2, z2 = 2.0 * x, 2.0 * y, 2.0 * z
-    yy, xz, wy = y * y2, x * z2, w * y2
-    return torch.stack([
-        1.0 - (yy + z * z2), x * y2 + w * z2, xz - wy,
-        xz + wy, y * z2 - w * x2, 1.0 - (x * x2 + yy),
-    ], dim=-1)
+    _, y, z, w = q.unbind(dim=-1)
+    minus_x, minus_y = (-q[..., :2]).unbind(dim=-1)
+    turned = torch.stack([w, z, minus_y, y, minus_x, w], dim=-1)
+    twice = 2.0 * q
+    # X and Z turn into 2 (x u + w (w, z, -y)) - X and 2 (z u + w (y, -x, w)) - Z, where u = (x, y, z)
+    along = (twice[..., 0:3:2].unsqueeze(-1) * q[..., None, :3]).flatten(-2)
+    tan_norm = torch.addcmul(along, twice[..., 3:], turned)
+    tan_norm[..., ::5].sub_(1.0)
+    return tan_norm
 
 
 def tan_norm_to_quat(tan_norm: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ def matrix_to_quat(m: Tensor) -> Tensor:
 def heading(q: Tensor) -> Tensor:
     """Direction [...] in (-pi, pi] of the rotated X axis seen from above. Jumps when that axis passes the vertical."""
     x, y, z, w = q.unbind(dim=-1)
-    return torch.atan2(2.0 * (x * y + w * z), 1.0 - 2.0 * (y * y + z * z))
+    return torch.atan2(torch.addcmul(x * y, w, z), 0.5 - torch.addcmul(y * y, z, z))
 
 
 def yaw_quat(angle: Tensor) -> Tensor:
@@ -188,6 +199,17 @@ def yaw_quat(angle: Tensor) -> Tensor:
     half = 0.5 * angle
     zero = torch.zeros_like(half)
     return torch.stack([zero, zero, torch.sin(half), torch.cos(half)], dim=-1)
+
+
+def in_heading(v: Tensor, angle: Tensor) -> Tensor:
+    """Vectors v [..., 3] in axes that are turned about +Z by angle [...]: what points to the heading comes to lie on X.
+
+    Shapes but for v's last are broadcast.
+    """
+    zero = torch.zeros_like(angle)
+    turn = torch.stack([angle, angle, zero, zero, angle], dim=-1)
+    cosine, sine = torch.cos(turn[..., :3]), torch.sin(turn[..., 2:])  # (c, c, 1) and (0, 0, s)
+    return torch.addcmul(cross(v, sine), v, cosine)
 
 
 def heading_quat(q: Tensor) -> Tensor:
@@ -203,17 +225,13 @@ def heading_quat_inv(q: Tensor) -> Tensor:
 def slerp(q0: Tensor, q1: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation [..., 4] along the shorter arc, t [...] from 0 (q0) to 1 (q1); unit result.
 
-    Shoemake 1985, "Animating rotation with quaternion curves". Nearly equal rotations are blended linearly.
+    Shoemake 1985, "Animating rotation with quaternion curves". Nearly equal rotations are blended linearly, as good as:
+    by the sines for quaternions that are 0.001 rad apart.
     """
-    t = t.unsqueeze(-1)
     dot = (q0 * q1).sum(dim=-1, keepdim=True)
-    half = torch.acos(dot.abs().clamp_max(1.0))
-    sine = torch.sin(half)
-    close = sine < 1e-3
-    sine = torch.where(close, 1.0, sine)
-    w0 = torch.where(close, 1.0 - t, torch.sin((1.0 - t) * half) / sine)
-    w1 = torch.where(close, t, torch.sin(t * half) / sine)
-    return normalize(w0 * q0 + torch.where(dot < 0, -w1, w1) * q1)
+    half = torch.acos(dot.abs().clamp_max(_COS_NEAR))
+    weight = torch.sin(torch.stack([1.0 - t, t], dim=-1) * half)
+    return normalize(torch.addcmul(weight[..., :1] * q0, torch.copysign(weight[..., 1:], dot), q1))
 
 
 def euler_to_quat(roll: Tensor, pitch: Tensor, yaw: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mimickit.learning import ppo
 from mimickit.learning.policy import ActorCritic
-from mimickit.learning.policy_agent import ActorBatch
 from mimickit.learning.skill import (
     DiversityTerm,
     Encoder,
@@ -35,15 +35,17 @@ def test_diversity_term_counts_flagged_samples_and_reaches_the_policy():
     torch.manual_seed(0)
     settings = config("ASE")
     model = ActorCritic(5, 2, settings.model)
-    obs, latent = torch.randn(6, 3), random_unit_like(torch.zeros(6, 2))
-    mean, _ = model.policy(torch.cat([obs, latent], dim=-1))
+    x = torch.cat([torch.randn(6, 3), random_unit_like(torch.zeros(6, 2))], dim=-1)
     term = DiversityTerm(settings)
+    other = term.variant(x)
+    assert torch.equal(other[:, :3], x[:, :3]) and (other[:, 3:] != x[:, 3:]).all()
     flag = torch.tensor([1.0, 1, 0, 0, 1, 1])
-    loss = term.loss(model, ActorBatch(obs, latent, mean, flag))
+    losses = term.loss(x, model.policy(x)[0], other, model.policy(other)[0])
+    loss = ppo.flagged_mean(losses, flag)
     assert 0.8 < loss.item() <= 1.0  # the fresh policy hardly reacts to the latent
     gradients = torch.autograd.grad(loss, list(model.actor_parameters().values()))
     assert sum(g.abs().sum() for g in gradients) > 0
-    assert term.loss(model, ActorBatch(obs, latent, mean, torch.zeros(6))).item() == 0.0
+    assert ppo.flagged_mean(losses, torch.zeros(6)).item() == 0.0
 
 
 def test_encoder_gives_unit_vectors():

@@ -43,7 +43,7 @@ def test_amp_loss():
     normalize = evidence.norm.normalize
     agent = normalize(torch.tensor([[1.0, 1], [5, 1], [3, 0], [1, 2]]))  # two of the rollout, two of the replay
     demos = normalize(torch.tensor([[3.0, -1], [1, -2]]))
-    found = discriminator_loss(Linear(), agent, demos, grad_penalty=5.0, logit_reg=0.01)
+    found = discriminator_loss(Linear(), torch.cat([agent, demos]), 4, grad_penalty=5.0, logit_reg=0.01)
     expected = {"loss": 6.620158, "grad_penalty": 1.25, "logit_loss": 1.25, "neg_acc": 0.5, "pos_acc": 1.0,
                 "neg_logit": -0.525, "pos_logit": 1.85}
     for name, value in expected.items():
@@ -56,7 +56,8 @@ def test_add_loss():
     x, y = torch.tensor([[0.0, 0], [1, 1], [1, 0], [0, 0]]), torch.tensor([[2.0, 1], [1, 0], [0, 0], [0, 0]])
     good = evidence.good(torch.tensor([0, 1]))
     assert good.tolist() == [[0.0, 0.0]]
-    found = discriminator_loss(Linear(), evidence.norm.normalize(y - x), good, grad_penalty=2.0, logit_reg=0.01)
+    judged = evidence.norm.normalize(torch.cat([y - x, good]))
+    found = discriminator_loss(Linear(), judged, 4, grad_penalty=2.0, logit_reg=0.01)
     expected = {"loss": 3.309860, "grad_penalty": 1.25, "logit_loss": 1.25, "pos_acc": 1.0, "neg_acc": 0.5,
                 "pos_logit": 0.1, "neg_logit": 0.1625}
     for name, value in expected.items():
@@ -78,7 +79,7 @@ def test_add_reward_and_normaliser():
     agent.observe(0)
     with torch.no_grad():
         stats = agent._add_rewards()
-    close(agent._rollout["reward"], [[0.720417, 2.215519, 0.844397]])
+    close(agent._outcome["reward"], [[0.720417, 2.215519, 0.844397]])
     close(stats["Disc_Reward_Mean"].value, 2.120222)
     close(stats["Disc_Reward_Std"].value, 2.068685)
     close(stats["Task_Reward_Mean"].value, 0.4)
@@ -112,7 +113,7 @@ def test_gradient_is_that_of_automatic_differentiation(layers):
     penalty = 0.5 * (square[:6].mean() + square[6:].mean())
     expected = entropy + 5.0 * penalty + 0.1 * net._disc_logits.weight.square().sum()
 
-    found = discriminator_loss(net, neg, pos, 5.0, 0.1)
+    found = discriminator_loss(net, torch.cat([neg, pos]), 6, 5.0, 0.1)
     torch.testing.assert_close(found["loss"], expected)
     torch.testing.assert_close(found["grad_penalty"], penalty)
     for ours, theirs in zip(torch.autograd.grad(found["loss"], parameters),
@@ -173,9 +174,9 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
     disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, 16))
     judged = []
 
-    def spy(net, negatives, *rest):
-        judged.append((negatives[12:, 0] * 128).round().long())
-        return discriminator_loss(net, negatives, *rest)
+    def spy(net, x, count, *rest):
+        judged.append((x[12:count, 0] * 128).round().long())
+        return discriminator_loss(net, x, count, *rest)
 
     monkeypatch.setattr(discriminator, "discriminator_loss", spy)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mimickit.learning import normalizer
 from mimickit.learning.normalizer import ActionNormalizer, MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
@@ -144,3 +145,18 @@ def test_action_normalizer():
 def test_joints_without_range_are_refused(high):
     with pytest.raises(UserError, match=r"actions \[1\].*limits"):
         ActionNormalizer(torch.tensor([-1.0, -1.0]), torch.tensor(high))
+
+
+@pytest.mark.parametrize("kind", [MeanStdNormalizer, MeanAbsNormalizer])
+def test_many_samples_are_recorded_piece_by_piece(kind, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3)
+    whole, pieces = kind(3, "cpu"), kind(3, "cpu")
+    whole.record(x)
+    monkeypatch.setattr(normalizer, "RECORD_SAMPLES", 4)
+    pieces.record(x)
+    for norm in (whole, pieces):
+        norm.update(ALONE)
+    assert pieces.count.tolist() == [10]
+    for name, expected in whole.state_tensors().items():
+        torch.testing.assert_close(pieces.state_tensors()[name], expected)

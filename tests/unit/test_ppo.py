@@ -89,10 +89,13 @@ def batch_of_the_linear_policy():
 def test_actor_terms():
     data, mean, log_std, log_prob = batch_of_the_linear_policy()
     torch.testing.assert_close(log_prob[:3], torch.full((3,), 1.130999), rtol=1e-5, atol=0.0)
-    found = ppo.surrogate_loss(log_prob, data["old"], data["advantage"], data["flag"], 0.2)
-    assert found.loss.item() == pytest.approx(-1.010006, rel=1e-5)
-    assert found.clip_frac.item() == pytest.approx(0.666667, rel=1e-5)
-    assert found.imp_ratio.item() == pytest.approx(2.039401, rel=1e-5)
+    log_ratio = ppo.log_ratio(log_prob, data["old"], data["flag"])
+    found = ppo.surrogate_loss(log_ratio, data["advantage"], 0.2)
+    loss, clip_frac, imp_ratio = ppo.flagged_mean(
+        torch.stack([found.loss, found.clipped, found.ratio]), data["flag"])
+    assert loss.item() == pytest.approx(-1.010006, rel=1e-5)
+    assert clip_frac.item() == pytest.approx(0.666667, rel=1e-5)
+    assert imp_ratio.item() == pytest.approx(2.039401, rel=1e-5)
 
     bound = ppo.flagged_mean(ppo.action_bound_loss(mean), data["flag"])
     entropy = ppo.flagged_mean(gaussian_entropy(log_std), data["flag"])
@@ -100,22 +103,38 @@ def test_actor_terms():
     assert bound.item() == pytest.approx(0.166667, rel=1e-5)
     assert entropy.item() == pytest.approx(-0.380999, rel=1e-5)
     assert regularizer.item() == pytest.approx(1.666667, rel=1e-5)
-    total = found.loss + 10.0 * bound - 0.01 * entropy + 0.1 * regularizer
+    total = loss + 10.0 * bound - 0.01 * entropy + 0.1 * regularizer
     assert total.item() == pytest.approx(0.827138, rel=1e-5)
 
 
 def test_a_batch_without_random_actions_contributes_nothing():
     log_prob = torch.tensor([1.0, 1000.0], requires_grad=True)
-    found = ppo.surrogate_loss(log_prob, torch.zeros(2), torch.ones(2), torch.zeros(2), 0.2)
-    found.loss.backward()
-    assert found.loss.item() == 0.0
+    flag = torch.zeros(2)
+    found = ppo.surrogate_loss(ppo.log_ratio(log_prob, torch.zeros(2), flag), torch.ones(2), 0.2)
+    loss = ppo.flagged_mean(found.loss, flag)
+    loss.backward()
+    assert loss.item() == 0.0
     assert torch.equal(log_prob.grad, torch.zeros(2))
 
 
 def test_surrogate_gradient_stops_beyond_the_clip():
-    log_prob = torch.tensor([0.1, 0.5], requires_grad=True)  # ratios 1.105 and 1.649
-    ppo.surrogate_loss(log_prob, torch.zeros(2), torch.ones(2), torch.ones(2), 0.2).loss.backward()
-    torch.testing.assert_close(log_prob.grad, torch.tensor([-0.5 * 1.1051709, 0.0]))
+    log_ratio = torch.tensor([0.1, 0.5], requires_grad=True)  # ratios 1.105 and 1.649
+    ppo.surrogate_loss(log_ratio, torch.ones(2), 0.2).loss.mean().backward()
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([-0.5 * 1.1051709, 0.0]))
+
+
+def test_surrogate_is_the_smaller_of_both_gains():
+    """Value and gradient against PPO's formula as it stands in the paper, for advantages of both signs and none."""
+    advantage, ratio = torch.cartesian_prod(
+        torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0]), torch.tensor([0.1, 0.7, 0.9, 1.0, 1.1, 1.3, 9.0])).unbind(-1)
+    ours, paper = ratio.log().requires_grad_(), ratio.log().requires_grad_()
+    found = ppo.surrogate_loss(ours, advantage, 0.2)
+    expected = -torch.minimum(advantage * paper.exp(), advantage * paper.exp().clamp(0.8, 1.2))
+    torch.testing.assert_close(found.loss, expected)
+    found.loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, paper.grad)
+    assert torch.equal(found.clipped, ((ratio < 0.8) | (ratio > 1.2)).float())
 
 
 def test_action_bound_loss():
@@ -134,5 +153,5 @@ def test_policy_change_of_gaussians():
     action = old + torch.exp(log_std) * torch.randn_like(old)
     logs = [gaussian_log_prob(action, mean, log_std) for mean in (new, old)]
     expected = 2 * 0.01**2 / (2 * math.exp(-6.0))
-    assert ppo.policy_change(*logs, torch.ones(200_000)).item() == pytest.approx(expected, rel=0.02)
-    assert ppo.policy_change(*logs, torch.zeros(200_000)).item() == 0.0
+    assert ppo.policy_change(logs[0] - logs[1]).mean().item() == pytest.approx(expected, rel=0.02)
+    assert ppo.policy_change(ppo.log_ratio(*logs, torch.zeros(200_000))).mean().item() == 0.0

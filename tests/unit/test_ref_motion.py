@@ -59,6 +59,23 @@ def test_reset_draws_clips_by_weight_and_times_within_them(humanoid, dataset):
         assert times.mean().item() == pytest.approx(length / 2, abs=0.06)
 
 
+def test_windows_of_reference_and_beginnings(humanoid, dataset):
+    """The past leads up to the same frame that the future starts from, of the same clip."""
+    torch.manual_seed(2)
+    motions = MotionLib(dataset, humanoid)
+    ref = RefMotion(motions, humanoid, 3, DT, (1, 2), True, past_steps=2, past_of_reference=True)
+    ref.ids.copy_(torch.tensor([0, 1, 1]))
+    ref.start.copy_(torch.tensor([0.3, 0.5, 1.0]))
+    for seen in ref.look(torch.tensor([0.4, 0.1, 0.2])):
+        for states, steps in ((seen.window, (-2, -1, 0)), (seen.frames, (0, 1, 2))):
+            times = seen.time[:, None] + DT * torch.tensor(steps)
+            frame = motions.frame(seen.ids[:, None], times)
+            for name in ("root_pos", "joint_rot", "dof_vel"):
+                torch.testing.assert_close(getattr(states, name), getattr(frame, name))
+    seen, fresh = RefMotion(motions, humanoid, 3, DT, (), True, past_steps=2).look(torch.zeros(3))
+    assert seen.window.root_pos.shape == (3, 1, 3) and fresh.window.root_pos.shape == (3, 3, 3)
+
+
 def test_fixed_pose(humanoid):
     dof = torch.linspace(-0.5, 0.5, 28)
     pose = FixedPose(humanoid, 3, torch.tensor([0.0, 0, 1.2]), torch.tensor([0.0, 0, 0, 1]), dof)

@@ -63,6 +63,14 @@ def test_heading_more():
     close(rot.quat_to_tan_norm(t(0, 0.173648, 0, 0.984808)), (0.939693, 0, -0.34202, 0.34202, 0, 0.939693))
 
 
+def test_in_heading_is_the_inverse_of_a_turn():
+    q, v = random_quats(20), torch.randn(20, 5, 3)
+    angle = rot.heading(q)
+    turned = rot.in_heading(v, angle.unsqueeze(-1))
+    close(turned, rot.quat_rotate(rot.heading_quat_inv(q).unsqueeze(-2), v))
+    close(rot.in_heading(t(0, 2, 3), t(math.pi / 2)[0]), (2, 0, 3))
+
+
 @pytest.mark.parametrize("exp_map, quat, back", [
     ((0.3, -0.2, 0.5), (0.147636, -0.098424, 0.24606, 0.952875), (0.3, -0.2, 0.5)),
     ((0, 0, 4), (0, 0, -0.909297, 0.416147), (0, 0, -2.283185)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
+from mimickit.learning.buffer import MinibatchSampler, Rollout, SampleTable, minibatch_plan
 
 
 @pytest.mark.parametrize(("num_envs", "steps", "batch", "epochs", "expected"), [
@@ -64,3 +64,18 @@ def test_rollout_copies_and_flattens_time_first():
     assert rollout.take("obs", torch.tensor([0, 1, 4]))[:, 0].tolist() == [0.0, 1.0, 20.0]
     assert rollout.take("done", torch.tensor([5])).tolist() == [-2]
     assert rollout["obs"].shape == (3, 2, 1)
+
+
+def test_table_gives_minibatches_of_all_its_columns():
+    torch.manual_seed(0)
+    table = SampleTable(3, 2, {"obs": (33,), "flag": (), "action": (2,)}, "cpu")
+    kept = {"obs": torch.randn(3, 2, 33), "flag": torch.randn(3, 2), "action": torch.randn(3, 2, 2)}
+    for t in range(3):
+        table.record(t, **{name: values[t] for name, values in kept.items()})
+    index = torch.tensor([5, 0, 3, 3])
+    batch = table.minibatch(index)
+    for name, values in kept.items():
+        assert torch.equal(table[name], values)
+        assert torch.equal(batch[name], values.flatten(0, 1)[index])
+        assert torch.equal(table.take(name, index), batch[name])
+    assert batch["obs"].stride() == (64, 1)  # rows begin on boundaries of 128 bytes
