@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -116,7 +117,8 @@ def launch(argv: list[str], request: Request) -> int:
     if "rand_seed" not in request.args:
         argv = ["--rand_seed", str(request.seed), *argv]
     try:
-        torchrun([*where, "--nproc-per-node", str(len(request.devices)), script, *argv])
+        with tempfile.TemporaryDirectory(prefix="mimickit-") as folder:  # torchrun leaves its own behind
+            torchrun([*where, "--log-dir", folder, "--nproc-per-node", str(len(request.devices)), script, *argv])
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         codes = [128 - code if code < 0 else code for code in codes]

@@ -56,11 +56,14 @@ def test_training_continues_exactly(tmp_path):
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_two_processes_train_and_one_tests_with_video(tmp_path):
+def test_two_processes_train_and_one_tests_with_video(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     devices = ["cuda:0", "cuda:1"] if torch.cuda.device_count() > 1 else ["cpu", "cpu"]
     trained = run(tmp_path / "train", "--max_samples", "128", devices=devices)
     assert trained["world_size"] == 2 and trained["samples"] == 128 and trained["outcome"] == "completed"
     assert {p.name for p in (tmp_path / "train" / "heartbeat").iterdir()} == {"rank_0", "rank_1"}
+    assert not [p for prefix in ("torchelastic_*", "mimickit-*") for p in (tmp_path / "tmp").glob(prefix)]
 
     tested = run(tmp_path / "test", "--mode", "test", "--model_file", trained["model_file"], "--test_episodes", "4",
                  "--video", "true", "--video_width", "160", "--video_height", "120")
