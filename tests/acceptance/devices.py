@@ -49,14 +49,15 @@ def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] |
 
 
 def training_pool(visible: Sequence[str], sessions: int, slots: int = 1) -> tuple[list[str], int]:
-    """Devices to lease from and how many a case takes: up to two, all of one host's when ``sessions`` run beside.
+    """Devices to lease from and how many different ones a case takes: up to two, and all of one host's to lease from
+    when ``sessions`` run beside.
 
     Args:
         slots: cases that may use a device at once.
     """
     if sessions <= 1:
         return list(visible[:2]), min(2, len(visible))
-    return list(visible), max(1, min(2, slots * len(visible) // sessions))
+    return list(visible), max(1, min(2, len(visible), slots * len(visible) // sessions))
 
 
 def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: Sequence[str] | None = None) -> str:
@@ -105,10 +106,15 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
         pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
         slots: leases of one device at once. With 1 it is held alone, whatever other sessions allow.
         waiting: called once a second while devices are busy; raise in it to give up.
+
+    Raises:
+        ValueError: the pool has fewer different devices than asked for, so no wait would ever end.
     """
     if any(device == "cpu" for device in pool):
         yield list(pool[:count])
         return
+    if count > len(set(pool)):
+        raise ValueError(f"a lease of {count} devices from a pool of {len(set(pool))} ({', '.join(pool)}) never comes")
     while True:
         with ExitStack() as held:
             taken: list[str] = []

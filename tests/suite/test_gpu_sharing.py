@@ -34,10 +34,20 @@ def test_who_wants_a_device_alone_gets_it_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "sessions", "slots", "per_case"), [
-    (2, 1, 3, 2), (2, 3, 3, 2), (2, 4, 2, 1), (1, 4, 4, 1), (8, 4, 1, 2), (8, 16, 4, 2)])
-def test_cases_get_two_devices_while_the_slots_last(gpus, sessions, slots, per_case):
+    (2, 1, 3, 2), (2, 3, 3, 2), (2, 4, 2, 1), (1, 4, 4, 1), (8, 4, 1, 2), (8, 16, 4, 2),
+    (1, 2, 16, 1), (2, 2, 16, 2)])
+def test_cases_get_two_devices_while_the_slots_last(gpus, sessions, slots, per_case, tmp_path):
     visible = [f"cuda:{i}" for i in range(gpus)]
-    assert devices.training_pool(visible, sessions, slots)[1] == per_case
+    pool, count = devices.training_pool(visible, sessions, slots)
+    assert count == per_case
+    with devices.lease(pool, count, tmp_path, slots, give_up) as leased:
+        assert len(set(leased)) == count
+
+
+def test_a_lease_of_more_devices_than_there_are_is_refused_at_once(tmp_path):
+    with (pytest.raises(ValueError, match=r"2 devices from a pool of 1 \(cuda:0\)"),
+          devices.lease(["cuda:0"], 2, tmp_path, 16, give_up)):
+        pass
 
 
 @pytest.fixture
