@@ -95,12 +95,12 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
         kind = event["event"]
         if kind == "session_start":
             state.session, state.status, state.touched = dict(event), "starting", set()
-            for case in state.cases.values():
-                case.waits_for = ""
+            _nobody_waits(state)
         elif kind == "case_waiting":
             state.case(event["case"]).waits_for = event["devices"]
         elif kind == "session_end":
             state.status = event["status"]
+            _nobody_waits(state)
         elif kind == "stage_start":
             state.status = "running"
             _start(state.case(event["case"]), dict(event))
@@ -116,6 +116,12 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
         elif kind == "case_reused":
             state.touched.add(event["case"])
     return state
+
+
+def _nobody_waits(state: State) -> None:
+    """A session that ends, and one that was killed before this one started, leaves no case in the queue."""
+    for case in state.cases.values():
+        case.waits_for = ""
 
 
 def _start(case: CaseState, event: dict[str, Any]) -> None:

@@ -212,6 +212,16 @@ def test_a_busy_device_is_told(project):
     assert project.progress()["waiting"] == {}
 
 
+def test_an_interrupted_session_leaves_nobody_in_the_queue(project):
+    with file_lock(project.path / "output/.device_locks" / platform.node() / "cuda-0.lock"):
+        session = project.start("--cases", CASES[1], "--devices-nontrainable", "cuda:0")
+        wait_for(lambda: (project.out / "progress.json").exists()
+                 and project.progress()["waiting"] == {CASES[1]: "cuda:0"})
+        session.send_signal(signal.SIGINT)
+        assert session.wait(30) == pytest.ExitCode.INTERRUPTED
+    assert project.progress()["status"] == "interrupted" and project.progress()["waiting"] == {}
+
+
 def test_two_sessions_do_not_share_a_root(project):
     project.rules({"stage": "long_train", "do": "slow"})
     first = project.start("--cases", TRAINED, "--long-max-samples", "1000000")
