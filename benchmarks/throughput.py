@@ -6,8 +6,9 @@ Every combination of case, size and device list runs in processes of its own (``
 training uses). Reported per combination, all of one run:
 
 * ``samples_per_s``: whole iterations (rollout, learning, the one wait), all devices, without evaluations;
-* ``split_ms``: device time of one iteration in physics, environment, policy (acting and recording) and update, measured
-  by CUDA events in a separate iteration; ``other`` is what remains of the whole iteration;
+* ``split_ms``: device time of one iteration in physics, environment, policy (acting and recording), update and sync,
+  measured by CUDA events in separate iterations; sync is what an update takes longer because processes exchange
+  gradients (update is without it), ``other`` what remains of the whole iteration;
 * ``physics_only``: env-steps/s of the physics graph alone, from the same start states with the same length of rollout:
   the ceiling;
 * ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the first iteration.
@@ -27,6 +28,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 START = time.time()
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,7 +134,7 @@ def run_job(job: dict) -> dict:
 
 def print_table(rows: list[dict]) -> None:
     print(f"\n{'case':28}{'envs':>7}{'devices':>9}{'samples/s':>12}{'ceiling/s':>12}{'physics':>9}{'env':>8}{'policy':>8}"
-          f"{'update':>8}{'other':>8}{'GiB':>7}{'start s':>9}")
+          f"{'update':>8}{'sync':>8}{'other':>8}{'GiB':>7}{'start s':>9}")
     for row in rows:
         head = f"{row['case']:28}{row['num_envs']:7}{len(row['devices']):9}"
         if "error" in row:
@@ -140,7 +142,7 @@ def print_table(rows: list[dict]) -> None:
             continue
         split = row["split_ms"]
         print(f"{head}{row['samples_per_s']:12,.0f}{row['physics_only']:12,.0f}{split['physics']:9.1f}{split['env']:8.1f}"
-              f"{split['policy']:8.1f}{split['update']:8.1f}{split['other']:8.1f}{row['memory_gib']:7.2f}"
+              f"{split['policy']:8.1f}{split['update']:8.1f}{split['sync']:8.1f}{split['other']:8.1f}{row['memory_gib']:7.2f}"
               f"{row['startup_s']:9.1f}")
     print("split in ms of one iteration")
 
@@ -184,8 +186,9 @@ def worker(job: dict) -> None:
     from mimickit.envs.base import EnvMode
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent
+    from mimickit.learning.optimizers import FlatOptimizer
     from mimickit.learning.trainer import roll_out
-    from mimickit.util.distributed import Distributed, seed_process
+    from mimickit.util.distributed import ARRIVED, Distributed, seed_process
 
     request = make_request(job)
     dist = Distributed.from_env(request.devices)
@@ -227,8 +230,12 @@ def worker(job: dict) -> None:
             watch.measure("physics", env.engine.step)
             watch.measure("env", env.after_physics)
             watch.measure("policy", lambda t=t: agent.observe(t))
-    watch.measure("update", lambda: agent.update(0))
+    if dist.world_size > 1:
+        watch.measure("sync", lambda: agent.update(0))
+    with mock.patch.object(FlatOptimizer, "exchange", lambda self: ARRIVED):
+        watch.measure("update", lambda: agent.update(0))
     split = watch.total_ms()
+    split["sync"] = split["sync"] - split["update"] if dist.world_size > 1 else 0.0
     split["other"] = 1e3 * whole - sum(split.values())
 
     alone = Stopwatch(dist.device)

@@ -2,7 +2,9 @@
 
 Warp keeps compiled kernels in a cache folder (``WARP_CACHE_PATH``). Processes that start on an empty one would all
 compile everything; here the first compiles and the others wait for it, then load. A marker file for each combination
-of versions, device, character and settings lets warm starts skip the lock.
+of versions, device, character and settings lets warm starts skip the lock. Several combinations compile side by side
+where the machine has cores to spare, each in one thread; what they share is then compiled more than once (Warp renames
+what is finished into place).
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import warp as wp
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mimickit.util.files import write_text
 
 PROGRESS_INTERVAL_S = 15.0
+CORES_A_COMPILER = 4  # the machine's cores for each process that compiles: two compile each module that both need
+POLL_S = 0.5
 
 
 def cache_key(*parts: object) -> str:
@@ -44,23 +49,20 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         yield False
         return
     cache_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache_dir / "mimickit_compile.lock")
-    if not _try_acquire(lock):
-        print("another process compiles kernels; waiting for it...", flush=True)
-        lock.acquire()
-    try:
+    with contextlib.ExitStack() as held:
+        held.enter_context(_first_free([cache_dir / f"mimickit_compile_{key}.lock"]))
         if marker.exists():
-            lock.release()
+            held.close()
             yield False
             return
+        slots = max(1, (os.cpu_count() or 1) // CORES_A_COMPILER)
+        held.enter_context(_first_free([cache_dir / f"mimickit_compiler_{i}.lock" for i in range(slots)]))
         print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
         started = time.perf_counter()
         with _progress(cache_dir):
             yield True
         write_text(marker, "")
         print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
-    finally:
-        lock.release()
 
 
 def warp_cache_dir() -> Path:
@@ -69,10 +71,25 @@ def warp_cache_dir() -> Path:
     return Path(wp.config.kernel_cache_dir)
 
 
+@contextlib.contextmanager
+def _first_free(files: Sequence[Path]) -> Iterator[None]:
+    """Hold the first lock that is free; says so once if it has to wait for one."""
+    locks, told = [FileLock(file) for file in files], False
+    while (free := next(filter(_try_acquire, locks), None)) is None:
+        if not told:
+            print("another process compiles kernels; waiting for it...", flush=True)
+            told = True
+        time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        free.release()
+
+
 def _try_acquire(lock: FileLock) -> bool:
     try:
         lock.acquire(blocking=False)
-    except TimeoutError:
+    except Timeout:
         return False
     return True
 

@@ -9,6 +9,7 @@ Character Control"; Peng et al. 2022, "ASE") compare what the agent does with in
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar, Protocol
 
 import torch
@@ -301,8 +302,11 @@ class Discriminator:
         reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 
-    def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
-        return self._update.run(sampler, self._ring.walk)
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        return self._update.steps(sampler, self._ring.walk)
+
+    def stats(self) -> dict[str, Stat]:
+        return self._update.stats()
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         evidence = self.evidence

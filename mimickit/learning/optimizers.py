@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from mimickit.config import Config
-from mimickit.util.distributed import Distributed
+from mimickit.util.distributed import Arrival, Distributed
 from mimickit.util.failures import MimicKitError
 
 MOMENTUM = 0.9
@@ -36,8 +36,8 @@ class OptimizerConfig(Config):
 class FlatOptimizer:
     """One optimiser over all parameters of one network.
 
-    Per step: :meth:`set_gradient`, :meth:`exchange`, :meth:`step`; then :meth:`check_equal` now and then. Making one
-    broadcasts the root's parameters.
+    Per step: :meth:`set_gradient`, :meth:`exchange` and its ``wait``, :meth:`step`; then :meth:`check_equal` now and
+    then. Making one broadcasts the root's parameters.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, dist: Distributed) -> None:
@@ -77,10 +77,10 @@ class FlatOptimizer:
             self._packed[-1:].fill_(1.0).mul_(weight)
             self.gradient.mul_(self._packed[-1])
 
-    def exchange(self) -> None:
-        """Average the gradient over processes by weight (zero when all weights are). Not for capture."""
-        if self._dist.world_size > 1:
-            self._dist.sum_(self._packed)
+    def exchange(self) -> Arrival:
+        """Begin to average the gradient over processes by weight (zero when all weights are): :meth:`step` after the
+        arrival's ``wait``. Not for capture."""
+        return self._dist.begin_sum_(self._packed)
 
     def step(self) -> None:
         """Clip and apply the gradient."""

@@ -8,7 +8,7 @@ critic), and *actor terms* (further losses of the actor). Who composes what: ``a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ActorCritic, ModelConfig, gaussian_entropy, gaussian_log_prob, mean_regularizer
 from mimickit.learning.stats import Stat
-from mimickit.learning.update import BatchLoss, NetworkUpdate
+from mimickit.learning.update import BatchLoss, NetworkUpdate, take_turns
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
@@ -75,7 +75,7 @@ class Objective(Protocol):
 class RewardSource(Protocol):
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
-    An iteration is ``record`` in every step, ``reward``, ``update``, and ``fold`` while normalisers learn. Nothing
+    An iteration is ``record`` in every step, ``reward``, ``steps``, and ``fold`` while normalisers learn. Nothing
     waits for the device.
     """
 
@@ -87,8 +87,11 @@ class RewardSource(Protocol):
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
         """Weighted reward [T, N] of the rollout, and log columns."""
 
-    def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
-        """Learn from the rollout; log columns."""
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
+
+    def stats(self) -> dict[str, Stat]:
+        """Log columns of what was learned last."""
 
     def fold(self) -> None:
         """Fold the rollout into the source's normaliser."""
@@ -296,11 +299,13 @@ class PolicyAgent:
 
     def update(self, samples: int) -> dict[str, Stat]:
         data_stats = self._build_targets()
-        stats = {**self._critic.run(self._sampler), **self._actor.run(self._sampler)}
+        learners = (self._critic, self._actor, *self._sources)
+        take_turns(learner.steps(self._sampler) for learner in learners)
+        stats = {**self._critic.stats(), **self._actor.stats()}
         if self.config.kl_target > 0.0:
             stats |= self._adapt_rate(stats["Kl_Div"])
         for source in self._sources:
-            stats |= source.update(self._sampler)
+            stats |= source.stats()
         if samples < self.config.normalizer_samples:
             self._obs_norm.update(self._dist)
             for source in self._sources:

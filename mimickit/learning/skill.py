@@ -6,6 +6,8 @@ pays for being guessed right; a further loss of the actor keeps different latent
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -183,8 +185,11 @@ class SkillReward:
         reward = encoder_reward(latent, torch.cat(guesses).view(latent.shape))
         return self._config.enc_reward_weight * reward, mean_and_std_columns("Enc_Reward", reward, self._dist)
 
-    def update(self, sampler: MinibatchSampler) -> dict[str, Stat]:
-        return self._update.run(sampler)
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        return self._update.steps(sampler)
+
+    def stats(self) -> dict[str, Stat]:
+        return self._update.stats()
 
     def _loss(self, index: Tensor) -> BatchLoss:
         evidence = self._disc.evidence

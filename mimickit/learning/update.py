@@ -1,8 +1,12 @@
-"""The minibatch steps of one network: draw, differentiate, average over processes, step; captured as graphs on CUDA."""
+"""The minibatch steps of one network: draw, differentiate, average over processes, step; captured as graphs on CUDA.
+
+Networks that share nothing take turns (:func:`take_turns`): while one's gradient travels between processes, another
+computes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +38,7 @@ class NetworkUpdate:
         batch: samples of a minibatch.
         steps: optimiser steps of an iteration.
         use_graphs: False runs eagerly on CUDA.
-        samplers: how many :meth:`run` is given.
+        samplers: how many :meth:`steps` is given.
     """
 
     def __init__(
@@ -67,21 +71,29 @@ class NetworkUpdate:
                 Graphed(optimizer.step, device, state=[*state, optimizer.gradient], enabled=use_graphs),
             ]
 
-    def run(self, *samplers: MinibatchSampler) -> dict[str, Stat]:
-        """Make all steps of an iteration. Does not wait for the device (but for the equality check now and then)."""
+    def steps(self, *samplers: MinibatchSampler) -> Iterator[None]:
+        """Make all steps of an iteration; pauses where a gradient travels between processes, never with one process.
+
+        All minibatches are drawn at the beginning. Does not wait for the device (but for the equality check now and
+        then). Run it to its end, or let :func:`take_turns` do so, then read :meth:`stats`.
+        """
         self._sums.zero_()
-        for _ in range(self._steps):
-            for index, sampler in zip(self._indices, samplers, strict=True):
-                index.copy_(sampler.draw(self._batch))
-            if self._dist.world_size == 1:
-                self._graphs[0]()
-            else:
-                self._graphs[0]()
-                self.optimizer.exchange()
+        draws = [[sampler.draw(self._batch) for sampler in samplers] for _ in range(self._steps)]
+        for drawn in draws:
+            for index, values in zip(self._indices, drawn, strict=True):
+                index.copy_(values)
+            self._graphs[0]()
+            if self._dist.world_size > 1:
+                arrival = self.optimizer.exchange()
+                yield
+                arrival.wait()
                 self._graphs[1]()
             if self._total_steps % EQUALITY_CHECK_STEPS == 0:
                 self.optimizer.check_equal()
             self._total_steps += 1
+
+    def stats(self) -> dict[str, Stat]:
+        """Means over the steps of the last iteration, by name."""
         means, weight = self._sums[:-1] / self._steps, self._sums[-1].clone()
         return {name: Stat(mean, "mean", weight) for name, mean in zip(self._names, means, strict=True)}
 
@@ -94,3 +106,14 @@ class NetworkUpdate:
     def _differentiate_and_step(self) -> None:
         self._differentiate()
         self.optimizer.step()
+
+
+def take_turns(updates: Iterable[Iterator[None]]) -> None:
+    """Run several networks' :meth:`NetworkUpdate.steps` to their ends, one step of each after the other.
+
+    The result is that of one network after the other: they share no parameters.
+    """
+    running = list(updates)
+    done = object()
+    while running:
+        running = [steps for steps in running if next(steps, done) is not done]

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as c10d
@@ -21,6 +21,24 @@ from mimickit.util.failures import UserError
 
 SEED_STRIDE = 41
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Arrival(Protocol):
+    """The end of a collective that has begun."""
+
+    def wait(self) -> object:
+        """What is enqueued on the current CUDA stream from now on comes after it (the host does not wait); on CPU:
+        return when it has ended."""
+
+
+class _Arrived:
+    """With one process everything is there at once."""
+
+    def wait(self) -> None:
+        pass
+
+
+ARRIVED: Arrival = _Arrived()
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,12 @@ class Distributed:
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace ``tensor`` by its sum over processes, in place."""
         return self._reduce_(tensor, c10d.ReduceOp.SUM)
+
+    def begin_sum_(self, tensor: torch.Tensor) -> Arrival:
+        """Begin to replace ``tensor`` by its sum over processes, in place; leave it alone until the arrival."""
+        if self.world_size == 1:
+            return ARRIVED
+        return c10d.all_reduce(tensor, op=c10d.ReduceOp.SUM, async_op=True)
 
     def min_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace ``tensor`` by its element-wise minimum over processes, in place."""

@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance import guard
+from tests.acceptance.devices import gpu_uuids, physical_name, visible_cuda
 
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+MASK = "CUDA_VISIBLE_DEVICES"  # the service counts anew what it sees, so its clients must name GPUs by identity
 PATIENCE = 20.0  # s, for the service to be there, and for a first client
 FIRST_CLIENT = """
 import ctypes, sys
@@ -57,8 +59,11 @@ def shared_gpus(logs: Path, works: Callable[[Mapping[str, str]], bool] = serves)
         yield f"in turns, slowly: {PROGRAM} is not installed"
         return
     logs.mkdir(parents=True, exist_ok=True)
+    mask = {}
+    if MASK in os.environ and gpu_uuids():
+        mask[MASK] = ",".join(physical_name(device) for device in visible_cuda())
     with tempfile.TemporaryDirectory(prefix="mps-") as pipes:  # short: the names of sockets are
-        own = {PIPES: pipes, LOGS: str(logs)}
+        own = {PIPES: pipes, LOGS: str(logs), **mask}
         service = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, PROGRAM, "-f"], env={**os.environ, **own},
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -77,6 +77,22 @@ def test_the_service_lives_as_long_as_the_session(service, tmp_path):
     assert PIPES not in os.environ and not Path(pipes).exists() and not alive(server)
 
 
+@pytest.mark.parametrize(("mask", "seen"), [("2,0", "GPU-c,GPU-a"), ("GPU-b", "GPU-b"), (None, None)])
+def test_the_service_and_its_clients_name_gpus_by_identity(service, tmp_path, monkeypatch, mask, seen):
+    """The service counts what it sees from 0, so that numbers of a mask would mean other GPUs, or none, to a client."""
+    listing = "".join(f"GPU {i}: NVIDIA H200 (UUID: GPU-{name})\n" for i, name in enumerate("abc"))
+    monkeypatch.setattr(devices, "gpu_listing", lambda: listing)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    pool, names = devices.visible_cuda(), [devices.physical_name(device) for device in devices.visible_cuda()]
+    asked = []
+    with shared_gpus(tmp_path / "mps", works=lambda environ: asked.append(environ.get("CUDA_VISIBLE_DEVICES")) or True):
+        assert asked == [seen] and os.environ.get("CUDA_VISIBLE_DEVICES") == seen
+        assert devices.visible_cuda() == pool and [devices.physical_name(device) for device in pool] == names
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == mask
+
+
 def test_the_service_ends_with_a_killed_session(service, tmp_path):
     code = ("import sys, time, pathlib; from tests.acceptance.gpu_sharing import shared_gpus\n"
             "with shared_gpus(pathlib.Path(sys.argv[1]), works=lambda environ: True): time.sleep(600)")

@@ -15,6 +15,7 @@ from mimickit.learning.discriminator import (
     discriminator_loss,
     style_reward,
 )
+from mimickit.learning.update import take_turns
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from tests.unit.method_case import Linear, StillEnv, config
@@ -152,7 +153,8 @@ def test_discriminator_learns_to_tell():
     before, _ = disc.reward()
     sampler = MinibatchSampler(256, "cpu")
     for _ in range(10):
-        stats = disc.update(sampler)
+        take_turns([disc.steps(sampler)])
+    stats = disc.stats()
     assert stats["Disc_Agent_Acc"].value > 0.9 and stats["Disc_Demo_Acc"].value > 0.9
     after, columns = disc.reward()
     assert after.mean() < 0.7 * before.mean()
@@ -188,7 +190,7 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
             disc.record(t)
         disc.reward()
         judged.clear()
-        disc.update(MinibatchSampler(64, "cpu"))
+        take_turns([disc.steps(MinibatchSampler(64, "cpu"))])
         counts = torch.bincount(torch.cat(judged), minlength=128)
         assert len(judged) == 24 and counts.sum() == 288
         return counts

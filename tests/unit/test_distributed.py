@@ -17,12 +17,14 @@ from mimickit.envs.base import EnvMode
 from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
 from mimickit.learning import ppo
+from mimickit.learning.buffer import MinibatchSampler
 from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
 from mimickit.learning.evaluate import mean_values, run_test
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.stats import Stat, reduce_stats
 from mimickit.learning.tracker import EpisodeRecord
+from mimickit.learning.update import BatchLoss, NetworkUpdate, take_turns
 from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
@@ -140,7 +142,7 @@ def one_step(dist):
     p, flat = optimizer(dist, [1.0, 2.0][dist.rank])
     assert p.item() == 1.0  # broadcast
     flat.set_gradient([1.0, 3.0][dist.rank] * p.sum())
-    flat.exchange()
+    flat.exchange().wait()
     flat.step()
     assert p.item() == pytest.approx(0.8)
 
@@ -148,11 +150,11 @@ def one_step(dist):
 def weighted_step(dist):
     p, flat = optimizer(dist, 1.0)
     flat.set_gradient([1.0, 3.0][dist.rank] * p.sum(), weight=torch.tensor([3.0, 1.0][dist.rank]))
-    flat.exchange()
+    flat.exchange().wait()
     flat.step()
     assert p.item() == pytest.approx(1.0 - 0.1 * 1.5)
     flat.set_gradient(5.0 * p.sum(), weight=0.0)  # nothing counted anywhere: only momentum moves
-    flat.exchange()
+    flat.exchange().wait()
     flat.step()
     assert p.item() == pytest.approx(0.85 - 0.1 * 0.9 * 1.5)
 
@@ -229,10 +231,46 @@ def measured_together(dist, clip):
     similarity(dist, clip)
 
 
+def learning(dist, in_turns):
+    """Two networks on data that differs between processes: their parameters, and who differentiated when."""
+    seed_process(1, dist.rank)
+    data, order, learners, parameters = torch.randn(12, 3), [], [], []
+    for name, size in (("short", 4), ("long", 12)):
+        net = nn.Linear(3, size)
+
+        def loss(index, net=net, name=name):
+            order.append(name)
+            value = net(data[index]).square().mean()
+            return BatchLoss(value, float(len(index)), value.detach().view(1))
+
+        rate = build(OptimizerConfig, {"type": "Adam", "learning_rate": 0.01}, "test")
+        flat = FlatOptimizer(dict(net.named_parameters()), rate, dist)
+        learners.append(NetworkUpdate(loss, ("Loss",), flat, 12 // size, size, dist))
+        parameters += net.parameters()
+    sampler = MinibatchSampler(12, "cpu")
+    if in_turns:
+        take_turns(learner.steps(sampler) for learner in learners)
+    else:
+        for learner in learners:
+            take_turns([learner.steps(sampler)])
+    return [p.detach() for p in parameters], order, [learner.stats()["Loss"].value for learner in learners]
+
+
+def networks_take_turns(dist):
+    parameters, order, losses = learning(dist, in_turns=True)
+    assert order == ["short", "long"] * 4 + ["long"] * 8
+    expected, one_by_one, expected_losses = learning(dist, in_turns=False)
+    assert one_by_one == ["short"] * 4 + ["long"] * 12
+    assert all(map(torch.equal, parameters, expected)) and losses == expected_losses
+    _, alone, _ = learning(Distributed.single(), in_turns=True)
+    assert alone == one_by_one  # nothing to wait for
+
+
 def all_checks(dist, folder):
     worked_numbers(dist)
     one_step(dist)
     weighted_step(dist)
+    networks_take_turns(dist)
     deviating_parameters(dist)
     checkpoint_of_two(dist, folder)
 

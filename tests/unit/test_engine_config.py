@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -91,9 +92,10 @@ def test_shipped_capacities():
     assert capacity.njmax < 450  # sized from a measurement, not from the worst case
 
 
-def _compile(cache_dir: str, key: str, log: str) -> None:
+def _compile(cache_dir: str, key: str, log: str, cores: int = 2) -> None:
     from mimickit.engines.kernel_cache import compile_lock
 
+    os.cpu_count = lambda: cores
     with compile_lock(key, Path(cache_dir)) as cold:
         if cold:
             with open(log, "a", encoding="utf-8") as file:
@@ -103,16 +105,21 @@ def _compile(cache_dir: str, key: str, log: str) -> None:
                 file.write("end\n")
 
 
-def test_only_one_process_compiles(tmp_path):
+@pytest.mark.parametrize(("keys", "cores", "expected"), [
+    ("kkk", 8, ["begin", "end"]),
+    ("kl", 7, ["begin", "end", "begin", "end"]),
+    ("kl", 8, ["begin", "begin", "end", "end"]),
+])
+def test_one_process_a_combination_compiles_and_no_more_than_there_are_cores_for(tmp_path, keys, cores, expected):
     log = tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_compile, args=(str(tmp_path / "cache"), "k", str(log))) for _ in range(3)]
+    workers = [context.Process(target=_compile, args=(str(tmp_path / "cache"), key, str(log), cores)) for key in keys]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert log.read_text() == "begin\nend\n"
+    assert [worker.exitcode for worker in workers] == [0] * len(keys)
+    assert log.read_text().split() == expected
 
 
 def test_compile_lock_is_per_key_and_not_marked_after_a_failure(tmp_path, capsys):
