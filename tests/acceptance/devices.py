@@ -28,6 +28,15 @@ def gpu_uuids() -> list[str]:
     return re.findall(r"^GPU \d+: .*\(UUID: (\S+)\)", gpu_listing(), flags=re.MULTILINE)
 
 
+def smallest_gpu() -> float:
+    """Memory in GiB of the smallest GPU; 0 where nvidia-smi does not say."""
+    if not gpu_listing():
+        return 0.0
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
+    return min(map(float, re.findall(r"^\d+$", told, flags=re.MULTILINE)), default=0.0) / 1024
+
+
 def gpu_names() -> list[str]:
     """Names of all NVIDIA GPUs of the machine."""
     names = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", gpu_listing(), flags=re.MULTILINE)
@@ -48,16 +57,16 @@ def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] |
     return [f"cuda:{i}" for i in range(count)]
 
 
-def training_pool(visible: Sequence[str], sessions: int, slots: int = 1) -> tuple[list[str], int]:
+def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int]:
     """Devices to lease from and how many different ones a case takes: up to two, and all of one host's to lease from
-    when ``sessions`` run beside.
+    when ``sessions`` run side by side.
 
-    Args:
-        slots: cases that may use a device at once.
+    As many cases as devices take one each, also where they share: what a case gains by a second device, the others
+    lose and more (``benchmarks/EXPERIMENTS.md``).
     """
     if sessions <= 1:
         return list(visible[:2]), min(2, len(visible))
-    return list(visible), max(1, min(2, len(visible), slots * len(visible) // sessions))
+    return list(visible), max(1, min(2, len(visible) // sessions))
 
 
 def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: Sequence[str] | None = None) -> str:

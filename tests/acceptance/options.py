@@ -34,6 +34,9 @@ from tests.acceptance.settings import (
 from tests.acceptance.shards import Shard, parse_shard
 
 NAME = "longcycle"
+GPU_MEMORY_A_CASE = 8.0  # GiB; ASE with 4096 worlds takes 6.1 beside its test and film
+CORES_A_CASE = 2  # a process and what helps it
+MOST_PER_GPU = 8  # more fill no H200 better
 FILE_OPTION = "longcycle-options"
 
 
@@ -74,7 +77,7 @@ OPTIONS = {option.name: option for option in (
     Option("devices-train", str, "training devices (default: CUDA devices, up to two; cpu,cpu in smoke)",
            metavar="D,D"),
     Option("cases-per-device", int, "cases that may share a GPU, with -n: together they are faster than one after the "
-           "other (1)", default=1, metavar="K"),
+           "other (1; with -n auto what fits)", metavar="K"),
     Option("devices-nontrainable", str, "device of nontrainable cases (default: the first training device)",
            metavar="D"),
     Option("env-ladder", str, "environments per device to try (default: the case's or, for tuned, its share of "
@@ -173,6 +176,30 @@ def _typed(option: Option, value: Any, path: Path) -> Any:
     return value
 
 
+def automatic(values: Mapping[str, Any], cores: int, gpu_memory: float) -> tuple[int, int]:
+    """What ``-n auto`` means here: cases at once (0: one after the other, without workers), and cases per device.
+
+    Args:
+        values: of all options.
+        cores: of the machine; gpu_memory: of its smallest GPU, GiB.
+    """
+    data, cuda = load_profiles(Path(values["longcycle-profiles"])), visible_cuda()
+    name, _ = choose_profile(values["longcycle-profile"], data.profiles, cuda)
+    pool, per_case = choose_devices(parse_list(values["devices-train"]), name, cuda, data.profiles[name].cpu_processes,
+                                    sessions=len(cuda) + 1)
+    slots = values["cases-per-device"]
+    if "cpu" in pool:
+        return several(cores // per_case), 1 if slots is None else slots
+    if slots is None:
+        slots = max(1, min(MOST_PER_GPU, int(gpu_memory / GPU_MEMORY_A_CASE), cores // (CORES_A_CASE * len(pool))))
+    return several(slots * len(pool) // per_case), slots
+
+
+def several(workers: int) -> int:
+    """One worker is none: the session runs its cases itself."""
+    return workers if workers > 1 else 0
+
+
 def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Settings:
     """All options together (``sessions``: cases that run side by side). Raises UserError for values that cannot be."""
     data, cuda = load_profiles(Path(values["longcycle-profiles"])), visible_cuda()
@@ -185,11 +212,11 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
     long_mode, hours = values["long-mode"], values["long-budget-hours"]
     if (long_mode == "time_budget") != (hours is not None) or (hours is not None and hours <= 0):
         raise UserError("--long-mode time_budget and --long-budget-hours H (above 0) belong together")
-    slots = values["cases-per-device"]
+    slots = 1 if values["cases-per-device"] is None else values["cases-per-device"]
     if slots < 1:
         raise UserError(f"--cases-per-device {slots}: at least 1")
     pool, per_case = choose_devices(
-        parse_list(values["devices-train"]), name, cuda, profile.cpu_processes, sessions, slots)
+        parse_list(values["devices-train"]), name, cuda, profile.cpu_processes, sessions)
     return Settings(
         repo=repo, out=recorded or root_out(values["root-out"], name, parse_shard(values["shard"]), repo),
         profile_name=name, profile_reason=reason, profile=profile,

@@ -6,6 +6,7 @@ recorded.py.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from mimickit.engines.engine_config import load_engine_config
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 from tests.acceptance.cases import Case, select
-from tests.acceptance.options import NAME, add_options, make_settings, option_values
+from tests.acceptance.devices import smallest_gpu
+from tests.acceptance.options import NAME, add_options, automatic, make_settings, option_values
 from tests.acceptance.recorded import RecordedSession
 from tests.acceptance.session import CASE, Session, side_by_side
 from tests.acceptance.settings import Settings, parse_list
@@ -52,6 +54,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     kind = RecordedSession if values["from-results"] else Session
     config.pluginmanager.register(kind(config, settings, cases), PLUGIN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` of the acceptance suite: as many cases at once as the GPUs hold."""
+    if not asked_for(config):
+        return None
+    try:
+        workers, slots = automatic(option_values(config), os.cpu_count() or 1, smallest_gpu())
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.option.cases_per_device = slots
+    return workers
 
 
 def check_gates(settings: Settings, cases: Sequence[Case], file: str) -> None:

@@ -8,7 +8,7 @@ hands out cases one by one (xdist's hook for schedulers), and a worker runs what
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,8 +17,9 @@ import pytest
 class OneAtATime:
     """A scheduler as xdist wants it (``xdist.scheduler.protocol``); items are named by their index."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, cost: Callable[[str], float] = lambda item: 1.0) -> None:
         self.workers = workers  # that collect before anything starts
+        self.cost = cost  # of an item: the dearest begin first, so that none is alone at the end
         self.collections: dict[Any, list[str]] = {}
         self.running: dict[Any, int | None] = {}
         self.waiting: list[int] = []
@@ -50,7 +51,7 @@ class OneAtATime:
         """Start, or go on after a worker was replaced. Raises UsageError when workers collected different cases."""
         if self.items is None:
             self.items = next(iter(self.collections.values()))
-            self.waiting = list(range(len(self.items)))
+            self.waiting = sorted(range(len(self.items)), key=lambda index: -self.cost(self.items[index]))
         if any(collection != self.items for collection in self.collections.values()):
             raise pytest.UsageError("the workers selected different cases: did files change meanwhile?")
         self._hand_out()
@@ -79,11 +80,11 @@ class OneAtATime:
         return None if index is None else self.items[index]
 
 
-def make_scheduler(config: pytest.Config) -> OneAtATime:
-    """In the controller."""
+def make_scheduler(config: pytest.Config, cost: Callable[[str], float]) -> OneAtATime:
+    """In the controller. ``cost``: of a test by its id."""
     from xdist.workermanage import parse_tx_spec_config
 
-    return OneAtATime(len(parse_tx_spec_config(config)))
+    return OneAtATime(len(parse_tx_spec_config(config)), cost)
 
 
 def run_without_waiting(config: pytest.Config) -> None:

@@ -48,6 +48,12 @@ def is_case(item: pytest.Item) -> bool:
     return isinstance(item.callspec.params[CASE], Case)
 
 
+def case_of(test: str) -> str:
+    """A case's name from the id of its test."""
+    found = re.fullmatch(r".*\[(.*)\]", test)
+    return found[1] if found else ""
+
+
 class Session:
     """Hooks of one session that runs acceptance cases: the only process, or the controller or a worker of xdist."""
 
@@ -81,7 +87,13 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> OneAtATime | None:
-        return make_scheduler(config) if config.getvalue("dist") in ("load", "worksteal") else None
+        return make_scheduler(config, self.cost) if config.getvalue("dist") in ("load", "worksteal") else None
+
+    def cost(self, item: str) -> float:
+        """How long a test takes, in trainings of one humanoid; cases that do not train come last."""
+        name = case_of(item)
+        trainable = any(case.trainable for case in self.cases if case.name == name)
+        return self.settings.target(name).cost if trainable else 0.0
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -91,8 +103,7 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str) -> None:
         """A worker died: its case was interrupted, and ``--lf`` continues it."""
-        name = re.fullmatch(r".*\[(.*)\]", crashitem)[1]
-        close_open_stages(self.ledger, name, "the pytest-xdist worker that ran it died")
+        close_open_stages(self.ledger, case_of(crashitem), "the pytest-xdist worker that ran it died")
 
     # begin
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import UserError
@@ -95,6 +95,7 @@ class Target(Config):
     gates: tuple[Gate, ...] = ()
     env_ladder: tuple[PositiveInt, ...] | None = None
     tuned_envs: PositiveInt | None = None
+    cost: PositiveFloat = 1.0
 
     @field_validator("env_ladder")
     @classmethod
@@ -192,15 +193,16 @@ def choose_profile(asked: str | None, known: Mapping[str, Profile], cuda: list[s
 
 
 def choose_devices(asked: list[str] | None, profile_name: str, cuda: list[str], cpu_processes: int,
-                   sessions: int, slots: int = 1) -> tuple[tuple[str, ...], int]:
-    """Devices to lease from and number per case. The smoke profile uses CPU processes unless told otherwise."""
+                   sessions: int) -> tuple[tuple[str, ...], int]:
+    """Devices to lease from and number per case: all that were asked for. The smoke profile uses CPU processes unless
+    told otherwise."""
     if asked:
         if twice := [name for i, name in enumerate(asked) if name != "cpu" and name in asked[:i]]:
             raise UserError(f"--devices-train {','.join(asked)}: {twice[0]} is named twice, each process needs a GPU "
                             "of its own")
         return tuple(asked), len(asked)
     if cuda and profile_name != "smoke":
-        pool, per_case = training_pool(cuda, sessions, slots)
+        pool, per_case = training_pool(cuda, sessions)
         return tuple(pool), per_case
     return ("cpu",) * cpu_processes, cpu_processes
 

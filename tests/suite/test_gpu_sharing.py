@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance import devices, gpu_sharing
+from tests.acceptance import devices, gpu_sharing, options, settings
 from tests.acceptance.gpu_sharing import LOGS, PIPES, PROGRAM, shared_gpus
 from tests.suite.test_suite_resume import alive, wait_for
 
@@ -34,14 +34,36 @@ def test_who_wants_a_device_alone_gets_it_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "sessions", "slots", "per_case"), [
-    (2, 1, 3, 2), (2, 3, 3, 2), (2, 4, 2, 1), (1, 4, 4, 1), (8, 4, 1, 2), (8, 16, 4, 2),
-    (1, 2, 16, 1), (2, 2, 16, 2)])
-def test_cases_get_two_devices_while_the_slots_last(gpus, sessions, slots, per_case, tmp_path):
+    (2, 1, 3, 2), (2, 2, 16, 1), (2, 3, 3, 1), (1, 4, 4, 1), (1, 2, 16, 1), (4, 2, 1, 2), (8, 4, 1, 2), (8, 16, 4, 1)])
+def test_cases_get_two_devices_while_there_are_two_for_each(gpus, sessions, slots, per_case, tmp_path):
     visible = [f"cuda:{i}" for i in range(gpus)]
-    pool, count = devices.training_pool(visible, sessions, slots)
+    pool, count = devices.training_pool(visible, sessions)
     assert count == per_case
     with devices.lease(pool, count, tmp_path, slots, give_up) as leased:
         assert len(set(leased)) == count
+
+
+@pytest.mark.parametrize(("gpus", "memory", "cores", "given", "expected"), [
+    (2, 139.0, 32, {}, (16, 8)),  # two H200s
+    (2, 23.5, 64, {}, (4, 2)),
+    (1, 79.6, 8, {}, (4, 4)),
+    (1, 8.0, 16, {}, (0, 1)),  # one case at a time: no workers
+    (2, 0.0, 64, {}, (2, 1)),  # nobody says how large they are
+    (2, 139.0, 32, {"cases-per-device": 3}, (6, 3)),
+    (2, 139.0, 32, {"devices-train": "cuda:0,cuda:1"}, (8, 8)),  # both for every case
+    (2, 139.0, 32, {"longcycle-profile": "smoke"}, (16, 1)),
+    (0, 0.0, 2, {}, (0, 1)),
+    (0, 0.0, 16, {}, (8, 1)),
+])
+def test_automatic_numbers_fit_the_machine(monkeypatch, gpus, memory, cores, given, expected):
+    monkeypatch.setattr(options, "visible_cuda", lambda: [f"cuda:{i}" for i in range(gpus)])
+    values = {name: option.default for name, option in options.OPTIONS.items()} | given
+    workers, slots = options.automatic(values, cores, memory)
+    assert (workers, slots) == expected
+    if gpus and workers and "longcycle-profile" not in given:
+        pool, per_case = options.choose_devices(
+            settings.parse_list(values["devices-train"]), "full", options.visible_cuda(), 2, workers)
+        assert workers * per_case == slots * len(pool), "every slot is used, and nobody waits for one"
 
 
 def test_a_lease_of_more_devices_than_there_are_is_refused_at_once(tmp_path):

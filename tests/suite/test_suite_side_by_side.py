@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import yaml
 
 from tests.suite.conftest import CASES, TRAINED
 from tests.suite.test_suite_resume import alive, running, wait_for
@@ -39,6 +40,26 @@ def test_no_case_waits_behind_a_long_one(project):
     assert order[-1] == DOF and sorted(order[:-1]) == sorted(VIEWS)
     start = next(e for e in project.events() if e["event"] == "session_start")
     assert start["command"][-2:] == ["--nontrainable-max-samples", "1600"], "the session's, not a worker's"
+
+
+def test_what_takes_longest_begins_first(project):
+    """One worker more than one, so that two begin at once: the dear training and the cheap one, then what is short."""
+    project.add_cases("vault_humanoid", *VIEWS)
+    targets = yaml.safe_load((project.path / "targets.yaml").read_text())
+    targets["vault_humanoid"]["cost"] = 3.0
+    (project.path / "targets.yaml").write_text(yaml.safe_dump(targets))
+    project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS, TRAINED, "vault_humanoid")))
+    begun = list(dict.fromkeys(e["case"] for e in project.events() if e["event"] == "stage_start"))
+    assert set(begun[:2]) == {"vault_humanoid", TRAINED} and set(begun[2:]) == {DOF, *VIEWS}
+
+
+def test_automatic_number_of_workers(project):
+    result = project.run("-n", "auto", "--devices-train", "cuda:0", "--cases-per-device", "2")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["longcycle:*devices cuda:0 (2 cases each)*", "*2 workers*", "*3/3 final_ok=1*"])
+    result = project.run("-n", "auto", "--cases-per-device", "0")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*--cases-per-device 0: at least 1*"])
 
 
 def test_more_workers_than_cases(project):
