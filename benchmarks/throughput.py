@@ -133,19 +133,20 @@ def run_job(job: dict) -> dict:
 
 
 def print_table(rows: list[dict]) -> None:
+    parts = ("physics", "env", "policy", "update", "sync", "other")
     alone = {(row["case"], row["num_envs"]): row["samples_per_s"] for row in rows
              if "error" not in row and len(row["devices"]) == 1}
-    print(f"\n{'case':28}{'envs':>7}{'devices':>9}{'samples/s':>12}{'times 1':>8}{'ceiling/s':>12}{'physics':>9}{'env':>8}{'policy':>8}"
-          f"{'update':>8}{'sync':>8}{'other':>8}{'GiB':>7}{'start s':>9}")
+    print(f"\n{'case':28}{'envs':>7}{'devices':>9}{'samples/s':>12}{'times 1':>9}{'ceiling/s':>12}"
+          f"{''.join(f'{part:>9}' for part in parts)}{'GiB':>7}{'start s':>9}")
     for row in rows:
-        head = f"{row['case']:28}{row['num_envs']:7}{len(row['devices']):9}"
+        print(f"{row['case']:28}{row['num_envs']:7}{len(row['devices']):9}", end="")
         if "error" in row:
-            print(f"{head}  {row['error']}")
+            print(f"  {row['error']}")
             continue
-        split, one = row["split_ms"], alone.get((row["case"], row["num_envs"]))
+        one = alone.get((row["case"], row["num_envs"]))
         times = f"{row['samples_per_s'] / one:.2f}" if one and len(row["devices"]) > 1 else ""
-        print(f"{head}{row['samples_per_s']:12,.0f}{times:>8}{row['physics_only']:12,.0f}{split['physics']:9.1f}{split['env']:8.1f}"
-              f"{split['policy']:8.1f}{split['update']:8.1f}{split['sync']:8.1f}{split['other']:8.1f}{row['memory_gib']:7.2f}"
+        split = "".join(f"{row['split_ms'][part]:9.1f}" for part in parts)
+        print(f"{row['samples_per_s']:12,.0f}{times:>9}{row['physics_only']:12,.0f}{split}{row['memory_gib']:7.2f}"
               f"{row['startup_s']:9.1f}")
     print("times 1: as fast as one device with as many worlds; split in ms of one iteration")
 
