@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from mimickit.util.files import write_text
 
 PROGRESS_INTERVAL_S = 15.0
-CORES_A_COMPILER = 4  # the machine's cores for each process that compiles: two compile each module that both need
+CORES_A_COMPILER = 4  # of the machine, for each process that compiles
 POLL_S = 0.5
 
 
@@ -55,7 +55,7 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
             held.close()
             yield False
             return
-        slots = max(1, (os.cpu_count() or 1) // CORES_A_COMPILER)
+        slots = max(1, len(os.sched_getaffinity(0)) // CORES_A_COMPILER)
         held.enter_context(_first_free([cache_dir / f"mimickit_compiler_{i}.lock" for i in range(slots)]))
         print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
         started = time.perf_counter()

@@ -34,9 +34,9 @@ from tests.acceptance.settings import (
 from tests.acceptance.shards import Shard, parse_shard
 
 NAME = "longcycle"
-GPU_MEMORY_A_CASE = 8.0  # GiB; ASE with 4096 worlds takes 6.1 beside its test and film
-CORES_A_CASE = 2  # a process and what helps it
-MOST_PER_GPU = 8  # more fill no H200 better
+GPU_MEMORY_A_CASE = 8.0  # GiB; ASE, the largest, takes 6.1 with 4096 worlds
+CORES_A_CASE = 2  # one launches kernels, one does the rest
+MOST_PER_GPU = 8  # they fill an H200
 FILE_OPTION = "longcycle-options"
 
 

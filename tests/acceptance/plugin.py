@@ -62,7 +62,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not asked_for(config):
         return None
     try:
-        workers, slots = automatic(option_values(config), os.cpu_count() or 1, smallest_gpu())
+        workers, slots = automatic(option_values(config), len(os.sched_getaffinity(0)), smallest_gpu())
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
     config.option.cases_per_device = slots
