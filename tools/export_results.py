@@ -31,6 +31,7 @@ from tools.curves import Curves, Panel, draw_panels, joined, read_curves
 
 OWN_FOLDERS = ("mimickit", "tests", "data", "args", "output", "tools", r"\.venv")
 FOREIGN_PATH = re.compile(rf"(?<![\w.])/[^\s'\":]*?/(?=(?:{'|'.join(OWN_FOLDERS)})(?:/|$))")
+GPU_IDENTITY = re.compile(r"\bGPU-[0-9a-f]+(?:-[0-9a-f]+)*")
 STRIP_BYTES = 60_000
 FRAME_HEIGHT = 150  # pixels
 SHOWN_MEASURES = ("survival", "success_rate", "task_reward", "goal_err", "vel_err", "body_pos_err", "motion_err",
@@ -47,6 +48,7 @@ class Result:
         row: its line in best_by_case.tsv, None for a case without an end.
         test: its test.json, or {}.
         folder: its best attempt's folder, None without one.
+        devices: how many it trained on, 0 if that is not known.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Result:
     row: Mapping[str, str] | None
     test: Mapping[str, Any]
     folder: Path | None
+    devices: int = 0
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -76,7 +79,11 @@ def read_root(root: Path) -> list[Result]:
         stem = entry["case"].removesuffix(".txt")
         folder = root / "runs" / stem / f"{row['variant']}_e{row['num_envs']}" if row else None
         test = read_json(folder / "test.json") if folder is not None else {}
-        found.append(Result(stem.removesuffix("_args"), entry["method"], row, test, folder))
+        attempts = read_json(root / "runs" / stem / "attempts.json").get("attempts", []) if row else []
+        devices = [attempt.get("devices", ()) for attempt in attempts
+                   if row["variant"] == attempt.get("variant") and row["num_envs"] == str(attempt.get("num_envs"))]
+        found.append(Result(stem.removesuffix("_args"), entry["method"], row, test, folder,
+                            len(devices[-1]) if devices else 0))
     return found
 
 
@@ -95,9 +102,10 @@ def read_runs(folder: Path) -> list[Curves]:
 
 
 def without_machine(value: Any) -> Any:
-    """Texts of a JSON value without the machine's folders: paths begin at the repository, others are names only."""
+    """Texts of a JSON value without the machine's folders and the identities of its GPUs: paths begin at the
+    repository, others are names only."""
     if isinstance(value, str):
-        text = FOREIGN_PATH.sub("", value)
+        text = GPU_IDENTITY.sub("GPU", FOREIGN_PATH.sub("", value))
         return Path(text).name if text.startswith("/") and " " not in text else text
     if isinstance(value, Mapping):
         return {key: without_machine(item) for key, item in value.items()}
@@ -108,7 +116,7 @@ def read_environments(root: Path, results: Sequence[Result]) -> list[dict[str, A
     """What each session ran on that a case's end is of, the first one first, without the machine's folders."""
     sessions = {result.row["session"] for result in results if result.row}
     found = [read_json(root / ENVIRONMENTS / f"{session}.json") for session in sessions]
-    return sorted(map(without_machine, filter(None, found)), key=lambda environment: environment["time"])
+    return sorted(map(without_machine, filter(None, found)), key=lambda known: (known["time"], known["command"]))
 
 
 def command_line(environment: Mapping[str, Any]) -> str:
@@ -269,7 +277,7 @@ def table_row(result: Result) -> str:
     verdict = "yes" if row["final_ok"] == "1" else f"no: {row['note']}"
     episodes = (result.test.get("statistics") or {}).get("return", {}).get("episodes", row["test_episodes"])
     measures = ", ".join(f"{name} {shown}" for name in SHOWN_MEASURES if (shown := value_of(result, name)))
-    attempt = f"{row['variant']}_e{row['num_envs']}"
+    attempt = f"{row['variant']}_e{row['num_envs']}" + (f" on {result.devices} devices" if result.devices > 1 else "")
     cells = [
         result.name, verdict, attempt, count(row["samples"]), count(row["samples_per_s"]),
         value_of(result, "test_return") or number(row["test_return"]),

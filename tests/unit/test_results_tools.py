@@ -131,7 +131,8 @@ def root(tmp_path):
     for name, more, day in (("two", ["--lf"], 24), ("one", [], 23), ("all_reused", ["--seed"], 25)):
         (folder / f"environments/{name}.json").write_text(json.dumps({
             "time": f"2026-11-{day}T07:14:39", "profile": "full", "devices": ["cuda:0"], "gpus": ["H200"],
-            "git_commit": f"{name}3c0ffee", "versions": {"torch": "2.13.0"},
+            "git_commit": f"{name}3c0ffee", "cuda_visible_devices": "GPU-0a1b2c3d-4e5f-6071,GPU-1",
+            "versions": {"torch": "2.13.0"},
             "command": ["/home/me/x/.venv/bin/pytest", "-m", "longcycle", "--root-out", f"nightly_{name}", *more],
             "runner": ["/home/me/x/.venv/bin/python", "mimickit/run.py"]}))
     for envs in (16, 8):
@@ -140,7 +141,9 @@ def root(tmp_path):
             (attempt / stage).mkdir(parents=True)
             (attempt / stage / "log.txt").write_text(
                 f"Samples Test_Return Test_Episode_Length\n{start + 10} 1 {envs}\n{start + 20} 3 {envs + 1}\n")
-    (folder / f"runs/{CASE}_args/attempts.json").write_text('{"attempts": [{"log": "/home/me/x/output/l"}]}')
+    (folder / f"runs/{CASE}_args/attempts.json").write_text(json.dumps({"attempts": [
+        {"variant": "default", "num_envs": 16, "devices": ["cuda:1"]},
+        {"variant": "default", "num_envs": 8, "devices": ["cuda:1", "cuda:0"], "log": "/home/me/x/output/l"}]}))
     (attempt / "test.json").write_text(json.dumps({
         "test_return": 9.1, "measures": {"coverage_err": 0.4}, "statistics": {
             "return": {"mean": 9.52, "ci95": 0.081, "episodes": 1024},
@@ -158,15 +161,16 @@ def test_a_page_of_results(root, tmp_path, capsys):
     assert page.index("commit one3c0ffee") < page.index("--root-out nightly_one\n") < page.index(
         "2026-11-24, profile `full`, devices cuda:0 (H200), torch 2.13.0, commit two3c0ffee")
     assert "--root-out nightly_two\n" in page and "--seed" not in page
-    assert ("| deepmimic_humanoid_ppo | yes | default_e8 | 30,000,128 | 346,138 | 9.52 ± 0.081 | 20.5 | 1024 "
-            "| survival 0.25 ± 0.02, coverage_err 0.4 | pass | 102 |") in page
+    assert ("| deepmimic_humanoid_ppo | yes | default_e8 on 2 devices | 30,000,128 | 346,138 | 9.52 ± 0.081 | 20.5 "
+            "| 1024 | survival 0.25 ± 0.02, coverage_err 0.4 | pass | 102 |") in page
     assert "| amp_g1 | no: nan_in_probe_train | default_e8 | - | - | - | - |  |  | missing | 4 |" in page
     assert "| view_motion_g1 | not run |" in page and "1 of 3 cases have no recorded end" in page
     for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
         assert (out / target).is_file(), target
     everything = "".join(path.read_text() for path in out.rglob("*") if path.suffix in (".md", ".json", ".tsv"))
+    assert json.loads((out / "environments.json").read_text())[0]["cuda_visible_devices"] == "GPU,GPU"
     assert "/home" not in everything and "see output/y.log" in everything
-    assert json.loads((out / "attempts" / f"{CASE}.json").read_text())["attempts"] == [{"log": "output/l"}]
+    assert json.loads((out / "attempts" / f"{CASE}.json").read_text())["attempts"][1]["log"] == "output/l"
 
 
 def test_the_strip_shows_the_character_on_its_way(root, tmp_path):
