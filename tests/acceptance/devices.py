@@ -28,15 +28,6 @@ def gpu_uuids() -> list[str]:
     return re.findall(r"^GPU \d+: .*\(UUID: (\S+)\)", gpu_listing(), flags=re.MULTILINE)
 
 
-def smallest_gpu() -> float:
-    """Memory in GiB of the smallest GPU; 0 where nvidia-smi does not say."""
-    if not gpu_listing():
-        return 0.0
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
-    return min(map(float, re.findall(r"^\d+$", told, flags=re.MULTILINE)), default=0.0) / 1024
-
-
 def gpu_names() -> list[str]:
     """Names of all NVIDIA GPUs of the machine."""
     names = re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", gpu_listing(), flags=re.MULTILINE)

@@ -76,6 +76,12 @@ def driver_version() -> str | None:
     return output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
 
 
+def smallest_gpu() -> float:
+    """Memory in GiB of the smallest GPU; 0 where nvidia-smi does not say."""
+    told = output(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]) or ""
+    return min(map(float, re.findall(r"^\d+$", told, flags=re.MULTILINE)), default=0.0) / 1024
+
+
 def output(command: list[str]) -> str | None:
     """A command's output, None when it is not there or fails."""
     if shutil.which(command[0]) is None:

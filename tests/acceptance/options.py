@@ -186,18 +186,13 @@ def automatic(values: Mapping[str, Any], cores: int, gpu_memory: float) -> tuple
     data, cuda = load_profiles(Path(values["longcycle-profiles"])), visible_cuda()
     name, _ = choose_profile(values["longcycle-profile"], data.profiles, cuda)
     pool, per_case = choose_devices(parse_list(values["devices-train"]), name, cuda, data.profiles[name].cpu_processes,
-                                    sessions=len(cuda) + 1)
-    slots = values["cases-per-device"]
-    if "cpu" in pool:
-        return several(cores // per_case), 1 if slots is None else slots
+                                    sessions=len(cuda))
+    on_cpu, slots = "cpu" in pool, values["cases-per-device"]
     if slots is None:
-        slots = max(1, min(MOST_PER_GPU, int(gpu_memory / GPU_MEMORY_A_CASE), cores // (CORES_A_CASE * len(pool))))
-    return several(slots * len(pool) // per_case), slots
-
-
-def several(workers: int) -> int:
-    """One worker is none: the session runs its cases itself."""
-    return workers if workers > 1 else 0
+        fits = min(MOST_PER_GPU, int(gpu_memory / GPU_MEMORY_A_CASE), cores // (CORES_A_CASE * len(pool)))
+        slots = 1 if on_cpu else max(1, fits)
+    workers = (cores if on_cpu else slots * len(pool)) // per_case
+    return workers if workers > 1 else 0, slots
 
 
 def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Settings:

@@ -17,7 +17,7 @@ from mimickit.engines.engine_config import load_engine_config
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 from tests.acceptance.cases import Case, select
-from tests.acceptance.devices import smallest_gpu
+from tests.acceptance.environment import smallest_gpu
 from tests.acceptance.options import NAME, add_options, automatic, make_settings, option_values
 from tests.acceptance.recorded import RecordedSession
 from tests.acceptance.session import CASE, Session, side_by_side

@@ -17,7 +17,7 @@ import pytest
 class OneAtATime:
     """A scheduler as xdist wants it (``xdist.scheduler.protocol``); items are named by their index."""
 
-    def __init__(self, workers: int, cost: Callable[[str], float] = lambda item: 1.0) -> None:
+    def __init__(self, workers: int, cost: Callable[[str], float]) -> None:
         self.workers = workers  # that collect before anything starts
         self.cost = cost  # of an item: the dearest begin first, so that none is alone at the end
         self.collections: dict[Any, list[str]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import sys
 import time
@@ -50,8 +49,7 @@ def is_case(item: pytest.Item) -> bool:
 
 def case_of(test: str) -> str:
     """A case's name from the id of its test."""
-    found = re.fullmatch(r".*\[(.*)\]", test)
-    return found[1] if found else ""
+    return test.rpartition("[")[2].removesuffix("]")
 
 
 class Session:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance import devices, gpu_sharing, options, settings
+from tests.acceptance import devices, environment, gpu_sharing, options, settings
 from tests.acceptance.gpu_sharing import LOGS, PIPES, PROGRAM, shared_gpus
 from tests.suite.test_suite_resume import alive, wait_for
 
@@ -64,6 +64,15 @@ def test_automatic_numbers_fit_the_machine(monkeypatch, gpus, memory, cores, giv
         pool, per_case = options.choose_devices(
             settings.parse_list(values["devices-train"]), "full", options.visible_cuda(), 2, workers)
         assert workers * per_case == slots * len(pool), "every slot is used, and nobody waits for one"
+
+
+def test_the_smallest_gpu_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.smallest_gpu() == 0.0
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 143771\necho 81920\necho '[N/A]'\n")
+    program.chmod(0o755)
+    assert environment.smallest_gpu() == 80.0
 
 
 def test_a_lease_of_more_devices_than_there_are_is_refused_at_once(tmp_path):

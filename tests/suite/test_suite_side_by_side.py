@@ -43,14 +43,15 @@ def test_no_case_waits_behind_a_long_one(project):
 
 
 def test_what_takes_longest_begins_first(project):
-    """One worker more than one, so that two begin at once: the dear training and the cheap one, then what is short."""
-    project.add_cases("vault_humanoid", *VIEWS)
+    """Two workers: the two dearest trainings begin, then the cheap one, then what does not train."""
+    project.add_cases("add_humanoid", "vault_humanoid", *VIEWS)
     targets = yaml.safe_load((project.path / "targets.yaml").read_text())
-    targets["vault_humanoid"]["cost"] = 3.0
+    targets["vault_humanoid"]["cost"], targets["add_humanoid"]["cost"] = 3.0, 2.0
     (project.path / "targets.yaml").write_text(yaml.safe_dump(targets))
-    project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS, TRAINED, "vault_humanoid")))
+    project.run("-n", "2", "--cases", ",".join((DOF, *VIEWS, TRAINED, "add_humanoid", "vault_humanoid")))
     begun = list(dict.fromkeys(e["case"] for e in project.events() if e["event"] == "stage_start"))
-    assert set(begun[:2]) == {"vault_humanoid", TRAINED} and set(begun[2:]) == {DOF, *VIEWS}
+    assert set(begun[:2]) == {"vault_humanoid", "add_humanoid"}
+    assert begun[2] == TRAINED and set(begun[3:]) == {DOF, *VIEWS}
 
 
 def test_automatic_number_of_workers(project):
