@@ -79,7 +79,7 @@ def style_reward(logit: Tensor, scale: float) -> Tensor:
 
 
 def discriminator_loss(
-    net: nn.Module, x: Tensor, count: int, grad_penalty: float, logit_reg: float
+    net: nn.Module, x: Tensor, count: int, grad_penalty: float, logit_reg: float, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """Loss of a discriminator, and what to watch (without gradient); all 0-d.
 
@@ -89,12 +89,13 @@ def discriminator_loss(
     Args:
         net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
         x: [M + P, n] normalised, first M = ``count`` samples of the agent, then P as it should be.
+        dtype: what layers compute in; as x if None.
     """
     label, share = x.new_ones(len(x)), x.new_full((len(x),), 0.5 / (len(x) - count))
     label[:count].fill_(-1.0)
     share[:count].fill_(0.5 / count)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-    loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty)
+    loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty, dtype)
     judged = torch.stack([(label * logits > 0.0).to(logits.dtype), logits])
     neg_acc, neg_logit = judged[:, :count].mean(-1)
     pos_acc, pos_logit = judged[:, count:].mean(-1)
@@ -113,9 +114,10 @@ def discriminator_loss(
 class DiscriminatorNet(nn.Module):
     """Logits of normalised input; parameter names are those of the model file."""
 
-    def __init__(self, input_size: int, net: NetName) -> None:
+    def __init__(self, input_size: int, net: NetName, dtype: torch.dtype | None = None) -> None:
+        """Args: ``dtype`` what hidden layers compute in (None: as the input)."""
         super().__init__()
-        self._disc_layers, features = build_net(net, input_size)
+        self._disc_layers, features = build_net(net, input_size, dtype)
         self._disc_logits = build_head(features, 1, LOGIT_INIT_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -274,7 +276,8 @@ class Discriminator:
         self.evidence = evidence
         self._config = config
         self._dist = dist
-        self._net = DiscriminatorNet(evidence.size, config.model.disc_net).to(device)
+        self._dtype = config.hidden_dtype(device)
+        self._net = DiscriminatorNet(evidence.size, config.model.disc_net, self._dtype).to(device)
         self._ring = ReplayRing(config.disc_buffer_size, evidence.size, device)
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.disc_optimizer, dist)
         hidden = ("logit_loss",) if config.disc_logit_reg == 0.0 and isinstance(evidence, Demonstrations) else ()
@@ -313,7 +316,7 @@ class Discriminator:
         x = evidence.norm.normalize(
             torch.cat([evidence.take(index), self._ring.take(replay_index), evidence.good(index)]))
         found = discriminator_loss(
-            self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg)
+            self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg, self._dtype)
         stats = torch.stack([found[name].detach() for name in self._figures])
         return BatchLoss(found["loss"], float(len(index)), stats)
 

@@ -13,51 +13,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-relu_backward = torch.ops.aten.threshold_backward  # (gradient, output, 0): the gradient where the output is positive
+from mimickit.learning.relu_layers import aligned, product, relu_backward, relu_layer
 
 
 def penalized_entropy(
-    layers: Sequence[nn.Linear], x: Tensor, label: Tensor, share: Tensor, grad_penalty: float
+    layers: Sequence[nn.Linear], x: Tensor, label: Tensor, share: Tensor, grad_penalty: float,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over samples of share (softplus(-label logit) + grad_penalty |d logit / d x|^2).
 
     Args:
         layers: of the network, a ReLU after each but the last, whose output is the logit.
         x: [B, n]; label: [B], 1 or -1, the sign that the logit should have; share: [B].
+        dtype: what layers are computed in; as x if None.
 
     Returns:
         The sum (0-d; differentiable with respect to the layers' parameters, not to x), the logits [B] and the squared
         slopes [B] (neither differentiable).
     """
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    return _PenalizedEntropy.apply(x, label, share, grad_penalty, *parameters)
+    return _PenalizedEntropy.apply(x, label, share, grad_penalty, dtype or x.dtype, *parameters)
 
 
 class _PenalizedEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, label: Tensor, share: Tensor, grad_penalty: float, *parameters: Tensor):
-        weights, biases = parameters[::2], parameters[1::2]
-        hidden = [x]  # input of every layer
+    def forward(
+        ctx, x: Tensor, label: Tensor, share: Tensor, grad_penalty: float, dtype: torch.dtype, *parameters: Tensor
+    ):
+        weights, biases = [aligned(weight, dtype) for weight in parameters[::2]], parameters[1::2]
+        hidden = [aligned(x, dtype)]  # input of every layer
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            hidden.append(torch.addmm(bias, hidden[-1], weight.t()).relu_())
-        logit = torch.addmm(biases[-1], hidden[-1], weights[-1].t()).squeeze(-1)
+            hidden.append(relu_layer(hidden[-1], weight, bias.to(dtype)))
+        logit = (product(hidden[-1], weights[-1].t()) + biases[-1]).squeeze(-1)
 
-        slopes = [torch.ones_like(logit).unsqueeze(-1)]  # of the logit by what each layer puts out, last layer first
+        slopes = [torch.ones_like(hidden[-1][:, :1])]  # of the logit by what each layer puts out, last layer first
         for weight, h in zip(reversed(weights[1:]), reversed(hidden[1:]), strict=True):
             slopes.append(relu_backward(slopes[-1] @ weight, h, 0.0))
         slope = slopes[-1] @ weights[0]
-        square = torch.linalg.vector_norm(slope, dim=-1).square()
+        square = torch.linalg.vector_norm(slope, dim=-1, dtype=logit.dtype).square()
         wrong = -label * logit
         total = (share * torch.add(functional.softplus(wrong), square, alpha=grad_penalty)).sum()
 
-        by_logit = (-label * share * torch.sigmoid(wrong)).unsqueeze(-1)
-        change = slope.mul_((2.0 * grad_penalty * share).unsqueeze(-1))  # gradient by the slope, carried forward
+        by_logit = (-label * share * torch.sigmoid(wrong)).unsqueeze(-1).to(dtype)
+        change = slope.mul_((2.0 * grad_penalty * share).unsqueeze(-1).to(dtype))  # gradient by the slope, carried forward
         gradients: list[Tensor] = []
-        for weight, h, outer in zip(weights, hidden, reversed(slopes), strict=True):
-            if h is not x:
+        for i, (weight, h, outer) in enumerate(zip(weights, hidden, reversed(slopes), strict=True)):
+            if i > 0:
                 change = relu_backward(change, h, 0.0)
-            gradients += [outer.t() @ torch.addcmul(change, by_logit, h), outer.t() @ by_logit.squeeze(-1)]
-            if weight is not weights[-1]:
+            by_weight = product(outer.t(), torch.addcmul(change, by_logit, h))
+            gradients += [by_weight[:, :parameters[2 * i].shape[1]], product(outer.t(), by_logit).squeeze(-1)]
+            if i < len(weights) - 1:
                 change = change @ weight.t()
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(logit, square)
@@ -65,4 +70,4 @@ class _PenalizedEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, by_total: Tensor, *unused: Tensor):
-        return None, None, None, None, *(by_total * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, None, None, *(by_total * gradient for gradient in ctx.saved_tensors)

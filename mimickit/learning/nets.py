@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mimickit.learning.relu_layers import hidden_layers
+
 NetName = Literal[
     "fc_2layers_1024units", "fc_2layers_512units", "fc_2layers_256units", "fc_2layers_128units", "fc_3layers_1024units"
 ]
@@ -20,10 +22,20 @@ HIDDEN: dict[str, tuple[int, ...]] = {
 }
 
 
-def build_net(name: NetName, input_size: int) -> tuple[nn.Sequential, int]:
+class HiddenLayers(nn.Sequential):
+    """Linear layers at even indices, a ReLU after each; ``dtype`` is what they compute in (None: as the input)."""
+
+    dtype: torch.dtype | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., n] -> [..., h], of x's type."""
+        return hidden_layers(x, list(self.parameters()), self.dtype or x.dtype)
+
+
+def build_net(name: NetName, input_size: int, dtype: torch.dtype | None = None) -> tuple[HiddenLayers, int]:
     """A fully connected net for input [..., input_size] and the size of its output.
 
-    Linear layers sit at even indices. Weights start uniform in +-1/sqrt(fan_in), biases at zero.
+    Weights start uniform in +-1/sqrt(fan_in), biases at zero.
     """
     layers: list[nn.Module] = []
     size = input_size
@@ -32,7 +44,9 @@ def build_net(name: NetName, input_size: int) -> tuple[nn.Sequential, int]:
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]
         size = width
-    return nn.Sequential(*layers), size
+    net = HiddenLayers(*layers)
+    net.dtype = dtype
+    return net, size
 
 
 def build_head(input_size: int, output_size: int, scale: float | None = None, bias: float = 0.0) -> nn.Linear:

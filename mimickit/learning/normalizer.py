@@ -73,9 +73,10 @@ class MeanStdNormalizer:
         """Add samples [..., size] to the pending sums."""
         first, second = self._pending[1:].view(2, -1)
         for rows in x.flatten(0, -2).split(RECORD_SAMPLES):
-            shifted = rows - self._mean  # float64
-            first.add_(shifted.sum(0))
-            second.add_(shifted.square_().sum(0))
+            variance, mean = torch.var_mean(rows, 0, correction=0)
+            shift = mean - self._mean  # float64
+            first.add_(shift, alpha=len(rows))
+            second.add_(shift.square_().add_(variance), alpha=len(rows))
             self._pending[0].add_(len(rows))
 
     def update(self, dist: Distributed) -> None:

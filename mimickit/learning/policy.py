@@ -96,11 +96,14 @@ class ActorCritic(nn.Module):
     Parameter names are those of the model file.
     """
 
-    def __init__(self, input_size: int, action_size: int, config: ModelConfig) -> None:
+    def __init__(
+        self, input_size: int, action_size: int, config: ModelConfig, dtype: torch.dtype | None = None
+    ) -> None:
+        """Args: ``dtype`` what hidden layers compute in (None: as the input)."""
         super().__init__()
-        self._actor_layers, actor_features = build_net(config.actor_net, input_size)
+        self._actor_layers, actor_features = build_net(config.actor_net, input_size, dtype)
         self._action_dist = GaussianHead(actor_features, action_size, config)
-        self._critic_layers, critic_features = build_net(config.critic_net, input_size)
+        self._critic_layers, critic_features = build_net(config.critic_net, input_size, dtype)
         self._critic_out = build_head(critic_features, 1)
 
     def policy(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -88,9 +88,12 @@ def diversity_loss(mean: Tensor, other_mean: Tensor, latent: Tensor, other: Tens
 class Encoder(nn.Module):
     """Guesses the latent from a normalised discriminator observation; parameter names are those of the model file."""
 
-    def __init__(self, input_size: int, net: NetName, latent_dim: int) -> None:
+    def __init__(
+        self, input_size: int, net: NetName, latent_dim: int, dtype: torch.dtype | None = None
+    ) -> None:
+        """Args: ``dtype`` what hidden layers compute in (None: as the input)."""
         super().__init__()
-        self._enc_layers, features = build_net(net, input_size)
+        self._enc_layers, features = build_net(net, input_size, dtype)
         self._enc_out = build_head(features, latent_dim, ENC_INIT_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +170,8 @@ class SkillReward:
         self._dist = dist
         self._disc = discriminator
         self._latents = latents
-        self._net = Encoder(discriminator.evidence.size, config.model.enc_net, config.model.latent_dim).to(env.device)
+        self._net = Encoder(discriminator.evidence.size, config.model.enc_net, config.model.latent_dim,
+                            config.hidden_dtype(env.device)).to(env.device)
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
         self._update = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist, config.cuda_graphs)
