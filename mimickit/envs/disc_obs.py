@@ -14,7 +14,7 @@ from torch import Tensor
 from mimickit.anim.character import Character
 from mimickit.anim.motion_lib import MotionLib
 from mimickit.envs.char_obs import tan_norms
-from mimickit.envs.parts import CharState, Part, Snapshot, overwrite, select
+from mimickit.envs.parts import CharState, Part, Reference, Snapshot, overwrite, select
 from mimickit.envs.ref_motion import clip_state
 from mimickit.util.rotations import heading, in_heading
 
@@ -194,12 +194,12 @@ class PriorObs(Part):
         self._obs = prior_observation(history.frames(), *self._options)
         self._demo = torch.zeros_like(self._obs)
 
+    def look(self, ref: Reference, fresh: Reference) -> None:
+        demo = frames_of(fresh.window) if self._rand_reset else self._windows.sample(len(self._demo))
+        self._demo.copy_(prior_observation(demo, *self._options))
+
     def update(self, now: Snapshot) -> None:
         self._obs.copy_(prior_observation(self._history.frames(), *self._options))
-
-    def reset(self, mask: Tensor, start: Snapshot) -> None:
-        demo = frames_of(start.ref.window) if self._rand_reset else self._windows.sample(len(self._demo))
-        self._demo.copy_(prior_observation(demo, *self._options))
 
     def discard(self, valid: Tensor) -> None:
         self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)
@@ -220,9 +220,11 @@ class TrackingObs(Part):
         self._obs = tracking_observation(history.frames(), global_obs)
         self._reference = torch.zeros_like(self._obs)
 
+    def look(self, ref: Reference, fresh: Reference) -> None:
+        self._reference.copy_(tracking_observation(frames_of(ref.window), self._global_obs))
+
     def update(self, now: Snapshot) -> None:
         self._obs.copy_(tracking_observation(self._history.frames(), self._global_obs))
-        self._reference.copy_(tracking_observation(frames_of(now.ref.window), self._global_obs))
 
     def discard(self, valid: Tensor) -> None:
         self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)

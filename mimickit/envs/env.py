@@ -27,7 +27,7 @@ from mimickit.envs.parts import (
 from mimickit.envs.termination import set_flag
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
-from mimickit.util.graphs import Graphed
+from mimickit.util.graphs import Beside, Graphed
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class View:
 class Env:
     """``N`` characters in worlds of their own; implements :class:`mimickit.envs.base.VecEnv`.
 
-    A step: command, physics, clock, reference, observation, reward, end, measures; then the environments that ended
-    are reset, and what they begin with is observed. Everything after physics is one CUDA graph. Environments in which
+    A step: command, physics, clock, observation, reward, end, measures; then the environments that ended are reset,
+    and what they begin with is observed. The clips are looked up while physics runs; everything after physics is one
+    CUDA graph. Environments in which
     a NaN or infinity turns up are failed, reset and counted; their observation and reward of that step read zero.
 
     Args:
@@ -101,6 +102,7 @@ class Env:
         self.obs = torch.zeros(self.num_envs, size, device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
         self.info = {name: tensor for part in self.parts for name, tensor in part.info().items()}
+        self._lookup = Beside(self._look_up, self.device)
         self._after_physics_graphs = {
             mode: Graphed(partial(self._after_physics, mode), self.device, state=list(self._written().values()))
             for mode in EnvMode}
@@ -115,15 +117,19 @@ class Env:
         self.engine.step()
         self.after_physics()
 
+    @torch.no_grad()
     def before_physics(self, action: Tensor) -> None:
-        """First third of a step: the command. Separate for those who measure."""
+        """First third of a step: the command, and the beginning of what runs beside physics. Separate for those who
+        measure."""
         torch.clamp(action, self.action_low, self.action_high, out=self.engine.command)
         for part in self.parts:
             part.act()
+        self._lookup.begin()
 
     @torch.no_grad()
     def after_physics(self) -> None:
         """Last third of a step: everything that follows the engine's step."""
+        self._lookup.wait()
         self._after_physics_graphs[self.mode]()
         for part in self.parts:
             part.finish()
@@ -250,7 +256,8 @@ class Env:
 
     def _after_physics(self, mode: EnvMode) -> None:
         self.steps.add_(1)
-        now, fresh = self._look()
+        ref, fresh = self._lookup.result
+        now = self._snapshot(ref)
         for part in self.parts:
             part.update(now)
         next_obs, reward, flags = self._observe(now), self._reward(now), self._done(now)
@@ -269,14 +276,25 @@ class Env:
 
         self._reset(self.done != DoneFlag.NULL, fresh)
 
+    def _look_up(self) -> tuple[Reference, Reference]:
+        """The reference one step ahead, and where new episodes would begin then."""
+        ref, fresh = self.source.look((self.steps + 1) * self.dt)
+        for part in self.parts:
+            part.look(ref, fresh)
+        return ref, fresh
+
     def _look(self) -> tuple[Snapshot, Reference]:
         """Where everybody is now, and where new episodes would begin."""
-        time = self._time()
-        ref, fresh = self.source.look(time)
+        ref, fresh = self.source.look(self._time())
+        return self._snapshot(ref), fresh
+
+    def _snapshot(self, ref: Reference) -> Snapshot:
+        """Where everybody is now."""
         if self._kinematic:
             self._place(self._all, ref.now)
-            return Snapshot(time, ref.now, ref), fresh
-        return Snapshot(time, read_character(self.engine, self.character.dof_to_rot(self.engine.dof_pos)), ref), fresh
+            return Snapshot(self._time(), ref.now, ref)
+        char = read_character(self.engine, self.character.dof_to_rot(self.engine.dof_pos))
+        return Snapshot(self._time(), char, ref)
 
     def _time(self) -> Tensor:
         return self.steps * self.dt

@@ -100,14 +100,21 @@ class Source(Protocol):
 class Part:
     """One aspect of an environment; a subclass implements what it has to say.
 
-    The environment calls, in every step: ``act`` before physics; after physics ``update``, ``observe``, ``reward``,
-    ``done``, ``measure``; then ``reset`` and ``observe`` again for the beginnings of new episodes; at last ``finish``.
-    All between ``act`` and ``finish`` is captured in one CUDA graph: fixed shapes, in-place writes to buffers, no host
-    synchronisation, no other side effects.
+    The environment calls, in every step: ``act`` before physics; ``look`` beside physics; after physics ``update``,
+    ``observe``, ``reward``, ``done``, ``measure``; then ``reset`` and ``observe`` again for the beginnings of new
+    episodes; at last ``finish``. All between ``act`` and ``finish`` is captured in CUDA graphs: fixed shapes, in-place
+    writes to buffers, no host synchronisation, no other side effects.
     """
 
     def act(self) -> None:
         """Before physics; state is that after the last reset. May overwrite the engine's command."""
+
+    def look(self, ref: Reference, fresh: Reference) -> None:
+        """Fill buffers that the clips alone determine, for after the physics that runs meanwhile.
+
+        Args:
+            ref: the reference after physics; fresh: where episodes may begin then.
+        """
 
     def update(self, now: Snapshot) -> None:
         """Advance the part's own buffers by one step."""

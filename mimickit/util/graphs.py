@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Generic, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @cache
@@ -70,26 +73,77 @@ class Graphed:
         self._graph.replay()
 
     def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
-            saved = [tensor.detach().clone() for tensor in self._state]
-            random_state = torch.cuda.get_rng_state(self._device)
+            capture(graph, self._fn, self._warmup, self._state, shared_pool(self._device))
+        self._graph = graph
 
-            main = torch.cuda.current_stream()
-            side = torch.cuda.Stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                for _ in range(self._warmup):
-                    self._fn()
-            main.wait_stream(side)
 
-            with torch.no_grad():
-                for tensor, value in zip(self._state, saved, strict=True):
-                    tensor.copy_(value)
-            torch.cuda.set_rng_state(random_state, self._device)
+def capture(
+    graph: torch.cuda.CUDAGraph, fn: Callable[[], T], warmup: int = 3, state: Sequence[torch.Tensor] = (),
+    pool: tuple[int, int] | None = None,
+) -> T:
+    """Capture ``fn`` on the current device, see :class:`Graphed`; its result, whose tensors every replay fills.
 
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: a communication library's watchdog thread may query events meanwhile
-            with torch.cuda.graph(graph, pool=shared_pool(self._device), capture_error_mode="thread_local"):
-                self._fn()
-            torch.cuda.set_rng_state(random_state, self._device)
-            self._graph = graph
+    Args:
+        pool: where temporary tensors (and the result's) live; None: memory of the graph's own.
+    """
+    saved = [tensor.detach().clone() for tensor in state]
+    random_state = torch.cuda.get_rng_state()
+
+    main = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        for _ in range(warmup):
+            fn()
+    main.wait_stream(side)
+
+    with torch.no_grad():
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+    torch.cuda.set_rng_state(random_state)
+
+    # thread_local: a communication library's watchdog thread may query events meanwhile
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = fn()
+    torch.cuda.set_rng_state(random_state)
+    return result
+
+
+class Beside(Generic[T]):
+    """Runs a function beside what the device does meanwhile: a graph on a stream and with memory of its own.
+
+    :meth:`begin` lets it start once the work queued so far is done; after :meth:`wait` further work comes after it.
+    On CPU it simply runs at :meth:`begin`. Nothing that runs meanwhile may write what it reads or writes, or draw
+    random numbers by another generator's leave than the order of calls.
+
+    Args:
+        fn: function without arguments; the tensors that it makes stay valid until the next :meth:`begin`. What it
+            changes besides must not outlive a call.
+        device: where its tensors live.
+    """
+
+    def __init__(self, fn: Callable[[], T], device: torch.device | str) -> None:
+        self._fn = fn
+        self._device = torch.device(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def begin(self) -> None:
+        """Start. Does not wait."""
+        if self._device.type != "cuda":
+            self.result = self._fn()
+            return
+        with torch.cuda.device(self._device):
+            if self._graph is None:
+                self._graph, self._stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+                self.result = capture(self._graph, self._fn)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._graph.replay()
+
+    def wait(self) -> None:
+        """What is queued from now on comes after it."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.util.graphs import Graphed
+from mimickit.util.graphs import Beside, Graphed
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -49,3 +49,28 @@ def test_graphs_that_share_memory_do_not_disturb_each_other(device):
 def test_warmup_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         Graphed(lambda: None, "cpu", warmup=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_runs_beside_sees_what_came_before_and_is_seen_after(device):
+    x, step = torch.zeros(1 << 20, device=device), torch.zeros((), device=device)
+
+    def fn():
+        return (x * 2.0 + step, torch.rand(3, device=device))
+
+    torch.manual_seed(0)
+    expected = [torch.rand(3, device=device) for _ in range(4)]
+    torch.manual_seed(0)
+    beside = Beside(fn, device)
+    meanwhile = torch.ones(1 << 20, device=device)
+    for k in range(4):
+        x.fill_(float(k))
+        step.add_(1.0)
+        beside.begin()
+        for _ in range(20):
+            meanwhile.mul_(1.5).sub_(0.5)  # stays 1
+        beside.wait()
+        doubled, noise = beside.result
+        torch.testing.assert_close(doubled, torch.full_like(doubled, 2.0 * k + k + 1.0))
+        torch.testing.assert_close(noise, expected[k])
+        assert meanwhile.unique().tolist() == [1.0]
