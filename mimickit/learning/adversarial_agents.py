@@ -32,19 +32,19 @@ class ASEConfig(SkillConfig):
 
 def build_amp(env: VecEnv, config: AMPConfig, dist: Distributed) -> PolicyAgent:
     """PPO, paid for moving like the clips (and for the task)."""
-    disc = Discriminator(env, config, dist, Demonstrations(env, config.steps_per_iter))
+    disc = Discriminator(env, config, dist, Demonstrations(env, config.steps_per_iter, config.hidden_dtype(env.device)))
     return PolicyAgent(env, config, dist, ClippedSurrogate(config), [disc], config.task_reward_weight)
 
 
 def build_add(env: VecEnv, config: ADDConfig, dist: Distributed) -> PolicyAgent:
     """PPO, paid for not differing from the reference."""
-    disc = Discriminator(env, config, dist, Differences(env, config.steps_per_iter))
+    disc = Discriminator(env, config, dist, Differences(env, config.steps_per_iter, config.hidden_dtype(env.device)))
     return PolicyAgent(env, config, dist, ClippedSurrogate(config), [disc], config.task_reward_weight)
 
 
 def build_ase(env: VecEnv, config: ASEConfig, dist: Distributed) -> PolicyAgent:
     """AMP whose policy obeys a latent that can be told from its motion."""
-    disc = Discriminator(env, config, dist, Demonstrations(env, config.steps_per_iter))
+    disc = Discriminator(env, config, dist, Demonstrations(env, config.steps_per_iter, config.hidden_dtype(env.device)))
     latents = Latents(env, config)
     skill = SkillReward(env, config, dist, disc, latents)
     return PolicyAgent(

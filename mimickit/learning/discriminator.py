@@ -30,6 +30,7 @@ from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ModelConfig
 from mimickit.learning.policy_agent import PASS_SAMPLES, check_batch_sizes
 from mimickit.learning.ppo_agent import PPOKeys
+from mimickit.learning.relu_layers import aligned, aligned_size
 from mimickit.learning.replay import ReplayRing
 from mimickit.learning.stats import Stat
 from mimickit.learning.update import BatchLoss, NetworkUpdate
@@ -88,10 +89,12 @@ def discriminator_loss(
 
     Args:
         net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
-        x: [M + P, n] normalised, first M = ``count`` samples of the agent, then P as it should be.
+        x: [M + P, n] normalised (or already ``aligned``), first M = ``count`` samples of the agent, then P as it
+            should be.
         dtype: what layers compute in; as x if None.
     """
-    label, share = x.new_ones(len(x)), x.new_full((len(x),), 0.5 / (len(x) - count))
+    weight = net._disc_logits.weight
+    label, share = weight.new_ones(len(x)), weight.new_full((len(x),), 0.5 / (len(x) - count))
     label[:count].fill_(-1.0)
     share[:count].fill_(0.5 / count)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
@@ -99,7 +102,7 @@ def discriminator_loss(
     judged = torch.stack([(label * logits > 0.0).to(logits.dtype), logits])
     neg_acc, neg_logit = judged[:, :count].mean(-1)
     pos_acc, pos_logit = judged[:, count:].mean(-1)
-    logit_loss = net._disc_logits.weight.square().sum()
+    logit_loss = weight.square().sum()
     return {
         "loss": loss + logit_reg * logit_loss,
         "grad_penalty": (share * square).sum(),
@@ -144,16 +147,22 @@ class Evidence(Protocol):
     def record(self, t: int) -> None: ...
 
     def samples(self) -> Tensor:
-        """The rollout's [T, N, n], not normalised."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """The rollout's samples [B, n] by flat index [B], not normalised."""
-
-    def good(self, index: Tensor) -> Tensor:
-        """Good examples [P, n] for a minibatch, not normalised."""
+        """The rollout's [T, N, n], not normalised; until :meth:`normalize_rollout`."""
 
     def record_norm(self) -> None:
         """Add the rollout to the normaliser's pending sums."""
+
+    def normalize_rollout(self) -> None:
+        """Make of the rollout what networks look at: normalised, of the type that layers compute in, aligned."""
+
+    def inputs(self) -> Tensor:
+        """The rollout's [T * N, m] as networks look at them."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows [B, m] of :meth:`inputs` by index [B]."""
+
+    def good(self, index: Tensor) -> Tensor:
+        """Good examples [P, m] for a minibatch, as networks look at them."""
 
 
 class Demonstrations:
@@ -168,12 +177,13 @@ class Demonstrations:
         "logit_loss": "Disc_Logit_Loss",
     }
 
-    def __init__(self, env: VecEnv, steps: int) -> None:
+    def __init__(self, env: VecEnv, steps: int, dtype: torch.dtype = torch.float32) -> None:
         self._obs, self._demo = require_info(env, "disc_obs", "disc_demo")
         self.size = self._obs.shape[-1]
         self.norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
         shapes = {"obs": (self.size,), "demo": (self.size,)}
         self._rollout = Rollout(steps, env.num_envs, shapes, env.device)
+        self._inputs = network_inputs(self._rollout, dtype)
 
     def now(self) -> Tensor:
         return self._obs
@@ -187,15 +197,21 @@ class Demonstrations:
     def samples(self) -> Tensor:
         return self._rollout["obs"]
 
-    def take(self, index: Tensor) -> Tensor:
-        return self._rollout.take("obs", index)
-
-    def good(self, index: Tensor) -> Tensor:
-        return self._rollout.take("demo", index)
-
     def record_norm(self) -> None:
         self.norm.record(self._rollout["obs"])
         self.norm.record(self._rollout["demo"])
+
+    def normalize_rollout(self) -> None:
+        normalize_into(self.norm, self._rollout, self._inputs)
+
+    def inputs(self) -> Tensor:
+        return self._inputs["obs"].flatten(0, 1)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._inputs.take("obs", index)
+
+    def good(self, index: Tensor) -> Tensor:
+        return self._inputs.take("demo", index)
 
 
 class Differences:
@@ -210,12 +226,13 @@ class Differences:
         "neg_logit": "Disc_Neg_Logit",
     }
 
-    def __init__(self, env: VecEnv, steps: int) -> None:
+    def __init__(self, env: VecEnv, steps: int, dtype: torch.dtype = torch.float32) -> None:
         self._obs, self._reference = require_info(env, "disc_obs", "disc_obs_demo")
         self.size = self._obs.shape[-1]
         self.norm = MeanAbsNormalizer(self.size, env.device)
         self._rollout = Rollout(steps, env.num_envs, {"difference": (self.size,)}, env.device)
-        self._zero = torch.zeros(1, self.size, device=env.device)
+        self._inputs = network_inputs(self._rollout, dtype)
+        self._zero = torch.zeros(1, self.size, device=env.device)  # normalised or not
 
     def now(self) -> Tensor:
         return self._reference - self._obs
@@ -229,14 +246,39 @@ class Differences:
     def samples(self) -> Tensor:
         return self._rollout["difference"]
 
-    def take(self, index: Tensor) -> Tensor:
-        return self._rollout.take("difference", index)
-
-    def good(self, index: Tensor) -> Tensor:
-        return self._zero
-
     def record_norm(self) -> None:
         self.norm.record(self._rollout["difference"])
+
+    def normalize_rollout(self) -> None:
+        normalize_into(self.norm, self._rollout, self._inputs)
+
+    def inputs(self) -> Tensor:
+        return self._inputs["difference"].flatten(0, 1)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._inputs.take("difference", index)
+
+    def good(self, index: Tensor) -> Tensor:
+        return aligned(self._zero, self._inputs["difference"].dtype)
+
+
+def network_inputs(rollout: Rollout, dtype: torch.dtype) -> Rollout:
+    """Room for what networks look at: the rollout itself, where they compute in its type."""
+    if dtype == torch.float32:
+        return rollout
+    names = list(rollout.names)
+    return Rollout(rollout.num_steps, rollout.num_envs,
+                   {name: (aligned_size(rollout[name].shape[-1], dtype),) for name in names},
+                   rollout[names[0]].device, dtypes=dict.fromkeys(names, dtype))
+
+
+def normalize_into(norm: MeanStdNormalizer | MeanAbsNormalizer, rollout: Rollout, inputs: Rollout) -> None:
+    """Fill ``inputs``, see :func:`network_inputs`; those of a rollout itself are overwritten."""
+    for name in rollout.names:
+        size = rollout[name].shape[-1]
+        rows, filled = rollout[name].flatten(0, 1), inputs[name].flatten(0, 1)[:, :size]
+        for raw, seen in zip(rows.split(PASS_SAMPLES), filled.split(PASS_SAMPLES), strict=True):
+            seen.copy_(norm.normalize(raw))
 
 
 def require_info(env: VecEnv, *names: str) -> list[Tensor]:
@@ -252,8 +294,6 @@ def require_info(env: VecEnv, *names: str) -> list[Tensor]:
 
 
 # --- the part ---------------------------------------------------------------------------------------------------------
-
-
 
 
 class Discriminator:
@@ -298,10 +338,10 @@ class Discriminator:
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
         config, samples = self._config, self.evidence.samples()
-        flat = samples.flatten(0, 1)
-        self._ring.push_rollout(flat, config.disc_replay_samples)
-        logits = [self._net(self.evidence.norm.normalize(chunk))
-                  for chunk in flat.split(config.disc_eval_batch_size or PASS_SAMPLES)]
+        self._ring.push_rollout(samples.flatten(0, 1), config.disc_replay_samples)
+        self.evidence.normalize_rollout()
+        logits = [self._net(chunk)
+                  for chunk in self.evidence.inputs().split(config.disc_eval_batch_size or PASS_SAMPLES)]
         reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 
@@ -313,15 +353,17 @@ class Discriminator:
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         evidence = self.evidence
-        x = evidence.norm.normalize(
-            torch.cat([evidence.take(index), self._ring.take(replay_index), evidence.good(index)]))
+        replayed = aligned(evidence.norm.normalize(self._ring.take(replay_index)), self._dtype)
+        x = torch.cat([evidence.take(index), replayed, evidence.good(index)])
         found = discriminator_loss(
             self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg, self._dtype)
         stats = torch.stack([found[name].detach() for name in self._figures])
         return BatchLoss(found["loss"], float(len(index)), stats)
 
-    def fold(self) -> None:
+    def record_norm(self) -> None:
         self.evidence.record_norm()
+
+    def fold(self) -> None:
         self.evidence.norm.update(self._dist)
 
     def _judge(self) -> tuple[Tensor, ...]:

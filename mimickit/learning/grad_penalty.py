@@ -24,7 +24,7 @@ def penalized_entropy(
 
     Args:
         layers: of the network, a ReLU after each but the last, whose output is the logit.
-        x: [B, n]; label: [B], 1 or -1, the sign that the logit should have; share: [B].
+        x: [B, n], or already ``aligned``; label: [B], 1 or -1, the sign that the logit should have; share: [B].
         dtype: what layers are computed in; as x if None.
 
     Returns:

@@ -28,7 +28,7 @@ class HiddenLayers(nn.Sequential):
     dtype: torch.dtype | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., n] -> [..., h], of x's type."""
+        """[..., n] -> [..., h]."""
         return hidden_layers(x, list(self.parameters()), self.dtype or x.dtype)
 
 

@@ -82,14 +82,17 @@ class Objective(Protocol):
 class RewardSource(Protocol):
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
-    An iteration is ``record`` in every step, ``reward``, ``steps``, and ``fold`` while normalisers learn. Nothing
-    waits for the device.
+    An iteration is ``record`` in every step, ``record_norm`` while normalisers learn, ``reward``, ``steps``, and
+    ``fold`` while they learn. Nothing waits for the device.
     """
 
     measures: TestMeasures
 
     def record(self, t: int) -> None:
         """Record what the environment says about step ``t``."""
+
+    def record_norm(self) -> None:
+        """Add the rollout to the source's normaliser's pending sums."""
 
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
         """Weighted reward [T, N] of the rollout, and log columns."""
@@ -101,7 +104,7 @@ class RewardSource(Protocol):
         """Log columns of what was learned last."""
 
     def fold(self) -> None:
-        """Fold the rollout into the source's normaliser."""
+        """Fold what was recorded into the source's normaliser."""
 
     def model_tensors(self) -> dict[str, Tensor]: ...
     def model_loaded(self) -> None: ...
@@ -355,6 +358,8 @@ class PolicyAgent:
         reward.mul_(self._task_weight)
         stats: dict[str, Stat] = {}
         for source in self._sources:
+            if self._obs_norm_learns:
+                source.record_norm()
             share, columns = source.reward()
             reward.add_(share)
             stats |= columns

@@ -18,10 +18,10 @@ relu_backward = torch.ops.aten.threshold_backward  # (gradient, output, 0): the 
 
 
 def hidden_layers(x: Tensor, parameters: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """Output [..., h] of layers with a ReLU after each, differentiable once; of x's type.
+    """Output [..., h] of layers with a ReLU after each, differentiable once; of the parameters' type.
 
     Args:
-        x: [..., n].
+        x: [..., n], or already :func:`aligned`.
         parameters: weight and bias of every layer.
         dtype: what is computed in.
     """
@@ -30,13 +30,18 @@ def hidden_layers(x: Tensor, parameters: list[Tensor], dtype: torch.dtype) -> Te
 
 def aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, n] as [B, m] of another type; for bfloat16 m is the next multiple of 8, filled up with zeros."""
-    gap = -x.shape[-1] % _ALIGN if dtype == torch.bfloat16 else 0
+    gap = aligned_size(x.shape[-1], dtype) - x.shape[-1]
     if gap == 0:
         return x.to(dtype)
     result = x.new_empty(x.shape[0], x.shape[1] + gap, dtype=dtype)
     result[:, :-gap].copy_(x)
     result[:, -gap:].zero_()
     return result
+
+
+def aligned_size(size: int, dtype: torch.dtype) -> int:
+    """Columns that :func:`aligned` makes of ``size``."""
+    return -(-size // _ALIGN) * _ALIGN if dtype == torch.bfloat16 else size
 
 
 def relu_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -66,8 +71,8 @@ class _HiddenLayers(torch.autograd.Function):
         for weight, bias in zip(weights, parameters[1::2], strict=True):
             outputs.append(relu_layer(outputs[-1], weight, bias.to(dtype)))
         ctx.save_for_backward(*outputs, *weights)
-        ctx.size = x.shape[-1]
-        return outputs[-1].to(x.dtype)
+        ctx.columns, ctx.size = x.shape[1], parameters[0].shape[1]
+        return outputs[-1].to(parameters[0].dtype)
 
     @staticmethod
     @once_differentiable
@@ -83,5 +88,5 @@ class _HiddenLayers(torch.autograd.Function):
             gradients = [by_weight, column_sums(change), *gradients]
             if i > 0:
                 change = change @ weights[i]
-        by_x = product(change, weights[0])[:, :ctx.size] if ctx.needs_input_grad[0] else None
+        by_x = product(change, weights[0])[:, :ctx.columns] if ctx.needs_input_grad[0] else None
         return by_x, None, *gradients

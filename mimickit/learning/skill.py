@@ -183,9 +183,8 @@ class SkillReward:
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
         evidence, latent = self._disc.evidence, self._latents.recorded()
-        flat = evidence.samples().flatten(0, 1)
-        guesses = [self._net(evidence.norm.normalize(chunk))
-                   for chunk in flat.split(self._config.enc_eval_batch_size or PASS_SAMPLES)]
+        guesses = [self._net(chunk)
+                   for chunk in evidence.inputs().split(self._config.enc_eval_batch_size or PASS_SAMPLES)]
         reward = encoder_reward(latent, torch.cat(guesses).view(latent.shape))
         return self._config.enc_reward_weight * reward, mean_and_std_columns("Enc_Reward", reward, self._dist)
 
@@ -197,12 +196,15 @@ class SkillReward:
 
     def _loss(self, index: Tensor) -> BatchLoss:
         evidence = self._disc.evidence
-        guess = self._net(evidence.norm.normalize(evidence.take(index)))
+        guess = self._net(evidence.take(index))
         loss = encoder_error(self._latents.take(index), guess).mean()
         return BatchLoss(loss, float(index.shape[0]), loss.detach().view(1))
 
-    def fold(self) -> None:
+    def record_norm(self) -> None:
         """The normaliser is the discriminator's."""
+
+    def fold(self) -> None:
+        """As record_norm."""
 
     def _judge(self) -> tuple[Tensor, ...]:
         return (encoder_reward(self._latents.values, self._net(self._disc.normalized_now())),)

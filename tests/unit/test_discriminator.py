@@ -94,6 +94,7 @@ def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
     disc = Discriminator(env, config("AMP", steps_per_iter=4), ALONE, Demonstrations(env, 4))
     for t in range(4):
         disc.record(t)
+    disc.record_norm()
     disc.fold()
     close(disc.evidence.norm.mean, [2.0, 1.5])
     assert disc.evidence.norm.count.tolist() == [16]
