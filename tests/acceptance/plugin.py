@@ -20,7 +20,7 @@ from tests.acceptance.cases import Case, select
 from tests.acceptance.environment import smallest_gpu
 from tests.acceptance.options import NAME, add_options, automatic, make_settings, option_values
 from tests.acceptance.recorded import RecordedSession
-from tests.acceptance.session import CASE, Session, side_by_side
+from tests.acceptance.session import CASE, CASES_PER_DEVICE, Session, side_by_side
 from tests.acceptance.settings import Settings, parse_list
 from tests.acceptance.shards import parse_shard, part
 
@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tbstyle = "short"  # the message tells all, the fixtures' values only hide it
     try:
         values = option_values(config)
+        values["cases-per-device"] = getattr(config, "workerinput", values).get(CASES_PER_DEVICE)
         settings = make_settings(values, config.rootpath, side_by_side(config))
         cases = part(select(config.rootpath, parse_list(values["cases"]), not values["exclude-nontrainable"]),
                      parse_shard(values["shard"]))

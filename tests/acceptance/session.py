@@ -29,6 +29,7 @@ from tests.acceptance.settings import Settings
 from tests.acceptance.tables import read_tsv, write_tsv
 
 CASE = "longcycle_case"  # the parameter that holds a test's case
+CASES_PER_DEVICE = "cases-per-device"
 ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
 PR_SET_PDEATHSIG = 1
 OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
@@ -95,6 +96,7 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[CASES_PER_DEVICE] = self.settings.cases_per_device  # -n auto counts here, workers do not
         node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
         node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # one that replaces a dead worker selects the same
 

@@ -63,6 +63,23 @@ def test_automatic_number_of_workers(project):
     result.stderr.fnmatch_lines(["*--cases-per-device 0: at least 1*"])
 
 
+def test_automatic_cases_share_a_device(project, monkeypatch):
+    """A GPU of 20 GiB and many cores: two cases at once, counted by the controller and allowed by its workers."""
+    program = project.path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ncase "$*" in *memory.total*) echo 20000;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    with (project.path / "conftest.py").open("a") as file:
+        file.write("import os\nos.sched_getaffinity = lambda pid: range(64)\n")
+    project.add_cases(*VIEWS)
+    project.rules({"stage": "bootstrap_train", "do": "slow"})
+    result = project.run("-n", "auto", "--cases", ",".join((DOF, *VIEWS)), "--devices-train", "cuda:0",
+                         "--longcycle-profile", "full", "--root-out", "longcycle_smoke")
+    result.stdout.fnmatch_lines(["longcycle:*devices cuda:0 (2 cases each)*", "*2 workers*"])
+    assert max(map(len, held_at_starts(project))) == 2
+
+
 def test_more_workers_than_cases(project):
     assert project.run("-n", "3", "--cases", f"{DOF},{CASES[2]}").ret == 0
 
