@@ -130,7 +130,7 @@ def put_in_place(building: Path, out: Path) -> None:
 def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -> list[str]:
     """Write the merged root into ``folder``, with paths as they will be once it is called ``name``."""
     selected = {case for source in sources for case in source.state.session.get("cases", [])}
-    recorded = {case for source in sources for case in source.state.cases}
+    recorded = {event["case"] for source in sources for event in source.events if event["event"] in CASE_EVENTS}
     profiles = {source.state.session.get("profile", "") for source in sources}
     lines = [f"conflict: the roots have different profiles: {', '.join(sorted(profiles))}"] if len(profiles) > 1 else []
     chosen: dict[str, Source] = {}

@@ -241,6 +241,14 @@ def test_a_recorded_end_counts_more_than_a_later_beginning(roots):
     assert state.running is None and state.attempts["default", 1].note() == "interrupted_in_test"
 
 
+def test_a_case_that_only_waited_has_no_end(roots):
+    """Its session ended while others held the devices."""
+    root = roots.make("stopped")
+    Ledger(root, roots.repo).append("case_waiting", case=CASES[2], devices="cuda:0")
+    out, lines = roots.merge(root)
+    assert lines[-1].startswith("1 of 1 cases passed") and set(Ledger(out, roots.repo).state().cases) == {CASES[1]}
+
+
 def test_paths_follow_the_root(roots):
     out, _ = roots.merge(roots.make("a"))
     state = Ledger(out, roots.repo).state().case(CASES[1])
