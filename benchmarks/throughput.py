@@ -11,7 +11,9 @@ training uses). Reported per combination, all of one run:
   gradients (update is without it), ``other`` what remains of the whole iteration;
 * ``physics_only``: env-steps/s of the physics graph alone, from the same start states with the same length of rollout:
   the ceiling;
-* ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the first iteration.
+* ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the end of the first iteration,
+  ``startup_split_s`` where it goes: ``launch`` until this file runs (Python, torchrun), ``imports``, ``processes``
+  (device and process group), ``world`` (characters, solver, kernels, graph of the physics), ``agent``, ``iteration``.
 
 Results are appended as JSON lines (with versions, GPU, date) to ``--out``.
 """
@@ -149,6 +151,10 @@ def print_table(rows: list[dict]) -> None:
         print(f"{row['samples_per_s']:12,.0f}{times:>9}{row['physics_only']:12,.0f}{split}{row['memory_gib']:7.2f}"
               f"{row['startup_s']:9.1f}")
     print("times 1: as fast as one device with as many worlds; split in ms of one iteration")
+    for row in rows:
+        if "error" not in row:
+            parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["startup_split_s"].items())
+            print(f"start of {row['case']} {row['num_envs']} on {len(row['devices'])}: {parts} s")
 
 
 # --- one combination, in its own process(es) --------------------------------------------------------------------------
@@ -185,6 +191,7 @@ class Stopwatch:
 
 
 def worker(job: dict) -> None:
+    moments = {"launch": START}
     import torch
 
     from mimickit.envs.base import EnvMode
@@ -195,10 +202,15 @@ def worker(job: dict) -> None:
     from mimickit.util.distributed import ARRIVED, Distributed, seed_process
 
     request = make_request(job)
+    moments["imports"] = time.time()
     dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)
+    torch.zeros(1, device=dist.device)
+    moments["processes"] = time.time()
     env = build_env(request.env, request.engine, request.num_envs, dist.device)
+    moments["world"] = time.time()
     agent = build_agent(env, request.agent, dist)
+    moments["agent"] = time.time()
     steps, per_iter = agent.config.steps_per_iter, agent.config.steps_per_iter * env.num_envs * dist.world_size
 
     def synchronize() -> None:
@@ -214,7 +226,10 @@ def worker(job: dict) -> None:
     env.reset()
     iterate()
     synchronize()
-    startup = time.time() - job["started"]
+    moments["iteration"] = time.time()
+    startup = moments["iteration"] - job["started"]
+    begins = [job["started"], *moments.values()]
+    startup_split = {name: round(end - begin, 2) for begin, (name, end) in zip(begins, moments.items())}
     for _ in range(2):
         iterate()
     dist.barrier()
@@ -262,7 +277,8 @@ def worker(job: dict) -> None:
             "variant": job["variant"], "set": job["set"], "samples_per_s": round(per_iter / whole, 1),
             "iteration_ms": round(1e3 * whole, 2),
             "physics_only": round(ceiling, 1), "split_ms": {k: round(v, 2) for k, v in split.items()},
-            "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "health": health,
+            "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "startup_split_s": startup_split,
+            "health": health,
             "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,
             "versions": run.versions(), "date": date.today().isoformat(),
         }))

@@ -55,7 +55,8 @@ class _PenalizedEntropy(torch.autograd.Function):
         total = (share * torch.add(functional.softplus(wrong), square, alpha=grad_penalty)).sum()
 
         by_logit = (-label * share * torch.sigmoid(wrong)).unsqueeze(-1).to(dtype)
-        change = slope.mul_((2.0 * grad_penalty * share).unsqueeze(-1).to(dtype))  # gradient by the slope, carried forward
+        by_square = (2.0 * grad_penalty * share).unsqueeze(-1).to(dtype)
+        change = slope.mul_(by_square)  # gradient by the slope, carried forward
         gradients: list[Tensor] = []
         for i, (weight, h, outer) in enumerate(zip(weights, hidden, reversed(slopes), strict=True)):
             if i > 0:
