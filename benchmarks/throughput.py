@@ -7,8 +7,10 @@ training uses). Reported per combination, all of one run:
 
 * ``samples_per_s``: whole iterations (rollout, learning, the one wait), all devices, without evaluations;
 * ``split_ms``: device time of one iteration in physics, environment, policy (acting and recording), update and sync,
-  measured by CUDA events in separate iterations; sync is what an update takes longer because processes exchange
-  gradients (update is without it), ``other`` what remains of the whole iteration;
+  measured by CUDA events in separate iterations, one after the other (in training clips are looked up while physics
+  runs; here that is part of environment); sync is what an update takes longer because processes exchange gradients
+  (update is without it), ``other`` what remains of the whole iteration, less than nothing where things run side by side;
+* ``outside_physics``: share of the whole iteration that physics, measured so, would not need;
 * ``physics_only``: env-steps/s of the physics graph alone, from the same start states with the same length of rollout:
   the ceiling;
 * ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the end of the first iteration,
@@ -139,7 +141,7 @@ def print_table(rows: list[dict]) -> None:
     alone = {(row["case"], row["num_envs"]): row["samples_per_s"] for row in rows
              if "error" not in row and len(row["devices"]) == 1}
     print(f"\n{'case':28}{'envs':>7}{'devices':>9}{'samples/s':>12}{'times 1':>9}{'ceiling/s':>12}"
-          f"{''.join(f'{part:>9}' for part in parts)}{'GiB':>7}{'start s':>9}")
+          f"{''.join(f'{part:>9}' for part in parts)}{'outside':>9}{'GiB':>7}{'start s':>9}")
     for row in rows:
         print(f"{row['case']:28}{row['num_envs']:7}{len(row['devices']):9}", end="")
         if "error" in row:
@@ -148,8 +150,8 @@ def print_table(rows: list[dict]) -> None:
         one = alone.get((row["case"], row["num_envs"]))
         times = f"{row['samples_per_s'] / one:.2f}" if one and len(row["devices"]) > 1 else ""
         split = "".join(f"{row['split_ms'][part]:9.1f}" for part in parts)
-        print(f"{row['samples_per_s']:12,.0f}{times:>9}{row['physics_only']:12,.0f}{split}{row['memory_gib']:7.2f}"
-              f"{row['startup_s']:9.1f}")
+        print(f"{row['samples_per_s']:12,.0f}{times:>9}{row['physics_only']:12,.0f}{split}{row['outside_physics']:9.0%}"
+              f"{row['memory_gib']:7.2f}{row['startup_s']:9.1f}")
     print("times 1: as fast as one device with as many worlds; split in ms of one iteration")
     for row in rows:
         if "error" not in row:
@@ -246,6 +248,7 @@ def worker(job: dict) -> None:
         for t in range(steps):
             watch.measure("policy", lambda t=t: agent.act(t))
             watch.measure("env", lambda: env.before_physics(agent.action))
+            watch.measure("env", env.finish_lookups)
             watch.measure("physics", env.engine.step)
             watch.measure("env", env.after_physics)
             watch.measure("policy", lambda t=t: agent.observe(t))
@@ -256,6 +259,7 @@ def worker(job: dict) -> None:
     split = watch.total_ms()
     split["sync"] = split.get("sync", split["update"]) - split["update"]
     split["other"] = 1e3 * whole - sum(split.values())
+    outside = 1.0 - split["physics"] / (1e3 * whole)
 
     alone = Stopwatch(dist.device)
     for _ in range(3):
@@ -277,6 +281,7 @@ def worker(job: dict) -> None:
             "variant": job["variant"], "set": job["set"], "samples_per_s": round(per_iter / whole, 1),
             "iteration_ms": round(1e3 * whole, 2),
             "physics_only": round(ceiling, 1), "split_ms": {k: round(v, 2) for k, v in split.items()},
+            "outside_physics": round(outside, 3),
             "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "startup_split_s": startup_split,
             "health": health,
             "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,

@@ -115,14 +115,18 @@ class Beside(Generic[T]):
     """Runs a function beside what the device does meanwhile: a graph on a stream and with memory of its own.
 
     :meth:`begin` lets it start once the work queued so far is done; after :meth:`wait` further work comes after it.
-    On CPU it simply runs at :meth:`begin`. Nothing that runs meanwhile may write what it reads or writes, or draw
-    random numbers by another generator's leave than the order of calls.
+    On CPU it simply runs at :meth:`begin`. What runs meanwhile must not write what it reads, read what it writes, or be
+    a graph of torch's (graphs share the place of the random generator's state).
 
     Args:
-        fn: function without arguments; the tensors that it makes stay valid until the next :meth:`begin`. What it
-            changes besides must not outlive a call.
+        fn: function without arguments. It may write buffers, but must not read what an earlier call wrote.
         device: where its tensors live.
+
+    Attributes:
+        result: of the last call; tensors in it stay valid until the next :meth:`begin`.
     """
+
+    result: T
 
     def __init__(self, fn: Callable[[], T], device: torch.device | str) -> None:
         self._fn = fn
