@@ -9,7 +9,7 @@ training uses). Reported per combination, all of one run:
 * ``split_ms``: device time of one iteration in physics, environment, policy (acting and recording), update and sync,
   measured by CUDA events in separate iterations, one after the other (in training clips are looked up while physics
   runs; here that is part of environment); sync is what an update takes longer because processes exchange gradients
-  (update is without it), ``other`` what remains of the whole iteration, less than nothing where things run side by side;
+  (update is without it), ``other`` what remains of the whole iteration, negative where things run side by side;
 * ``outside_physics``: share of the whole iteration that physics, measured so, would not need;
 * ``physics_only``: env-steps/s of the physics graph alone, from the same start states with the same length of rollout:
   the ceiling;
