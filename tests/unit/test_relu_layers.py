@@ -13,6 +13,7 @@ from tests.contract.toy_style_env import agent_config
 from tests.unit.method_case import StillEnv
 
 BF16 = torch.bfloat16
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def gradients(outputs, *inputs):
@@ -37,12 +38,12 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def test_bfloat16_is_near_and_gives_float32():
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_is_near_and_gives_float32(device):
     torch.manual_seed(0)
-    wide, _ = build_net("fc_3layers_1024units", 13)
-    narrow, _ = build_net("fc_3layers_1024units", 13, BF16)
+    wide, narrow = (build_net("fc_3layers_1024units", 13, dtype)[0].to(device) for dtype in (None, BF16))
     narrow.load_state_dict(wide.state_dict())
-    x = torch.randn(512, 13, requires_grad=True)
+    x = torch.randn(512, 13, device=device, requires_grad=True)
     expected, found = wide(x), narrow(x)
     assert found.dtype == torch.float32 and 1e-5 < relative(found, expected) < 1e-2
     for ours, theirs in zip(gradients(found, x, *narrow.parameters()), gradients(expected, x, *wide.parameters()),
@@ -59,10 +60,11 @@ def test_alignment_fills_with_zeros():
     assert aligned(wide, BF16) is wide and aligned(x, torch.float32) is x and aligned_size(13, torch.float32) == 13
 
 
-def test_discriminator_in_bfloat16_is_near():
+@pytest.mark.parametrize("device", DEVICES)
+def test_discriminator_in_bfloat16_is_near(device):
     torch.manual_seed(0)
-    net = DiscriminatorNet(13, "fc_2layers_256units")
-    x = torch.randn(600, 13)
+    net = DiscriminatorNet(13, "fc_2layers_256units").to(device)
+    x = torch.randn(600, 13, device=device)
     expected = discriminator_loss(net, x, 400, 5.0, 0.01)
     found = discriminator_loss(net, aligned(x, BF16), 400, 5.0, 0.01, BF16)
     for name in ("loss", "grad_penalty", "neg_logit"):
