@@ -50,8 +50,8 @@ class Env:
 
     A step: command, physics, clock, observation, reward, end, measures; then the environments that ended are reset,
     and what they begin with is observed. The clips are looked up while physics runs; everything after physics is one
-    CUDA graph. Environments in which
-    a NaN or infinity turns up are failed, reset and counted; their observation and reward of that step read zero.
+    CUDA graph. Environments in which a NaN or infinity turns up are failed, reset and counted; their observation and
+    reward of that step read zero.
 
     Args:
         engine: simulates the characters.
