@@ -99,13 +99,14 @@ def try_lock(path: Path, shared: bool = False) -> IO[str] | None:
 
 @contextmanager
 def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
-          waiting: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
-    """Hold ``count`` devices of ``pool``, all or none at a time, the least used first; CPU entries need no lock.
+          waiting: Callable[[], None] = lambda: None, cost: float = 1.0) -> Iterator[list[str]]:
+    """Hold ``count`` devices of ``pool``, all or none at a time, the least busy first; CPU entries need no lock.
 
     Args:
         pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
         slots: leases of one device at once. With 1 it is held alone, whatever other sessions allow.
         waiting: called once a second while devices are busy; raise in it to give up.
+        cost: how busy the lease will keep a device; a device is as busy as its leases' costs add up to.
 
     Raises:
         ValueError: the pool has fewer different devices than asked for, so no wait would ever end.
@@ -117,19 +118,20 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
         raise ValueError(f"a lease of {count} devices from a pool of {len(set(pool))} ({', '.join(pool)}) never comes")
     while True:
         with ExitStack() as held:
-            taken: list[str] = []
-            for slot in range(slots):
-                for device in pool:
-                    if len(taken) < count and device not in taken and _take(device, slot, slots, lock_dir, held):
+            with file_lock(lock_dir / "choosing.lock"):  # one chooses at a time: each sees what those before it took
+                taken = []
+                for device in sorted(dict.fromkeys(pool), key=lambda device: _busy(device, lock_dir)):
+                    if len(taken) < count and any(_take(device, slot, slots, lock_dir, held, cost)
+                                                  for slot in range(slots)):
                         taken.append(device)
             if len(taken) == count:
-                yield taken
+                yield [device for device in pool if device in taken]
                 return
         waiting()
         time.sleep(1.0)
 
 
-def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack) -> bool:
+def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> bool:
     """Lock one slot of a device and, together with those who share it, the device; False when either is taken."""
     name = physical_name(device)
     with ExitStack() as locks:
@@ -137,5 +139,19 @@ def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack) -
             if (lock := try_lock(path, shared)) is None:
                 return False
             locks.enter_context(lock)
+        lock.truncate(0)
+        lock.write(str(cost))
+        lock.flush()
         held.enter_context(locks.pop_all())
     return True
+
+
+def _busy(device: str, lock_dir: Path) -> float:
+    """The costs of a device's leases together."""
+    total = 0.0
+    for path in lock_dir.glob(f"{physical_name(device)}.*.lock"):
+        if (lock := try_lock(path)) is None:
+            total += float(path.read_text() or 1.0)
+        else:
+            lock.close()
+    return total

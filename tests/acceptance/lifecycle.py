@@ -50,7 +50,8 @@ class CaseRun:
         if not self.case.trainable:
             pool, count = self.settings.view_devices or pool, 1
         self.devices = tuple(self._held.enter_context(
-            lease(pool, count, self.settings.lock_dir, self.settings.cases_per_device, self._wait_for(pool))))
+            lease(pool, count, self.settings.lock_dir, self.settings.cases_per_device, self._wait_for(pool),
+                  self.settings.cost(self.case))))
         self._held.enter_context(file_lock(self.settings.out / ".running.lock", shared=True))
         return self
 

@@ -15,12 +15,13 @@ from pydantic import PositiveFloat, PositiveInt, field_validator
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
-from tests.acceptance.cases import DEFAULT, VARIANTS
+from tests.acceptance.cases import DEFAULT, VARIANTS, Case
 from tests.acceptance.devices import training_pool
 
 HERE = Path(__file__).parent
 PROFILES_FILE = HERE / "profiles.yaml"
 TARGETS_FILE = HERE / "targets.yaml"
+COST_WITHOUT_TRAINING = 0.2
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 
 
@@ -154,6 +155,10 @@ class Settings:
 
     def target(self, case_name: str) -> Target:
         return self.targets.get(case_name, Target())
+
+    def cost(self, case: Case) -> float:
+        """How long a case takes beside others on a device, in trainings of one humanoid."""
+        return self.target(case.name).cost if case.trainable else COST_WITHOUT_TRAINING
 
     def header(self) -> str:
         devices = f"{self.per_case} of {len(self.pool)}" if len(self.pool) > self.per_case else " ".join(self.pool)

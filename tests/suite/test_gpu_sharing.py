@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def test_a_device_with_two_slots_serves_two_cases_and_the_idle_one_comes_first(t
             assert both == pool
             with pytest.raises(TimeoutError), devices.lease(pool, 1, tmp_path, 2, give_up):
                 pass
+
+
+def test_devices_are_filled_by_what_cases_cost(tmp_path):
+    """The next case goes where the costs of those that run add up to least, as long as there is a slot."""
+    taken = []
+    with ExitStack() as held:
+        for cost in (3.0, 3.0, 2.0, 1.0, 1.0, 0.2):
+            taken += held.enter_context(devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 4, give_up, cost))
+        # busy with 3, 3 | 5, 3 | 5, 4 | 5, 5 | 5.2, 5
+        assert taken == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:1", "cuda:0"]
+        assert held.enter_context(devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 4, give_up)) == ["cuda:1"]
+        assert held.enter_context(devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 4, give_up)) == ["cuda:0"]
+        with pytest.raises(TimeoutError):
+            held.enter_context(devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 4, give_up))
+    with devices.lease(["cuda:1", "cuda:0"], 1, tmp_path, 4, give_up) as first:
+        assert first == ["cuda:1"], "what was written for leases that ended does not count"
 
 
 def test_who_wants_a_device_alone_gets_it_alone(tmp_path):
