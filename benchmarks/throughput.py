@@ -155,8 +155,8 @@ def print_table(rows: list[dict]) -> None:
     print("times 1: as fast as one device with as many worlds; split in ms of one iteration")
     for row in rows:
         if "error" not in row:
-            parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["startup_split_s"].items())
-            print(f"start of {row['case']} {row['num_envs']} on {len(row['devices'])}: {parts} s")
+            moments = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["startup_split_s"].items())
+            print(f"start of {row['case']} {row['num_envs']} on {len(row['devices'])}: {moments} s")
 
 
 # --- one combination, in its own process(es) --------------------------------------------------------------------------

@@ -30,10 +30,6 @@ class Rollout:
         return self._data[name]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._data)
-
-    @property
     def num_samples(self) -> int:
         return self.num_steps * self.num_envs
 

@@ -9,7 +9,7 @@ Character Control"; Peng et al. 2022, "ASE") compare what the agent does with in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -80,7 +80,7 @@ def style_reward(logit: Tensor, scale: float) -> Tensor:
 
 
 def discriminator_loss(
-    net: nn.Module, x: Tensor, count: int, grad_penalty: float, logit_reg: float, dtype: torch.dtype | None = None
+    net: nn.Module, x: Tensor, count: int, grad_penalty: float, logit_reg: float
 ) -> dict[str, Tensor]:
     """Loss of a discriminator, and what to watch (without gradient); all 0-d.
 
@@ -89,16 +89,15 @@ def discriminator_loss(
 
     Args:
         net: linear layers with a ReLU after each but the last, ``_disc_logits``; [B, n] -> logits [B].
-        x: [M + P, n] normalised (or already ``aligned``), first M = ``count`` samples of the agent, then P as it
-            should be.
-        dtype: what layers compute in; as x if None.
+        x: [M + P, n] normalised, first M = ``count`` samples of the agent, then P as it should be; ``aligned``, of
+            the type that layers shall compute in.
     """
     weight = net._disc_logits.weight
     label, share = weight.new_ones(len(x)), weight.new_full((len(x),), 0.5 / (len(x) - count))
     label[:count].fill_(-1.0)
     share[:count].fill_(0.5 / count)
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-    loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty, dtype)
+    loss, logits, square = penalized_entropy(layers, x, label, share, grad_penalty)
     judged = torch.stack([(label * logits > 0.0).to(logits.dtype), logits])
     neg_acc, neg_logit = judged[:, :count].mean(-1)
     pos_acc, pos_logit = judged[:, count:].mean(-1)
@@ -117,10 +116,9 @@ def discriminator_loss(
 class DiscriminatorNet(nn.Module):
     """Logits of normalised input; parameter names are those of the model file."""
 
-    def __init__(self, input_size: int, net: NetName, dtype: torch.dtype | None = None) -> None:
-        """Args: ``dtype`` what hidden layers compute in (None: as the input)."""
+    def __init__(self, input_size: int, net: NetName) -> None:
         super().__init__()
-        self._disc_layers, features = build_net(net, input_size, dtype)
+        self._disc_layers, features = build_net(net, input_size)
         self._disc_logits = build_head(features, 1, LOGIT_INIT_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,11 +129,65 @@ class DiscriminatorNet(nn.Module):
 # --- what is judged ---------------------------------------------------------------------------------------------------
 
 
+class JudgedRollout:
+    """A rollout of samples [T, N, n] by name, and what networks see of them: normalised once, [T * N, m], aligned.
+
+    Where networks compute in float32 what they see takes the samples' place.
+
+    Args:
+        names: of the tensors; ``agent`` is among them.
+        dtype: what networks compute in.
+    """
+
+    def __init__(
+        self, env: VecEnv, steps: int, norm: MeanStdNormalizer | MeanAbsNormalizer, size: int, names: Sequence[str],
+        dtype: torch.dtype,
+    ) -> None:
+        self._names, self._size, self._dtype = tuple(names), size, dtype
+        self.norm = norm
+        self._samples = self._seen = Rollout(steps, env.num_envs, dict.fromkeys(names, (size,)), env.device)
+        if dtype != torch.float32:
+            self._seen = Rollout(steps, env.num_envs, dict.fromkeys(names, (aligned_size(size, dtype),)), env.device,
+                                 dtypes=dict.fromkeys(names, dtype))
+
+    def record(self, t: int, **samples: Tensor) -> None:
+        """Samples [N, n] of step ``t``."""
+        self._samples.record(t, **samples)
+
+    def samples(self) -> Tensor:
+        """The agent's [T, N, n], not normalised; until :meth:`normalize`."""
+        return self._samples["agent"]
+
+    def record_norm(self) -> None:
+        """Add all to the normaliser's pending sums; before :meth:`normalize`."""
+        for name in self._names:
+            self.norm.record(self._samples[name])
+
+    def normalize(self) -> None:
+        """Make what networks see."""
+        for name in self._names:
+            samples, seen = (rollout[name].flatten(0, 1) for rollout in (self._samples, self._seen))
+            for rows, filled in zip(samples.split(PASS_SAMPLES), seen.split(PASS_SAMPLES), strict=True):
+                filled[:, :self._size].copy_(self.norm.normalize(rows))
+
+    def seen(self) -> Tensor:
+        """What networks see of the agent, [T * N, m]."""
+        return self._seen["agent"].flatten(0, 1)
+
+    def take(self, name: str, index: Tensor) -> Tensor:
+        """Rows [B, m] of what networks see, by index [B]."""
+        return self._seen.take(name, index)
+
+    def see(self, samples: Tensor) -> Tensor:
+        """Other samples [B, n] as networks see them, [B, m]."""
+        return aligned(self.norm.normalize(samples), self._dtype)
+
+
 class Evidence(Protocol):
     """What the discriminator looks at: the agent's samples of the rollout, and examples of what they should be."""
 
     size: int  # n
-    norm: MeanStdNormalizer | MeanAbsNormalizer
+    rollout: JudgedRollout
     columns: dict[str, str]  # figure of discriminator_loss -> log column, in the order of the log
 
     def now(self) -> Tensor:
@@ -146,23 +198,8 @@ class Evidence(Protocol):
 
     def record(self, t: int) -> None: ...
 
-    def samples(self) -> Tensor:
-        """The rollout's [T, N, n], not normalised; until :meth:`normalize_rollout`."""
-
-    def record_norm(self) -> None:
-        """Add the rollout to the normaliser's pending sums."""
-
-    def normalize_rollout(self) -> None:
-        """Make of the rollout what networks look at: normalised, of the type that layers compute in, aligned."""
-
-    def inputs(self) -> Tensor:
-        """The rollout's [T * N, m] as networks look at them."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """Rows [B, m] of :meth:`inputs` by index [B]."""
-
     def good(self, index: Tensor) -> Tensor:
-        """Good examples [P, m] for a minibatch, as networks look at them."""
+        """Good examples [P, m] for a minibatch, as networks see them."""
 
 
 class Demonstrations:
@@ -180,10 +217,8 @@ class Demonstrations:
     def __init__(self, env: VecEnv, steps: int, dtype: torch.dtype = torch.float32) -> None:
         self._obs, self._demo = require_info(env, "disc_obs", "disc_demo")
         self.size = self._obs.shape[-1]
-        self.norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
-        shapes = {"obs": (self.size,), "demo": (self.size,)}
-        self._rollout = Rollout(steps, env.num_envs, shapes, env.device)
-        self._inputs = network_inputs(self._rollout, dtype)
+        norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
+        self.rollout = JudgedRollout(env, steps, norm, self.size, ("agent", "good"), dtype)
 
     def now(self) -> Tensor:
         return self._obs
@@ -192,26 +227,10 @@ class Demonstrations:
         return self._demo
 
     def record(self, t: int) -> None:
-        self._rollout.record(t, obs=self._obs, demo=self._demo)
-
-    def samples(self) -> Tensor:
-        return self._rollout["obs"]
-
-    def record_norm(self) -> None:
-        self.norm.record(self._rollout["obs"])
-        self.norm.record(self._rollout["demo"])
-
-    def normalize_rollout(self) -> None:
-        normalize_into(self.norm, self._rollout, self._inputs)
-
-    def inputs(self) -> Tensor:
-        return self._inputs["obs"].flatten(0, 1)
-
-    def take(self, index: Tensor) -> Tensor:
-        return self._inputs.take("obs", index)
+        self.rollout.record(t, agent=self._obs, good=self._demo)
 
     def good(self, index: Tensor) -> Tensor:
-        return self._inputs.take("demo", index)
+        return self.rollout.take("good", index)
 
 
 class Differences:
@@ -229,10 +248,10 @@ class Differences:
     def __init__(self, env: VecEnv, steps: int, dtype: torch.dtype = torch.float32) -> None:
         self._obs, self._reference = require_info(env, "disc_obs", "disc_obs_demo")
         self.size = self._obs.shape[-1]
-        self.norm = MeanAbsNormalizer(self.size, env.device)
-        self._rollout = Rollout(steps, env.num_envs, {"difference": (self.size,)}, env.device)
-        self._inputs = network_inputs(self._rollout, dtype)
-        self._zero = torch.zeros(1, self.size, device=env.device)  # normalised or not
+        self.rollout = JudgedRollout(
+            env, steps, MeanAbsNormalizer(self.size, env.device), self.size, ("agent",), dtype)
+        self._zero = torch.zeros(1, self.size, device=env.device)
+        self._good = aligned(self._zero, dtype)  # normalised or not
 
     def now(self) -> Tensor:
         return self._reference - self._obs
@@ -241,44 +260,10 @@ class Differences:
         return self._zero
 
     def record(self, t: int) -> None:
-        self._rollout.record(t, difference=self.now())
-
-    def samples(self) -> Tensor:
-        return self._rollout["difference"]
-
-    def record_norm(self) -> None:
-        self.norm.record(self._rollout["difference"])
-
-    def normalize_rollout(self) -> None:
-        normalize_into(self.norm, self._rollout, self._inputs)
-
-    def inputs(self) -> Tensor:
-        return self._inputs["difference"].flatten(0, 1)
-
-    def take(self, index: Tensor) -> Tensor:
-        return self._inputs.take("difference", index)
+        self.rollout.record(t, agent=self.now())
 
     def good(self, index: Tensor) -> Tensor:
-        return aligned(self._zero, self._inputs["difference"].dtype)
-
-
-def network_inputs(rollout: Rollout, dtype: torch.dtype) -> Rollout:
-    """Room for what networks look at: the rollout itself, where they compute in its type."""
-    if dtype == torch.float32:
-        return rollout
-    names = list(rollout.names)
-    return Rollout(rollout.num_steps, rollout.num_envs,
-                   {name: (aligned_size(rollout[name].shape[-1], dtype),) for name in names},
-                   rollout[names[0]].device, dtypes=dict.fromkeys(names, dtype))
-
-
-def normalize_into(norm: MeanStdNormalizer | MeanAbsNormalizer, rollout: Rollout, inputs: Rollout) -> None:
-    """Fill ``inputs``, see :func:`network_inputs`; those of a rollout itself are overwritten."""
-    for name in rollout.names:
-        size = rollout[name].shape[-1]
-        rows, filled = rollout[name].flatten(0, 1), inputs[name].flatten(0, 1)[:, :size]
-        for raw, seen in zip(rows.split(PASS_SAMPLES), filled.split(PASS_SAMPLES), strict=True):
-            seen.copy_(norm.normalize(raw))
+        return self._good
 
 
 def require_info(env: VecEnv, *names: str) -> list[Tensor]:
@@ -316,8 +301,7 @@ class Discriminator:
         self.evidence = evidence
         self._config = config
         self._dist = dist
-        self._dtype = config.hidden_dtype(device)
-        self._net = DiscriminatorNet(evidence.size, config.model.disc_net, self._dtype).to(device)
+        self._net = DiscriminatorNet(evidence.size, config.model.disc_net).to(device)
         self._ring = ReplayRing(config.disc_buffer_size, evidence.size, device)
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.disc_optimizer, dist)
         hidden = ("logit_loss",) if config.disc_logit_reg == 0.0 and isinstance(evidence, Demonstrations) else ()
@@ -326,9 +310,9 @@ class Discriminator:
             self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs, samplers=2)
         self.measures = TestMeasures(measure_names(evidence), self._judge, num_envs, device, config.cuda_graphs)
 
-    def normalized_now(self) -> Tensor:
-        """The agent's sample [N, n] of the last step, normalised."""
-        return self.evidence.norm.normalize(self.evidence.now())
+    def seen_now(self) -> Tensor:
+        """What networks see of the agent's last step, [N, m]."""
+        return self.evidence.rollout.see(self.evidence.now())
 
     # --- training
 
@@ -337,11 +321,11 @@ class Discriminator:
 
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
-        config, samples = self._config, self.evidence.samples()
+        config, rollout = self._config, self.evidence.rollout
+        samples = rollout.samples()
         self._ring.push_rollout(samples.flatten(0, 1), config.disc_replay_samples)
-        self.evidence.normalize_rollout()
-        logits = [self._net(chunk)
-                  for chunk in self.evidence.inputs().split(config.disc_eval_batch_size or PASS_SAMPLES)]
+        rollout.normalize()
+        logits = [self._net(chunk) for chunk in rollout.seen().split(config.disc_eval_batch_size or PASS_SAMPLES)]
         reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 
@@ -352,24 +336,24 @@ class Discriminator:
         return self._update.stats()
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
-        evidence = self.evidence
-        replayed = aligned(evidence.norm.normalize(self._ring.take(replay_index)), self._dtype)
-        x = torch.cat([evidence.take(index), replayed, evidence.good(index)])
+        rollout = self.evidence.rollout
+        replayed = rollout.see(self._ring.take(replay_index))
+        x = torch.cat([rollout.take("agent", index), replayed, self.evidence.good(index)])
         found = discriminator_loss(
-            self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg, self._dtype)
+            self._net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg)
         stats = torch.stack([found[name].detach() for name in self._figures])
         return BatchLoss(found["loss"], float(len(index)), stats)
 
     def record_norm(self) -> None:
-        self.evidence.record_norm()
+        self.evidence.rollout.record_norm()
 
     def fold(self) -> None:
-        self.evidence.norm.update(self._dist)
+        self.evidence.rollout.norm.update(self._dist)
 
     def _judge(self) -> tuple[Tensor, ...]:
         """Present values of :func:`measure_names`, [N] each."""
-        logit = self._net(self.normalized_now())
-        good = self._net(self.evidence.norm.normalize(self.evidence.good_now())).expand_as(logit)
+        logit = self._net(self.seen_now())
+        good = self._net(self.evidence.rollout.see(self.evidence.good_now())).expand_as(logit)
         reward = style_reward(logit, self._config.disc_reward_scale)
         return reward, (logit < 0.0).double(), (good > 0.0).double(), logit, good
 
@@ -377,17 +361,17 @@ class Discriminator:
 
     def model_tensors(self) -> dict[str, Tensor]:
         return {
-            **prefixed("_disc_obs_norm.", self.evidence.norm.model_tensors()),
+            **prefixed("_disc_obs_norm.", self.evidence.rollout.norm.model_tensors()),
             **prefixed("_model.", dict(self._net.named_parameters())),
         }
 
     def model_loaded(self) -> None:
-        self.evidence.norm.restore_moments()
+        self.evidence.rollout.norm.restore_moments()
         self._update.optimizer.broadcast()
 
     def state_tensors(self) -> dict[str, Tensor]:
         return {
-            **prefixed("disc_obs_norm.", self.evidence.norm.state_tensors()),
+            **prefixed("disc_obs_norm.", self.evidence.rollout.norm.state_tensors()),
             **prefixed("disc_optimizer.", self._update.optimizer.state_tensors()),
         }
 

@@ -17,31 +17,29 @@ from mimickit.learning.relu_layers import aligned, product, relu_backward, relu_
 
 
 def penalized_entropy(
-    layers: Sequence[nn.Linear], x: Tensor, label: Tensor, share: Tensor, grad_penalty: float,
-    dtype: torch.dtype | None = None,
+    layers: Sequence[nn.Linear], x: Tensor, label: Tensor, share: Tensor, grad_penalty: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over samples of share (softplus(-label logit) + grad_penalty |d logit / d x|^2).
 
     Args:
         layers: of the network, a ReLU after each but the last, whose output is the logit.
-        x: [B, n], or already ``aligned``; label: [B], 1 or -1, the sign that the logit should have; share: [B].
-        dtype: what layers are computed in; as x if None.
+        x: [B, n], ``aligned``; layers compute in its type.
+        label: [B], 1 or -1, the sign that the logit should have; share: [B].
 
     Returns:
         The sum (0-d; differentiable with respect to the layers' parameters, not to x), the logits [B] and the squared
         slopes [B] (neither differentiable).
     """
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    return _PenalizedEntropy.apply(x, label, share, grad_penalty, dtype or x.dtype, *parameters)
+    return _PenalizedEntropy.apply(x, label, share, grad_penalty, *parameters)
 
 
 class _PenalizedEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x: Tensor, label: Tensor, share: Tensor, grad_penalty: float, dtype: torch.dtype, *parameters: Tensor
-    ):
+    def forward(ctx, x: Tensor, label: Tensor, share: Tensor, grad_penalty: float, *parameters: Tensor):
+        dtype = x.dtype
         weights, biases = [aligned(weight, dtype) for weight in parameters[::2]], parameters[1::2]
-        hidden = [aligned(x, dtype)]  # input of every layer
+        hidden = [x]  # input of every layer
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             hidden.append(relu_layer(hidden[-1], weight, bias.to(dtype)))
         logit = (product(hidden[-1], weights[-1].t()) + biases[-1]).squeeze(-1)
@@ -71,4 +69,4 @@ class _PenalizedEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, by_total: Tensor, *unused: Tensor):
-        return None, None, None, None, None, *(by_total * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, None, *(by_total * gradient for gradient in ctx.saved_tensors)

@@ -88,12 +88,9 @@ def diversity_loss(mean: Tensor, other_mean: Tensor, latent: Tensor, other: Tens
 class Encoder(nn.Module):
     """Guesses the latent from a normalised discriminator observation; parameter names are those of the model file."""
 
-    def __init__(
-        self, input_size: int, net: NetName, latent_dim: int, dtype: torch.dtype | None = None
-    ) -> None:
-        """Args: ``dtype`` what hidden layers compute in (None: as the input)."""
+    def __init__(self, input_size: int, net: NetName, latent_dim: int) -> None:
         super().__init__()
-        self._enc_layers, features = build_net(net, input_size, dtype)
+        self._enc_layers, features = build_net(net, input_size)
         self._enc_out = build_head(features, latent_dim, ENC_INIT_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,8 +167,7 @@ class SkillReward:
         self._dist = dist
         self._disc = discriminator
         self._latents = latents
-        self._net = Encoder(discriminator.evidence.size, config.model.enc_net, config.model.latent_dim,
-                            config.hidden_dtype(env.device)).to(env.device)
+        self._net = Encoder(discriminator.evidence.size, config.model.enc_net, config.model.latent_dim).to(env.device)
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
         self._update = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist, config.cuda_graphs)
@@ -182,9 +178,8 @@ class SkillReward:
 
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
-        evidence, latent = self._disc.evidence, self._latents.recorded()
-        guesses = [self._net(chunk)
-                   for chunk in evidence.inputs().split(self._config.enc_eval_batch_size or PASS_SAMPLES)]
+        seen, latent = self._disc.evidence.rollout.seen(), self._latents.recorded()
+        guesses = [self._net(chunk) for chunk in seen.split(self._config.enc_eval_batch_size or PASS_SAMPLES)]
         reward = encoder_reward(latent, torch.cat(guesses).view(latent.shape))
         return self._config.enc_reward_weight * reward, mean_and_std_columns("Enc_Reward", reward, self._dist)
 
@@ -195,8 +190,7 @@ class SkillReward:
         return self._update.stats()
 
     def _loss(self, index: Tensor) -> BatchLoss:
-        evidence = self._disc.evidence
-        guess = self._net(evidence.take(index))
+        guess = self._net(self._disc.evidence.rollout.take("agent", index))
         loss = encoder_error(self._latents.take(index), guess).mean()
         return BatchLoss(loss, float(index.shape[0]), loss.detach().view(1))
 
@@ -207,7 +201,7 @@ class SkillReward:
         """As record_norm."""
 
     def _judge(self) -> tuple[Tensor, ...]:
-        return (encoder_reward(self._latents.values, self._net(self._disc.normalized_now())),)
+        return (encoder_reward(self._latents.values, self._net(self._disc.seen_now())),)
 
     def model_tensors(self) -> dict[str, Tensor]:
         return prefixed("_model.", dict(self._net.named_parameters()))

@@ -125,7 +125,7 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
                                                   for slot in range(slots)):
                         taken.append(device)
             if len(taken) == count:
-                yield [device for device in pool if device in taken]
+                yield sorted(taken, key=pool.index)
                 return
         waiting()
         time.sleep(1.0)

@@ -40,9 +40,9 @@ def test_reward_of_logits(scale, expected):
 def test_amp_loss():
     env = StillEnv(4)
     evidence = Demonstrations(env, steps=1)
-    evidence.norm.mean.copy_(torch.tensor([1.0, 0.0]))
-    evidence.norm.std.copy_(torch.tensor([2.0, 1.0]))
-    normalize = evidence.norm.normalize
+    evidence.rollout.norm.mean.copy_(torch.tensor([1.0, 0.0]))
+    evidence.rollout.norm.std.copy_(torch.tensor([2.0, 1.0]))
+    normalize = evidence.rollout.norm.normalize
     agent = normalize(torch.tensor([[1.0, 1], [5, 1], [3, 0], [1, 2]]))  # two of the rollout, two of the replay
     demos = normalize(torch.tensor([[3.0, -1], [1, -2]]))
     found = discriminator_loss(Linear(), torch.cat([agent, demos]), 4, grad_penalty=5.0, logit_reg=0.01)
@@ -54,11 +54,11 @@ def test_amp_loss():
 
 def test_add_loss():
     evidence = Differences(StillEnv(4), steps=1)
-    evidence.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    evidence.rollout.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
     x, y = torch.tensor([[0.0, 0], [1, 1], [1, 0], [0, 0]]), torch.tensor([[2.0, 1], [1, 0], [0, 0], [0, 0]])
     good = evidence.good(torch.tensor([0, 1]))
     assert good.tolist() == [[0.0, 0.0]]
-    judged = evidence.norm.normalize(torch.cat([y - x, good]))
+    judged = evidence.rollout.norm.normalize(torch.cat([y - x, good]))
     found = discriminator_loss(Linear(), judged, 4, grad_penalty=2.0, logit_reg=0.01)
     expected = {"loss": 3.309860, "grad_penalty": 1.25, "logit_loss": 1.25, "pos_acc": 1.0, "neg_acc": 0.5,
                 "pos_logit": 0.1, "neg_logit": 0.1625}
@@ -73,7 +73,7 @@ def test_add_reward_and_normaliser():
                       actor_batch_size=1, critic_batch_size=1)
     disc = Discriminator(env, settings, ALONE, Differences(env, 1))
     disc._net = Linear()
-    disc.evidence.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    disc.evidence.rollout.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
     agent = adversarial_agents.PolicyAgent(
         env, settings, ALONE, ppo_agent.ClippedSurrogate(settings), [disc], settings.task_reward_weight)
     env.reward.copy_(torch.tensor([1.0, 0.0, 0.2]))
@@ -86,7 +86,7 @@ def test_add_reward_and_normaliser():
     close(stats["Disc_Reward_Std"].value, 2.068685)
     close(stats["Task_Reward_Mean"].value, 0.4)
     disc.fold()
-    close(disc.evidence.norm.mean_abs, [0.6666667, 0.6666667])
+    close(disc.evidence.rollout.norm.mean_abs, [0.6666667, 0.6666667])
 
 
 def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
@@ -96,8 +96,8 @@ def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
         disc.record(t)
     disc.record_norm()
     disc.fold()
-    close(disc.evidence.norm.mean, [2.0, 1.5])
-    assert disc.evidence.norm.count.tolist() == [16]
+    close(disc.evidence.rollout.norm.mean, [2.0, 1.5])
+    assert disc.evidence.rollout.norm.count.tolist() == [16]
 
 
 @pytest.mark.parametrize("layers", ["fc_2layers_128units", "fc_3layers_1024units"])

@@ -66,7 +66,7 @@ def test_discriminator_in_bfloat16_is_near(device):
     net = DiscriminatorNet(13, "fc_2layers_256units").to(device)
     x = torch.randn(600, 13, device=device)
     expected = discriminator_loss(net, x, 400, 5.0, 0.01)
-    found = discriminator_loss(net, aligned(x, BF16), 400, 5.0, 0.01, BF16)
+    found = discriminator_loss(net, aligned(x, BF16), 400, 5.0, 0.01)
     for name in ("loss", "grad_penalty", "neg_logit"):
         assert relative(found[name], expected[name]) < 2e-2, name
     for ours, theirs in zip(torch.autograd.grad(found["loss"], list(net.parameters())),
@@ -81,17 +81,17 @@ def test_networks_look_at_the_rollout_normalised_once(dtype):
     env = StillEnv(4, disc_obs=obs, disc_demo=demo, disc_obs_demo=demo)
     for kind, agents, good in ((Demonstrations, obs, demo), (Differences, demo - obs, torch.zeros(1, 3))):
         evidence = kind(env, 2, dtype)
-        evidence.norm.record(10.0 * torch.randn(50, 3) + 1.0)
+        evidence.rollout.norm.record(10.0 * torch.randn(50, 3) + 1.0)
         evidence.record(0)
         evidence.record(1)
-        evidence.norm.update(Distributed.single())
-        torch.testing.assert_close(evidence.samples(), agents.expand(2, -1, -1))
-        evidence.normalize_rollout()
-        seen = aligned(evidence.norm.normalize(agents), dtype)
-        torch.testing.assert_close(evidence.inputs(), seen.repeat(2, 1), rtol=0, atol=0)
+        evidence.rollout.norm.update(Distributed.single())
+        torch.testing.assert_close(evidence.rollout.samples(), agents.expand(2, -1, -1))
+        evidence.rollout.normalize()
+        seen = aligned(evidence.rollout.norm.normalize(agents), dtype)
+        torch.testing.assert_close(evidence.rollout.seen(), seen.repeat(2, 1), rtol=0, atol=0)
         index = torch.tensor([6, 1])
-        torch.testing.assert_close(evidence.take(index), seen[[2, 1]], rtol=0, atol=0)
-        expected = evidence.norm.normalize(good[[2, 1]] if len(good) > 1 else good)
+        torch.testing.assert_close(evidence.rollout.take("agent", index), seen[[2, 1]], rtol=0, atol=0)
+        expected = evidence.rollout.norm.normalize(good[[2, 1]] if len(good) > 1 else good)
         torch.testing.assert_close(evidence.good(index), aligned(expected, dtype), rtol=0, atol=0)
 
 
