@@ -15,8 +15,7 @@ training uses). Reported per combination, all of one run:
   the ceiling;
 * ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the end of the first iteration,
   ``startup_split_s`` where it goes: ``launch`` until this file runs (Python, torchrun), ``imports``, ``processes``
-  (what device and process group take beyond that), ``world`` (characters, solver, kernels, graph of the physics),
-  ``agent``, ``iteration``.
+  (device and process group), ``world`` (characters, solver, kernels, graph of the physics), ``agent``, ``iteration``.
 
 Results are appended as JSON lines (with versions, GPU, date) to ``--out``.
 """
@@ -195,8 +194,6 @@ class Stopwatch:
 
 def worker(job: dict) -> None:
     moments = {"launch": START}
-    request = make_request(job)
-    connection = run.connect(request)
     import torch
 
     from mimickit.envs.base import EnvMode
@@ -204,11 +201,13 @@ def worker(job: dict) -> None:
     from mimickit.learning.agents import build_agent
     from mimickit.learning.optimizers import FlatOptimizer
     from mimickit.learning.trainer import roll_out
-    from mimickit.util.distributed import ARRIVED, seed_process
+    from mimickit.util.distributed import ARRIVED, Distributed, seed_process
 
+    request = make_request(job)
     moments["imports"] = time.time()
-    dist = connection()
+    dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)
+    torch.zeros(1, device=dist.device)
     moments["processes"] = time.time()
     env = build_env(request.env, request.engine, request.num_envs, dist.device)
     moments["world"] = time.time()

@@ -18,7 +18,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,13 @@ def launch(argv: list[str], request: Request) -> int:
 def run_stage(request: Request) -> int:
     """Build everything and train or test, in this process."""
     gc.disable()  # importing and building make millions of objects and no garbage: a second saved
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the watchdog asks for the stacks before it kills
-    connection = connect(request)
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent, load_agent_model
-    from mimickit.util.distributed import seed_process
+    from mimickit.util.distributed import Distributed, seed_process
 
-    dist = connection()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the watchdog asks for the stacks before it kills
+    dist = Distributed.from_env(request.devices)
     seed = dist.broadcast_object(request.seed)
     seed_process(seed, dist.rank)
     if dist.device.type == "cpu" and dist.world_size > 1:
@@ -169,33 +167,6 @@ def run_stage(request: Request) -> int:
     env.close()
     dist.shutdown()  # after a failure the process just ends: others may wait in a collective
     return code
-
-
-def connect(request: Request) -> Callable[[], Any]:
-    """Begin to open the device and to join the other processes, in a thread: imports and the device take seconds each.
-
-    Returns:
-        Waits for the end and gives this process's ``Distributed``; raises what went wrong.
-    """
-    import torch
-
-    from mimickit.util.distributed import Distributed
-
-    def open_device() -> Distributed:
-        dist = Distributed.from_env(request.devices)
-        torch.zeros(1, device=dist.device)
-        return dist
-
-    def wait() -> Distributed:
-        dist = opening.result()
-        pool.shutdown()
-        if dist.device.type == "cuda":
-            torch.cuda.set_device(dist.device)  # each thread has its own
-        return dist
-
-    pool = ThreadPoolExecutor(1)
-    opening = pool.submit(open_device)
-    return wait
 
 
 def warn_if_pointless(request: Request, env: Any) -> None:

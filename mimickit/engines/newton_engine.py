@@ -525,9 +525,7 @@ class NewtonEngine:
         ])
 
     def _capture(self, function: Callable[[], None]) -> wp.Graph:
-        """Its kernels go before those of other streams."""
-        stream = wp.Stream(self._wp_device, priority=-1) if self.device.type == "cuda" else None
-        with wp.ScopedStream(stream), wp.ScopedCapture(self._wp_device, stream, force_module_load=False) as capture:
+        with wp.ScopedCapture(device=self._wp_device, force_module_load=False) as capture:
             function()
         return capture.graph
 

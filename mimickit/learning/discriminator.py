@@ -9,7 +9,7 @@ Character Control"; Peng et al. 2022, "ASE") compare what the agent does with in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from mimickit.config import Config
 from mimickit.envs.base import VecEnv
 from mimickit.learning import ppo
 from mimickit.learning.agent import prefixed
-from mimickit.learning.buffer import Rollout, minibatch_plan
+from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
 from mimickit.learning.grad_penalty import penalized_entropy
 from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
@@ -306,8 +306,8 @@ class Discriminator:
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.disc_optimizer, dist)
         hidden = ("logit_loss",) if config.disc_logit_reg == 0.0 and isinstance(evidence, Demonstrations) else ()
         self._figures = {name: column for name, column in evidence.columns.items() if name not in hidden}
-        self.learns = NetworkUpdate(
-            self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, [self._ring])
+        self._update = NetworkUpdate(
+            self._loss, tuple(self._figures.values()), optimizer, batch, updates, dist, config.cuda_graphs, samplers=2)
         self.measures = TestMeasures(measure_names(evidence), self._judge, num_envs, device, config.cuda_graphs)
 
     def seen_now(self) -> Tensor:
@@ -329,8 +329,11 @@ class Discriminator:
         reward = style_reward(torch.cat(logits), config.disc_reward_scale).view(samples.shape[:2])
         return config.disc_reward_weight * reward, mean_and_std_columns("Disc_Reward", reward, self._dist)
 
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        return self._update.steps(sampler, self._ring.walk)
+
     def stats(self) -> dict[str, Stat]:
-        return self.learns.stats()
+        return self._update.stats()
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         rollout = self.evidence.rollout
@@ -364,12 +367,12 @@ class Discriminator:
 
     def model_loaded(self) -> None:
         self.evidence.rollout.norm.restore_moments()
-        self.learns.optimizer.broadcast()
+        self._update.optimizer.broadcast()
 
     def state_tensors(self) -> dict[str, Tensor]:
         return {
             **prefixed("disc_obs_norm.", self.evidence.rollout.norm.state_tensors()),
-            **prefixed("disc_optimizer.", self.learns.optimizer.state_tensors()),
+            **prefixed("disc_optimizer.", self._update.optimizer.state_tensors()),
         }
 
     def local_state(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ critic), and *actor terms* (further losses of the actor). Who composes what: ``a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.learning.policy import ActorCritic, ModelConfig, gaussian_entropy, gaussian_log_prob, mean_regularizer
 from mimickit.learning.stats import Stat
-from mimickit.learning.update import BatchLoss, Learning, NetworkUpdate
+from mimickit.learning.update import BatchLoss, NetworkUpdate, take_turns
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
@@ -82,11 +82,10 @@ class Objective(Protocol):
 class RewardSource(Protocol):
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
-    An iteration is ``record`` in every step, ``record_norm`` while normalisers learn, ``reward``, the steps of what
-    ``learns``, and ``fold`` while normalisers learn. Nothing waits for the device.
+    An iteration is ``record`` in every step, ``record_norm`` while normalisers learn, ``reward``, ``steps``, and
+    ``fold`` while they learn. Nothing waits for the device.
     """
 
-    learns: NetworkUpdate
     measures: TestMeasures
 
     def record(self, t: int) -> None:
@@ -97,6 +96,9 @@ class RewardSource(Protocol):
 
     def reward(self) -> tuple[Tensor, dict[str, Stat]]:
         """Weighted reward [T, N] of the rollout, and log columns."""
+
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
 
     def stats(self) -> dict[str, Stat]:
         """Log columns of what was learned last."""
@@ -212,10 +214,10 @@ class PolicyAgent:
         critic = FlatOptimizer(self._model.critic_parameters(), config.critic_optimizer, dist)
         actor_plan = minibatch_plan(steps, num_envs, config.actor_batch_size, config.actor_epochs)
         critic_plan = minibatch_plan(steps, num_envs, config.critic_batch_size, config.critic_epochs)
-        self._actor = NetworkUpdate(self._actor_loss, self._actor_columns(), actor, *actor_plan, dist)
-        self._critic = NetworkUpdate(self._critic_loss, ("Critic_Loss",), critic, *critic_plan, dist)
-        self._learning = Learning(
-            [self._critic, self._actor, *(source.learns for source in self._sources)], dist, config.cuda_graphs)
+        self._actor = NetworkUpdate(
+            self._actor_loss, self._actor_columns(), actor, *actor_plan, dist, config.cuda_graphs)
+        self._critic = NetworkUpdate(
+            self._critic_loss, ("Critic_Loss",), critic, *critic_plan, dist, config.cuda_graphs)
 
     # --- acting
 
@@ -307,7 +309,8 @@ class PolicyAgent:
 
     def update(self, samples: int) -> dict[str, Stat]:
         data_stats = self._build_targets()
-        self._learning.run(self._sampler)
+        learners = (self._critic, self._actor, *self._sources)
+        take_turns(learner.steps(self._sampler) for learner in learners)
         stats = {**self._critic.stats(), **self._actor.stats()}
         if self.config.kl_target > 0.0:
             stats |= self._adapt_rate(stats["Kl_Div"])

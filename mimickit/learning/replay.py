@@ -13,7 +13,7 @@ from mimickit.util.failures import UserError
 class ReplayRing:
     """Keeps the newest ``capacity`` of all samples pushed, [capacity, n].
 
-    Get row numbers from :meth:`draw`, outside of what is captured, and look the samples up with :meth:`take`: each pass
+    Draw row numbers from ``walk``, outside of what is captured, and look the samples up with :meth:`take`: each pass
     of the walk shows every filled row once. When more rows get filled a new walk over all of them begins, so that the
     new samples can be drawn at once. Once full the walk goes on for ever; a row that is overwritten keeps its place in
     it and shows the new sample from then on.
@@ -26,7 +26,7 @@ class ReplayRing:
         self.capacity = capacity
         self.data = torch.zeros(capacity, size, device=device)
         self.received = 0  # samples pushed since the beginning
-        self._walk = MinibatchSampler(0, device)
+        self.walk = MinibatchSampler(0, device)
 
     @property
     def filled(self) -> int:
@@ -47,7 +47,7 @@ class ReplayRing:
         self.data[:count - head].copy_(samples[head:])
         self.received += count
         if self.filled > filled:
-            self._walk = MinibatchSampler(self.filled, self.data.device)
+            self.walk = MinibatchSampler(self.filled, self.data.device)
 
     def push_rollout(self, samples: Tensor, count_when_full: int) -> None:
         """Push a rollout [T * N, n]: all of it, in random order, until the ring has been filled once; afterwards a
@@ -57,10 +57,6 @@ class ReplayRing:
         order = torch.randperm(total, device=samples.device)[:keep]
         self.push(samples.index_select(0, order))
 
-    def draw(self, count: int) -> Tensor:
-        """The next ``count`` row numbers of the walk, int64 [count]."""
-        return self._walk.draw(count)
-
     def take(self, index: Tensor) -> Tensor:
         """Samples [B, n] by row number [B]. Can be captured."""
         return self.data.index_select(0, index)
@@ -68,7 +64,7 @@ class ReplayRing:
     def state(self) -> dict[str, Tensor]:
         """Everything needed to continue exactly: what is there, how many were received, and where the walk stands."""
         received = torch.full((), self.received, dtype=torch.int64)
-        return {"data": self.data[:self.filled], "received": received, **self._walk.state()}
+        return {"data": self.data[:self.filled], "received": received, **self.walk.state()}
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
         """Continue from :meth:`state`. Raises UserError when it is incomplete or that of a ring of another size."""
@@ -84,5 +80,5 @@ class ReplayRing:
                             f"{self.capacity})")
         self.data[:expected[0]].copy_(state["data"])
         self.received = received
-        self._walk = MinibatchSampler(self.filled, self.data.device)
-        self._walk.load(state)
+        self.walk = MinibatchSampler(self.filled, self.data.device)
+        self.walk.load(state)

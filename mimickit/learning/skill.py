@@ -6,6 +6,8 @@ pays for being guessed right; a further loss of the actor keeps different latent
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from mimickit.envs.base import VecEnv
 from mimickit.learning.agent import prefixed
-from mimickit.learning.buffer import Rollout, minibatch_plan
+from mimickit.learning.buffer import MinibatchSampler, Rollout, minibatch_plan
 from mimickit.learning.discriminator import AdversarialConfig, DiscModelConfig, Discriminator, mean_and_std_columns
 from mimickit.learning.measures import TestMeasures
 from mimickit.learning.nets import NetName, build_head, build_net
@@ -168,7 +170,7 @@ class SkillReward:
         self._net = Encoder(discriminator.evidence.size, config.model.enc_net, config.model.latent_dim).to(env.device)
         optimizer = FlatOptimizer(dict(self._net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
-        self.learns = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist)
+        self._update = NetworkUpdate(self._loss, ("Enc_Loss",), optimizer, *plan, dist, config.cuda_graphs)
         self.measures = TestMeasures(("test_enc_reward",), self._judge, env.num_envs, env.device, config.cuda_graphs)
 
     def record(self, t: int) -> None:
@@ -181,8 +183,11 @@ class SkillReward:
         reward = encoder_reward(latent, torch.cat(guesses).view(latent.shape))
         return self._config.enc_reward_weight * reward, mean_and_std_columns("Enc_Reward", reward, self._dist)
 
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        return self._update.steps(sampler)
+
     def stats(self) -> dict[str, Stat]:
-        return self.learns.stats()
+        return self._update.stats()
 
     def _loss(self, index: Tensor) -> BatchLoss:
         guess = self._net(self._disc.evidence.rollout.take("agent", index))
@@ -202,10 +207,10 @@ class SkillReward:
         return prefixed("_model.", dict(self._net.named_parameters()))
 
     def model_loaded(self) -> None:
-        self.learns.optimizer.broadcast()
+        self._update.optimizer.broadcast()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return prefixed("enc_optimizer.", self.learns.optimizer.state_tensors())
+        return prefixed("enc_optimizer.", self._update.optimizer.state_tensors())
 
     def local_state(self) -> dict[str, Tensor]:
         return {}

@@ -1,21 +1,21 @@
-"""The minibatch steps of networks: draw, differentiate, average over processes, step; captured as graphs on CUDA.
+"""The minibatch steps of one network: draw, differentiate, average over processes, step; captured as graphs on CUDA.
 
-Networks that share nothing learn together (:class:`Learning`): with one process two make their steps side by side,
-with several one's gradient travels while another computes.
+Networks that share nothing take turns (:func:`take_turns`): while one's gradient travels between processes, another
+computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from mimickit.learning.buffer import MinibatchSampler
 from mimickit.learning.optimizers import FlatOptimizer
 from mimickit.learning.stats import Stat
 from mimickit.util.distributed import Distributed
-from mimickit.util.graphs import Graphed, SideBySide
+from mimickit.util.graphs import Graphed
 
 EQUALITY_CHECK_STEPS = 1000
 
@@ -29,22 +29,16 @@ class BatchLoss:
     stats: torch.Tensor  # [number of the update's stat names], without gradient
 
 
-class Sampler(Protocol):
-    """Where minibatches come from."""
-
-    def draw(self, count: int) -> torch.Tensor:
-        """The next ``count`` sample indices, int64 [count]."""
-
-
 class NetworkUpdate:
-    """What one network does in the minibatch steps of an iteration; :class:`Learning` does them.
+    """All minibatch steps of an iteration for one network.
 
     Args:
         loss_fn: sample indices [B], of each sampler -> :class:`BatchLoss`. Captured on CUDA: fixed shapes, no waiting.
         stat_names: columns that the loss function's stats fill; their means over all steps are reported.
         batch: samples of a minibatch.
         steps: optimiser steps of an iteration.
-        others: what further sample indices are drawn from, besides the rollout's.
+        use_graphs: False runs eagerly on CUDA.
+        samplers: how many :meth:`steps` is given.
     """
 
     def __init__(
@@ -55,126 +49,71 @@ class NetworkUpdate:
         batch: int,
         steps: int,
         dist: Distributed,
-        others: Sequence[Sampler] = (),
+        use_graphs: bool = True,
+        samplers: int = 1,
     ) -> None:
         device = dist.device
         self.optimizer = optimizer
-        self.steps = steps
         self._loss_fn = loss_fn
         self._names = tuple(stat_names)
         self._batch = batch
-        self._others = tuple(others)
-        self._draws: list[list[torch.Tensor]] = []
-        self._indices = [torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(1 + len(self._others))]
+        self._steps = steps
+        self._dist = dist
+        self._indices = [torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(samplers)]
         self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)  # stats, weights
+        self._total_steps = 0
+        state = [self._sums, *optimizer.mutable()]
+        if dist.world_size == 1:
+            self._graphs = [Graphed(self._differentiate_and_step, device, state=state, enabled=use_graphs)]
+        else:
+            self._graphs = [
+                Graphed(self._differentiate, device, state=state, enabled=use_graphs),
+                Graphed(optimizer.step, device, state=[*state, optimizer.gradient], enabled=use_graphs),
+            ]
 
-    def begin(self, sampler: Sampler) -> None:
-        """Draw all minibatches of an iteration."""
+    def steps(self, *samplers: MinibatchSampler) -> Iterator[None]:
+        """Make all steps of an iteration; pauses where a gradient travels between processes, never with one process.
+
+        All minibatches are drawn at the beginning. Does not wait for the device (but for the equality check now and
+        then). Run it to its end, or let :func:`take_turns` do so, then read :meth:`stats`.
+        """
         self._sums.zero_()
-        self._draws = [[source.draw(self._batch) for source in (sampler, *self._others)] for _ in range(self.steps)]
+        draws = [[sampler.draw(self._batch) for sampler in samplers] for _ in range(self._steps)]
+        for drawn in draws:
+            for index, values in zip(self._indices, drawn, strict=True):
+                index.copy_(values)
+            self._graphs[0]()
+            if self._dist.world_size > 1:
+                arrival = self.optimizer.exchange()
+                yield
+                arrival.wait()
+                self._graphs[1]()
+            if self._total_steps % EQUALITY_CHECK_STEPS == 0:
+                self.optimizer.check_equal()
+            self._total_steps += 1
 
-    def load(self, step: int) -> None:
-        """Make ``step``'s minibatch the one to :meth:`differentiate`."""
-        for index, values in zip(self._indices, self._draws[step], strict=True):
-            index.copy_(values)
+    def stats(self) -> dict[str, Stat]:
+        """Means over the steps of the last iteration, by name."""
+        means, weight = self._sums[:-1] / self._steps, self._sums[-1].clone()
+        return {name: Stat(mean, "mean", weight) for name, mean in zip(self._names, means, strict=True)}
 
-    def differentiate(self) -> None:
-        """The gradient of the loaded minibatch."""
+    def _differentiate(self) -> None:
         result = self._loss_fn(*self._indices)
         self.optimizer.set_gradient(result.loss, result.weight)
         self._sums[:-1].add_(result.stats)
         self._sums[-1].add_(result.weight)
 
-    def differentiate_and_step(self) -> None:
-        """A whole step, where there is one process."""
-        self.differentiate()
+    def _differentiate_and_step(self) -> None:
+        self._differentiate()
         self.optimizer.step()
 
-    def mutable(self) -> list[torch.Tensor]:
-        """Tensors that a step changes, for capture."""
-        return [self._sums, *self.optimizer.mutable()]
 
-    def stats(self) -> dict[str, Stat]:
-        """Means over the steps of the last iteration, by name."""
-        means, weight = self._sums[:-1] / self.steps, self._sums[-1].clone()
-        return {name: Stat(mean, "mean", weight) for name, mean in zip(self._names, means, strict=True)}
+def take_turns(updates: Iterable[Iterator[None]]) -> None:
+    """Run several networks' :meth:`NetworkUpdate.steps` to their ends, one step of each after the other.
 
-
-class Learning:
-    """All minibatch steps of an iteration, of networks that share no parameters.
-
-    The result is that of one network after the other; only where losses draw random numbers they draw others.
-
-    Args:
-        use_graphs: False runs eagerly on CUDA.
+    The result is that of one network after the other: they share no parameters.
     """
-
-    def __init__(self, updates: Sequence[NetworkUpdate], dist: Distributed, use_graphs: bool = True) -> None:
-        self._updates = tuple(updates)
-        self._dist = dist
-        self._use_graphs = use_graphs
-        self._graphs: dict[object, Graphed] = {}
-        self._total_steps = 0
-
-    def run(self, sampler: Sampler) -> None:
-        """Make the steps. Does not wait for the device (but for the equality check now and then)."""
-        for update in self._updates:
-            update.begin(sampler)
-        if self._dist.world_size == 1:
-            for steps in in_pairs([update.steps for update in self._updates]):
-                self._step_side_by_side({self._updates[k]: step for k, step in steps.items()})
-        else:
-            take_turns([self._exchanging_steps(update) for update in self._updates])
-        self._total_steps += max(update.steps for update in self._updates)
-
-    def _step_side_by_side(self, steps: Mapping[NetworkUpdate, int]) -> None:
-        for update, step in steps.items():
-            update.load(step)
-        active = tuple(steps)
-        if active not in self._graphs:
-            self._graphs[active] = self._graphed(
-                SideBySide([update.differentiate_and_step for update in active], self._dist.device),
-                [tensor for update in active for tensor in update.mutable()])
-        self._graphs[active]()
-
-    def _exchanging_steps(self, update: NetworkUpdate) -> Iterator[None]:
-        """All steps of one network; pauses where its gradient travels between processes."""
-        optimizer = update.optimizer
-        if update not in self._graphs:
-            self._graphs[update] = self._graphed(update.differentiate, update.mutable())
-            self._graphs[optimizer] = self._graphed(optimizer.step, [*update.mutable(), optimizer.gradient])
-        for step in range(update.steps):
-            update.load(step)
-            self._graphs[update]()
-            arrival = optimizer.exchange()
-            yield
-            arrival.wait()
-            self._graphs[optimizer]()
-            if (self._total_steps + step) % EQUALITY_CHECK_STEPS == 0:
-                optimizer.check_equal()
-
-    def _graphed(self, fn: Callable[[], None], state: Sequence[torch.Tensor]) -> Graphed:
-        return Graphed(fn, self._dist.device, state=state, enabled=self._use_graphs)
-
-
-def in_pairs(counts: Sequence[int]) -> Iterator[dict[int, int]]:
-    """Rounds in which at most two networks make a step, as few as can be: the two with most steps left.
-
-    Args:
-        counts: steps of each network.
-
-    Yields:
-        The number of the step, by the number of the network.
-    """
-    made = [0] * len(counts)
-    while longest := sorted((k for k, n in enumerate(counts) if made[k] < n), key=lambda k: made[k] - counts[k])[:2]:
-        yield {k: made[k] for k in sorted(longest)}
-        for k in longest:
-            made[k] += 1
-
-
-def take_turns(sequences: Sequence[Iterator[None]]) -> None:
-    """Run iterators to their ends, one step of each after the other."""
-    running, done = list(sequences), object()
+    running = list(updates)
+    done = object()
     while running:
-        running = [sequence for sequence in running if next(sequence, done) is not done]
+        running = [steps for steps in running if next(steps, done) is not done]

@@ -151,26 +151,3 @@ class Beside(Generic[T]):
         """What is queued from now on comes after it."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
-
-
-class SideBySide:
-    """Calls functions that have nothing to do with each other, on CUDA each on a stream of its own.
-
-    What is queued before comes before all of them, what is queued afterwards comes after. It pays in a graph: kernels
-    that leave part of a GPU idle then fill it together.
-    """
-
-    def __init__(self, functions: Sequence[Callable[[], None]], device: torch.device | str) -> None:
-        self._first, *self._others = functions
-        cuda = torch.device(device).type == "cuda"
-        self._streams = [torch.cuda.Stream(device) if cuda else None for _ in self._others]
-
-    def __call__(self) -> None:
-        for function, stream in zip(self._others, self._streams, strict=True):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.current_stream(stream.device))
-            with torch.cuda.stream(stream):  # does nothing without one
-                function()
-        self._first()
-        for stream in filter(None, self._streams):
-            torch.cuda.current_stream(stream.device).wait_stream(stream)

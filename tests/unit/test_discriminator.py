@@ -16,7 +16,7 @@ from mimickit.learning.discriminator import (
     discriminator_loss,
     style_reward,
 )
-from mimickit.learning.update import Learning
+from mimickit.learning.update import take_turns
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from tests.unit.method_case import Linear, StillEnv, config
@@ -154,9 +154,9 @@ def test_discriminator_learns_to_tell():
         env.info["disc_demo"].copy_(torch.randn(16, 2) + torch.tensor([3.0, 0.0]))
         disc.record(t)
     before, _ = disc.reward()
-    sampler, learning = MinibatchSampler(256, "cpu"), Learning([disc.learns], ALONE)
+    sampler = MinibatchSampler(256, "cpu")
     for _ in range(10):
-        learning.run(sampler)
+        take_turns([disc.steps(sampler)])
     stats = disc.stats()
     assert stats["Disc_Agent_Acc"].value > 0.9 and stats["Disc_Demo_Acc"].value > 0.9
     after, columns = disc.reward()
@@ -193,7 +193,7 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
             disc.record(t)
         disc.reward()
         judged.clear()
-        Learning([disc.learns], ALONE).run(MinibatchSampler(64, "cpu"))
+        take_turns([disc.steps(MinibatchSampler(64, "cpu"))])
         counts = torch.bincount(torch.cat(judged), minlength=128)
         assert len(judged) == 24 and counts.sum() == 288
         return counts

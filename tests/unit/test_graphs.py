@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.util.graphs import Beside, Graphed, SideBySide
+from mimickit.util.graphs import Beside, Graphed
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -74,34 +74,3 @@ def test_what_runs_beside_sees_what_came_before_and_is_seen_after(device):
         torch.testing.assert_close(doubled, torch.full_like(doubled, 2.0 * k + k + 1.0))
         torch.testing.assert_close(noise, expected[k])
         assert meanwhile.unique().tolist() == [1.0]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_what_runs_side_by_side_sees_what_came_before_and_is_seen_after(device):
-    x = torch.zeros(1 << 16, device=device)
-    results = [torch.zeros_like(x) for _ in range(3)]
-    noise = torch.zeros(3, device=device)
-
-    def work(k):
-        y = x
-        for _ in range(5):
-            y = y * 2.0 + k  # temporary tensors of the same size on every stream
-        results[k].add_(y)
-        if k == 1:
-            noise.copy_(torch.rand_like(noise))
-
-    torch.manual_seed(0)
-    expected = [torch.rand(3, device=device) for _ in range(4)]
-    torch.manual_seed(0)
-    graphed = Graphed(SideBySide([lambda k=k: work(k) for k in range(3)], device), device, state=results)
-    sums = [torch.zeros_like(x) for _ in range(3)]
-    for step in range(4):
-        x.fill_(float(step))
-        graphed()
-        for k in range(3):
-            sums[k] += 32.0 * step + 31.0 * k
-            torch.testing.assert_close(results[k], sums[k])
-        torch.testing.assert_close(noise, expected[step])
-        for result in results:
-            result.add_(1.0)
-        sums = [total + 1.0 for total in sums]

@@ -22,7 +22,7 @@ def test_oldest_are_overwritten():
 
 def drawn(ring, count):
     """Numbers of ``count`` samples."""
-    return ring.take(ring.draw(count))[:, 0].int().tolist()
+    return ring.take(ring.walk.draw(count))[:, 0].int().tolist()
 
 
 @pytest.mark.parametrize("pushed", [10, 25])
@@ -74,7 +74,7 @@ def test_the_walk_through_a_full_ring_goes_on_and_shows_what_overwrites():
 
 def test_nothing_can_be_drawn_from_an_empty_ring():
     with pytest.raises(AssertionError, match="nothing to draw from"):
-        ReplayRing(10, 1, "cpu").draw(1)
+        ReplayRing(10, 1, "cpu").walk.draw(1)
 
 
 def test_rollouts_enter_whole_until_full_then_a_subset():
