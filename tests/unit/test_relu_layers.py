@@ -17,7 +17,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def gradients(outputs, *inputs):
-    return torch.autograd.grad((outputs * torch.linspace(-1.0, 1.0, outputs.numel()).view_as(outputs)).sum(), inputs)
+    factors = torch.linspace(-1.0, 1.0, outputs.numel(), device=outputs.device).view_as(outputs)
+    return torch.autograd.grad((outputs * factors).sum(), inputs)
 
 
 @pytest.mark.parametrize("name", ["fc_2layers_128units", "fc_3layers_1024units"])
