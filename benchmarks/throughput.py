@@ -285,7 +285,7 @@ def worker(job: dict) -> None:
             "memory_gib": round(memory, 2), "startup_s": round(startup, 1), "startup_split_s": startup_split,
             "health": health,
             "engine": request.engine.model_dump(mode="json"), "iters": job["iters"], "machine": name,
-            "versions": run.versions(), "date": date.today().isoformat(),
+            "keeps_bytecode": not sys.dont_write_bytecode, "versions": run.versions(), "date": date.today().isoformat(),
         }))
     dist.barrier()
     run.leave(0)

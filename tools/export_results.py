@@ -2,17 +2,21 @@
 
     python tools/export_results.py output/train/longcycle --out docs/results/two_h200
 
-Writes tables, attempts, a strip of pictures a case (from its film), learning curves and a README.md. Works on a root
-that is not finished too: what is missing is said. Machine paths are left out.
+Writes tables, attempts, a strip of pictures a case (from its film), learning curves, a README.md, and records.tar.xz:
+the root without models, films and outputs of processes. Unpacked below output/train it can be judged again
+(--from-results), merged with others and exported. Works on a root that is not finished too: what is missing is said.
+Machine paths are left out. A picture that is there already stays where a root has no film.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import re
 import shlex
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +42,7 @@ SHOWN_MEASURES = ("survival", "success_rate", "task_reward", "goal_err", "vel_er
                   "motion_dist", "coverage_err", "pose_err")
 CURVE_COLUMNS = ("Test_Return", "Test_Episode_Length", "Body_Pos_Err", "Motion_Err", "Task_Reward")
 CURVES_A_CASE = 3
+RECORDS = {".json", ".jsonl", ".tsv", ".txt", ".yaml", ".md"}
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
         if attempts := read_json(root / "runs" / f"{result.name}_args" / "attempts.json"):
             write_json(out / "attempts" / f"{result.name}.json", without_machine(attempts))
         strip = out / "pictures" / f"{result.name}.jpg"
-        if result.folder is not None and film_strip(result.folder / "viz.mp4", strip, pictures):
+        if result.folder is not None and (film_strip(result.folder / "viz.mp4", strip, pictures) or strip.is_file()):
             strips.add(result.name)
     for method in sorted({result.method for result in results}):
         names = [result.name for result in results if result.method == method]
@@ -210,9 +215,34 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
         if rows:
             draw_panels(rows, out / "curves" / f"{method}.png")
             figures[method] = f"curves/{method}.png"
+    write_records(root, out / "records.tar.xz")
     write_text(out / "README.md", page(out.name, results, environments, strips, figures))
     return {"cases": len(results), "with_an_end": sum(r.row is not None for r in results), "strips": len(strips),
             "curves": len(figures)}
+
+
+def write_records(root: Path, path: Path) -> None:
+    """Pack what a root recorded, without models, films, pictures and outputs of processes."""
+    with atomic_path(path) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
+        for file in sorted(file for file in root.rglob("*") if file.suffix in RECORDS):
+            place = file.relative_to(root)
+            if "checkpoints" in place.parts:
+                continue
+            data = recorded_text(file).encode()
+            entry = tarfile.TarInfo(str(root.name / place))
+            entry.size, entry.mtime = len(data), int(file.stat().st_mtime)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def recorded_text(file: Path) -> str:
+    """A text file's content :func:`without_machine`."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        return json.dumps(without_machine(json.loads(text)), indent=1)
+    lines = text.split("\n")
+    if file.suffix == ".jsonl":
+        return "\n".join(json.dumps(without_machine(json.loads(line))) if line else "" for line in lines)
+    return "\n".join(without_machine(lines))
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -232,7 +262,7 @@ def page(name: str, results: Sequence[Result], environments: Sequence[Mapping[st
         "the learning gate as it was then (`--from-results` judges by the present ones); seconds: of all stages. "
         "What each measure is: "
         "[run_folder.md](../../run_folder.md). Further columns: [best_by_case.tsv](best_by_case.tsv), attempts: "
-        "`attempts/`.", "",
+        "`attempts/`, all that was recorded but models and films: [records.tar.xz](records.tar.xz).", "",
         "| case | passed | variant | samples | samples/s | return | length | episodes | measures | gate | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(table_row(result) for result in results), "",

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import av
@@ -202,3 +203,20 @@ def test_what_is_no_film_gives_no_strip(tmp_path):
 def test_not_a_root(tmp_path, capsys):
     assert export_results.main([str(tmp_path)]) == 2
     assert "no case_manifest.tsv there" in capsys.readouterr().err
+
+
+def test_records_are_a_root(root, tmp_path):
+    """Unpacked they give the same page, with the pictures that are there."""
+    (root / "ledger.jsonl").write_text('{"event": "session_start", "folder": "/home/me/x/output/train/nightly"}\n')
+    (root / f"runs/{CASE}_args/default_e8/long_train.log").write_text("much")
+    export_results.main([str(root), "--out", str(tmp_path / "first")])
+    with tarfile.open(tmp_path / "first/records.tar.xz") as archive:
+        archive.extractall(tmp_path / "other", filter="data")
+    copy = tmp_path / "other" / root.name
+    assert json.loads((copy / "ledger.jsonl").read_text())["folder"] == "output/train/nightly"
+    assert not [*copy.rglob("*.mp4"), *copy.rglob("*.log")]
+    page = (tmp_path / "first/README.md").read_text()
+    export_results.main([str(copy), "--out", str(tmp_path / "first")])
+    assert (tmp_path / "first/README.md").read_text() == page and f"pictures/{CASE}.jpg" in page
+    export_results.main([str(copy), "--out", str(tmp_path / "second")])
+    assert "pictures/" not in (tmp_path / "second/README.md").read_text()
