@@ -1,7 +1,7 @@
 # make longcycle   set everything up, run the acceptance suite with the profile this machine allows
 # make test        set everything up, run the tests
 # make lint        ruff
-# ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"
+# ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"; -n 0: one case after the other
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 
 .PHONY: longcycle test lint setup clean
 longcycle: setup
-	$(PY) -m pytest -m longcycle $(ARGS)
+	$(PY) -m pytest -m longcycle -n auto $(ARGS)
 
 test: setup
 	$(PY) -m pytest $(ARGS)

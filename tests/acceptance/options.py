@@ -37,6 +37,7 @@ NAME = "longcycle"
 GPU_MEMORY_A_CASE = 8.0  # GiB; ASE, the largest, takes 6.1 with 4096 worlds
 CORES_A_CASE = 2  # one launches kernels, one does the rest
 MOST_PER_GPU = 8  # they fill an H200
+MOST_ON_CPU = 8  # one a core: training takes two, tests and films one
 FILE_OPTION = "longcycle-options"
 
 
@@ -191,7 +192,7 @@ def automatic(values: Mapping[str, Any], cores: int, gpu_memory: float) -> tuple
     if slots is None:
         fits = min(MOST_PER_GPU, int(gpu_memory / GPU_MEMORY_A_CASE), cores // (CORES_A_CASE * len(pool)))
         slots = 1 if on_cpu else max(1, fits)
-    workers = (cores if on_cpu else slots * len(pool)) // per_case
+    workers = min(cores, MOST_ON_CPU) if on_cpu else slots * len(pool) // per_case
     return workers if workers > 1 else 0, slots
 
 

@@ -68,8 +68,9 @@ def test_cases_get_two_devices_while_there_are_two_for_each(gpus, sessions, slot
     (2, 0.0, 64, {}, (2, 1)),  # nobody says how large they are
     (2, 139.0, 32, {"cases-per-device": 3}, (6, 3)),
     (2, 139.0, 32, {"devices-train": "cuda:0,cuda:1"}, (8, 8)),  # both for every case
-    (2, 139.0, 32, {"longcycle-profile": "smoke"}, (16, 1)),
-    (0, 0.0, 2, {}, (0, 1)),
+    (2, 139.0, 32, {"longcycle-profile": "smoke"}, (8, 1)),
+    (0, 0.0, 1, {}, (0, 1)),
+    (0, 0.0, 2, {}, (2, 1)),
     (0, 0.0, 16, {}, (8, 1)),
 ])
 def test_automatic_numbers_fit_the_machine(monkeypatch, gpus, memory, cores, given, expected):

@@ -35,7 +35,7 @@ def test_every_agent_has_a_tuned_variant_that_keeps_method_and_networks(path):
     shipped = parse_agent_config(load_yaml(path), str(path))
     tuned = parse_agent_config(load_layered(path.with_name(f"{path.stem}_tuned.yaml")))
     assert tuned.agent_name == shipped.agent_name
-    std, kl_target = (0.05, 0.07) if path.stem in ("add_smpl_agent", "amp_smpl_agent") else (0.1, 0.03)
+    std, kl_target = (0.05, 0.07) if "_smpl_" in path.stem else (0.1, 0.03)
     assert tuned.model == shipped.model.model_copy(update={"action_std": std})
     assert tuned.actor_optimizer.type == "Adam" and tuned.kl_target == kl_target and shipped.kl_target == 0.0
     assert getattr(tuned, "task_reward_weight", None) == getattr(shipped, "task_reward_weight", None)
