@@ -28,6 +28,7 @@ from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
 from tests.acceptance.judge import sample
+from tests.acceptance.ledger import read_events
 from tests.acceptance.roots import ENVIRONMENTS
 from tests.acceptance.tables import read_tsv
 from tools.command import explains_mistakes
@@ -200,7 +201,7 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
     environments = read_environments(root, results)
     for name in ("best_by_case.tsv", "case_manifest.tsv"):
         if (root / name).is_file():
-            write_text(out / name, "\n".join(without_machine((root / name).read_text(encoding="utf-8").split("\n"))))
+            write_text(out / name, recorded_text(root / name))
     write_json(out / "environments.json", environments)
     strips, figures = set(), {}
     for result in results:
@@ -235,14 +236,12 @@ def write_records(root: Path, path: Path) -> None:
 
 
 def recorded_text(file: Path) -> str:
-    """A text file's content :func:`without_machine`."""
-    text = file.read_text(encoding="utf-8")
+    """A text file's content :func:`without_machine`; what a power cut left half written is passed over."""
     if file.suffix == ".json":
-        return json.dumps(without_machine(json.loads(text)), indent=1)
-    lines = text.split("\n")
+        return json.dumps(without_machine(read_json(file)), indent=1)
     if file.suffix == ".jsonl":
-        return "\n".join(json.dumps(without_machine(json.loads(line))) if line else "" for line in lines)
-    return "\n".join(without_machine(lines))
+        return "".join(json.dumps(event) + "\n" for event in without_machine(read_events(file)))
+    return "\n".join(without_machine(file.read_text(encoding="utf-8").split("\n")))
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
