@@ -16,7 +16,7 @@ training uses). Reported per combination, all of one run:
 * ``memory_gib``: the card's used memory at the end; ``startup_s``: process begin to the end of the first iteration,
   ``startup_split_s`` where it goes: ``launch`` until this file runs (Python, torchrun), ``imports``, ``processes``
   (device and process group), ``world`` (characters, solver, kernels, graph of the physics), ``agent``, ``iteration``;
-  it is 4 to 7 s longer where Python may not keep its bytecode (``keeps_bytecode``).
+  it is 4 to 7 s longer where packages were installed without bytecode and Python may not keep it (``keeps_bytecode``).
 
 Results are appended as JSON lines (with versions, GPU, date) to ``--out``.
 """
