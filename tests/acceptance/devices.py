@@ -9,10 +9,14 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
+
+GATHERING = 0.3  # s, in which cases that begin together have all asked for a device
+LONGEST_TURN = 2.0  # s, after which nobody waits any longer for a dearer one
 
 
 @functools.cache
@@ -102,6 +106,8 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
           waiting: Callable[[], None] = lambda: None, cost: float = 1.0) -> Iterator[list[str]]:
     """Hold ``count`` devices of ``pool``, all or none at a time, the least busy first; CPU entries need no lock.
 
+    Of several that share devices and ask at the same time the dearest chooses first.
+
     Args:
         pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
         slots: leases of one device at once. With 1 it is held alone, whatever other sessions allow.
@@ -116,19 +122,52 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
         return
     if count > len(set(pool)):
         raise ValueError(f"a lease of {count} devices from a pool of {len(set(pool))} ({', '.join(pool)}) never comes")
-    while True:
-        with ExitStack() as held:
-            with file_lock(lock_dir / "choosing.lock"):  # one chooses at a time: each sees what those before it took
-                taken = []
-                for device in sorted(dict.fromkeys(pool), key=lambda device: _busy(device, lock_dir)):
-                    if len(taken) < count and any(_take(device, slot, slots, lock_dir, held, cost)
-                                                  for slot in range(slots)):
-                        taken.append(device)
-            if len(taken) == count:
-                yield sorted(taken, key=pool.index)
-                return
-        waiting()
-        time.sleep(1.0)
+    with ExitStack() as held:
+        with _turn(cost, lock_dir) if slots > 1 else nullcontext():
+            taken = _take_free(pool, count, slots, lock_dir, held, cost)
+        while len(taken) < count:
+            waiting()
+            time.sleep(1.0)
+            taken = _take_free(pool, count, slots, lock_dir, held, cost)
+        yield sorted(taken, key=pool.index)
+
+
+@contextmanager
+def _turn(cost: float, lock_dir: Path) -> Iterator[None]:
+    """Of those that come at the same time the dearest enters first: only then costs fill devices evenly."""
+    asking = lock_dir / "asking"
+    asking.mkdir(parents=True, exist_ok=True)
+    mine = asking / f"{cost}_{uuid.uuid4().hex}"
+    mine.touch()
+    try:
+        time.sleep(GATHERING)
+        while any(other > cost for other in _asked_costs(asking)):
+            time.sleep(0.02)
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _asked_costs(asking: Path) -> Iterator[float]:
+    """Costs of those that asked a moment ago; who asked longer ago has had its turn, or died."""
+    for path in asking.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < LONGEST_TURN:
+                yield float(path.name.split("_")[0])
+            else:
+                path.unlink()
+
+
+def _take_free(pool: Sequence[str], count: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> list[str]:
+    """Lock ``count`` devices, the least busy first, and have ``held`` release them; fewer than that: none is locked."""
+    taken = []
+    with file_lock(lock_dir / "choosing.lock"):  # one chooses at a time: each sees what those before it took
+        for device in sorted(dict.fromkeys(pool), key=lambda device: _busy(device, lock_dir)):
+            if len(taken) < count and any(_take(device, slot, slots, lock_dir, held, cost) for slot in range(slots)):
+                taken.append(device)
+        if len(taken) < count:
+            held.close()
+    return taken
 
 
 def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> bool:

@@ -1,8 +1,11 @@
 """Several cases on one GPU: leases of its slots, and the service that runs kernels side by side."""
 
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,6 +44,39 @@ def test_devices_are_filled_by_what_cases_cost(tmp_path):
             held.enter_context(devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 4, give_up))
     with devices.lease(["cuda:1", "cuda:0"], 1, tmp_path, 4, give_up) as first:
         assert first == ["cuda:1"], "what was written for leases that ended does not count"
+
+
+def test_of_cases_that_begin_together_the_dearest_choose_first(tmp_path):
+    """Two sessions' workers ask within milliseconds of each other, in any order; devices end up equally busy."""
+    costs = [1.0, 0.7, 1.0, 1.0, 3.0, 1.3, 1.0, 3.0, 1.0, 3.0, 1.0]
+    all_leased, results = threading.Barrier(len(costs)), queue.SimpleQueue()
+
+    def begin(cost):
+        with devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 8, give_up, cost) as leased:
+            results.put((leased[0], cost))
+            all_leased.wait(30)
+
+    threads = [threading.Thread(target=begin, args=(cost,)) for cost in costs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shares = dict.fromkeys(("cuda:0", "cuda:1"), 0.0)
+    for _ in costs:
+        device, cost = results.get(timeout=0)
+        shares[device] += cost
+    assert max(shares.values()) == pytest.approx(8.7), shares  # of 17
+    assert not list((tmp_path / "asking").iterdir())
+
+
+def test_nobody_waits_for_the_turn_of_one_that_died(tmp_path):
+    (tmp_path / "asking").mkdir()
+    left = tmp_path / "asking" / "9.0_died"
+    left.touch()
+    started = time.monotonic()
+    with devices.lease(["cuda:0"], 1, tmp_path, 2, give_up):
+        assert time.monotonic() - started < devices.LONGEST_TURN + 1.0
+    assert not left.exists()
 
 
 def test_who_wants_a_device_alone_gets_it_alone(tmp_path):
