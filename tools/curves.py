@@ -76,7 +76,12 @@ def read_curves(path: Path, label: str = "") -> Curves:
 
 
 def joined(parts: Sequence[Curves], label: str) -> Curves:
-    """Runs that continue each other as one; only columns that all have."""
+    """Runs that continue each other as one; only columns that all have.
+
+    A run without ``Test_Samples`` paused for its evaluations, which are of the policy as it was in their rows.
+    """
+    if any("Test_Samples" in part.columns for part in parts):
+        parts = [Curves(part.label, {"Test_Samples": part.column("Samples"), **part.columns}) for part in parts]
     names = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
     return Curves(label, {name: np.concatenate([part.columns[name] for part in parts]) for name in names})
 

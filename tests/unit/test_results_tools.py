@@ -60,6 +60,18 @@ def test_parts_of_a_run(tmp_path):
     assert {name: values.tolist() for name, values in whole.columns.items()} == {"Samples": [1, 2], "Y": [3, 5]}
 
 
+def test_evaluations_beside_training_stand_where_their_policy_was(tmp_path):
+    """Also after a trial that paused for its evaluations, whose log does not say what they are of."""
+    for name, text in (("a", "Samples Test_Return Test_Episodes\n10 1 4\n20 2 4\n"),
+                       ("b", "Samples Test_Return Test_Episodes Test_Samples\n"
+                             "30 2 4 20\n40 3 4 30\n50 3 4 30\n60 5 4 50\n")):
+        (tmp_path / name).write_text(text)
+    parts = [read_curves(tmp_path / name) for name in "ab"]
+    samples, values = joined(parts, "both").line("Samples", "Test_Return")
+    assert samples.tolist() == [10, 20, 30, 50] and values.tolist() == [1, 2, 3, 5]
+    assert "Test_Samples" not in joined(parts[:1], "one").columns
+
+
 def test_smoothing():
     assert smooth(np.array([1.0, 3.0, 8.0]), 2).tolist() == [1.0, 2.0, 5.5]
     assert smooth(np.array([1.0, 3.0, 8.0]), 1).tolist() == [1.0, 3.0, 8.0]
