@@ -1,11 +1,11 @@
 """Several cases on one GPU: leases of its slots, and the service that runs kernels side by side."""
 
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -47,25 +47,20 @@ def test_devices_are_filled_by_what_cases_cost(tmp_path):
 
 
 def test_of_cases_that_begin_together_the_dearest_choose_first(tmp_path):
-    """Two sessions' workers ask within milliseconds of each other, in any order; devices end up equally busy."""
+    """A session's workers ask within milliseconds of each other, in any order; devices end up equally busy."""
     costs = [1.0, 0.7, 1.0, 1.0, 3.0, 1.3, 1.0, 3.0, 1.0, 3.0, 1.0]
-    all_leased, results = threading.Barrier(len(costs)), queue.SimpleQueue()
+    all_leased = threading.Barrier(len(costs))
 
     def begin(cost):
         with devices.lease(["cuda:0", "cuda:1"], 1, tmp_path, 8, give_up, cost) as leased:
-            results.put((leased[0], cost))
             all_leased.wait(30)
+        return leased[0]
 
-    threads = [threading.Thread(target=begin, args=(cost,)) for cost in costs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    shares = dict.fromkeys(("cuda:0", "cuda:1"), 0.0)
-    for _ in costs:
-        device, cost = results.get(timeout=0)
-        shares[device] += cost
-    assert max(shares.values()) == pytest.approx(8.7), shares  # of 17
+    with ThreadPoolExecutor(len(costs)) as workers:
+        taken = list(workers.map(begin, costs))
+    shares = [sum(cost for cost, device in zip(costs, taken, strict=True) if device == name)
+              for name in ("cuda:0", "cuda:1")]
+    assert sum(shares) == pytest.approx(17.0) and max(shares) == pytest.approx(8.7), shares
     assert not list((tmp_path / "asking").iterdir())
 
 
