@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,17 +14,18 @@ from types import SimpleNamespace
 import pytest
 
 from mimickit import run
+from mimickit.learning.evaluate import TestResult
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest
 from mimickit.util.distributed import Distributed
-from mimickit.util.failures import UserError
-from mimickit.util.files import read_json, write_json
+from mimickit.util.failures import NonFiniteError, UserError
+from mimickit.util.files import FullDiskError, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGS_FILE = "args/deepmimic_humanoid_ppo_args.txt"
-CASE = ["--arg_file", ARGS_FILE, "--engine_config", "data/engines/newton_engine.yaml", "--devices", "cpu", "--num_envs", "2",
-        "--visualize", "false"]
+CASE = ["--arg_file", ARGS_FILE, "--engine_config", "data/engines/newton_engine.yaml", "--devices", "cpu",
+        "--num_envs", "2", "--visualize", "false"]
 TODAY = time.strftime("%Y-%m-%d")
 
 
@@ -224,7 +226,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, code):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert run_folder.lock(tmp_path) is None
-    assert f"{tmp_path} cannot be locked ({os.strerror(code)}): nothing keeps a second run out" in capsys.readouterr().err
+    assert f"{tmp_path} cannot be locked ({os.strerror(code)}): nothing keeps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("rank", "left"), [(0, ["rank_1.json"]), (1, ["rank_0.json", "rank_2.json"])])
@@ -245,3 +247,34 @@ def test_a_mistake_is_noted_where_nothing_else_is(program, tmp_path):
     assert program("--out_dir", str(tmp_path / "new"), "--mode", "trian")[0] == 2
     assert "allowed are train, test" in read_json(tmp_path / "new/failures/rank_0.json")["message"]
     assert json.loads((tmp_path / "new" / run_folder.LOCK).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (NonFiniteError("iteration 3: loss not finite. Try smaller learning rates"), "error (nan): iteration 3: loss not"),
+    (FullDiskError(errno.ENOSPC, "No space left on device: 9.0 MiB are needed, 0.1 MiB are free", "out/model.pt"),
+     "9.0 MiB are needed, 0.1 MiB are free: 'out/model.pt'"),
+])
+def test_what_needs_no_traceback(program, tmp_path, monkeypatch, error, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run, "run_stage", fail)
+    code, text, _ = program("--out_dir", str(tmp_path / "out"))
+    assert code == 1 and said in text and "Traceback" not in text
+    assert "Traceback" in read_json(tmp_path / "out/failures/rank_0.json")["traceback"]
+
+
+@pytest.mark.parametrize(("flags", "episodes", "ok"), [
+    (["--test_episodes", "4"], 0, False), ([], 0, False), (["--test_episodes", "4"], 2, False), ([], 2, True)])
+def test_a_test_that_a_signal_ended(program, tmp_path, monkeypatch, flags, episodes, ok):
+    """It is a result only where nobody said how many episodes there should be, and there is one at least."""
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return TestResult(0.0, 0.0, episodes, {}, {}, 0, 0, 0, complete=False)
+
+    monkeypatch.setattr("mimickit.learning.evaluate.run_test", interrupted)
+    env = SimpleNamespace(num_envs=2)
+    monkeypatch.setattr(run, "run_stage", lambda request, dist: run.test_stage(request, env, None, dist))
+    code, _, _ = program("--mode", "test", "--out_dir", str(tmp_path / "out"), *flags)
+    result = read_json(tmp_path / "out/result.json")
+    assert (code, result["ok"], result["complete"]) == (143, ok, False)
