@@ -87,7 +87,7 @@ def check_resume(request: Request, path: Path) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else len(request.devices)
     for flag, here in (("num_envs", request.num_envs), ("world_size", world_size)):
         if manifest.get(flag) != here:
-            what = "--num_envs" if flag == "num_envs" else "processes (--devices)"
+            what = "worlds (--num_envs)" if flag == "num_envs" else "processes (--devices)"
             raise UserError(
                 f"--resume {path} was trained with {manifest.get(flag)} {what}, this command asks for {here}: an exact "
                 "continuation needs the same number. Use --model_file with its model.pt for a warm start")

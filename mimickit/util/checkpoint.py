@@ -19,6 +19,7 @@ import json
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -356,7 +357,8 @@ def _size(tree: Any) -> int:
 def _load(path: Path, what: str = "checkpoint file") -> Any:
     """Read a file of tensors and plain values; code in it is not run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's own about files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile file may raise nearly anything; nothing of it has an effect
