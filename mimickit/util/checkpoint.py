@@ -225,7 +225,7 @@ def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
     if found is None:
         raise AssetMissingError(
             f"no complete checkpoint at {path}: give a run folder (with checkpoints/) or one folder below "
-            "checkpoints/; a training that has written none begins again without --resume"
+            "checkpoints/; a training that has written none begins again with --overwrite instead of --resume"
         )
     return found
 
