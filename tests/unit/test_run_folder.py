@@ -278,3 +278,22 @@ def test_a_test_that_a_signal_ended(program, tmp_path, monkeypatch, flags, episo
     code, _, _ = program("--mode", "test", "--out_dir", str(tmp_path / "out"), *flags)
     result = read_json(tmp_path / "out/result.json")
     assert (code, result["ok"], result["complete"]) == (143, ok, False)
+
+
+def test_processes_of_a_torchrun_work_in_the_folder_that_the_first_one_made(program, tmp_path, monkeypatch):
+    """The others only know afterwards where that is, and say there why they failed."""
+    made = tmp_path / f"case/{TODAY}-7"
+    made.mkdir(parents=True)
+
+    def fail(request, dist):
+        assert (request.out_dir, request.result_file) == (made, made / "result.json")
+        raise RuntimeError("of rank 1")
+
+    (tmp_path / "case_args.txt").write_text((ROOT / ARGS_FILE).read_text())
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(run, "join", lambda request: SimpleNamespace(broadcast_object=lambda path: made))
+    monkeypatch.setattr(run, "run_stage", fail)
+    code, said, _ = program("--arg_file", str(tmp_path / "case_args.txt"))
+    assert code == 1 and "of rank 1" in said and not (ROOT / "output/case").exists()
+    assert [path.name for path in made.rglob("*.json")] == ["rank_1.json"]
