@@ -20,8 +20,8 @@ def check_request(request: Request) -> None:
     """Raise UserError for what would fail, or train nothing, once everything is built."""
     args = request.args
     if request.mode == "test":
-        for flag in ("resume", "overwrite"):
-            if flag in args and args.text(flag) != "false":
+        for flag, given in (("resume", "resume" in args), ("overwrite", args.boolean("overwrite", False))):
+            if given:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
     check_logger(args.text("logger", "txt"))

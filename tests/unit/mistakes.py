@@ -77,6 +77,7 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--resume {tmp}/run --num_envs 8 CASE", "was trained with 16 worlds (--num_envs), this command asks for 8"),
     ("--resume {tmp}/run --num_envs 16 --devices cpu cpu CASE", "was trained with 1 processes (--devices)"),
     ("--resume {tmp}/run --mode test CASE", "--resume (command line) is for --mode train"),
+    ("--overwrite --mode test CASE", "--overwrite (command line) is for --mode train"),
     (f"--resume --arg_file {ARGS}", "without a path continues the run in --out_dir, which is not given"),
     ("--out_dir {tmp}/run CASE", "holds a training already: continue it with --resume"),
     ("--out_dir {tmp}/run --overwrite --resume CASE", "--overwrite would remove what --resume"),
