@@ -11,8 +11,9 @@ from mimickit.util import run_folder
 from mimickit.util.args import Args
 
 ROOT = Path(__file__).resolve().parents[2]
-GIVEN = shlex.split("--overwrite --max-samples=1e6 --set env.episode_length=0.5 --devices cpu --num_envs 4 "
-                    "--rand_seed 3 --arg_file args/deepmimic_humanoid_ppo_args.txt --engine_config data/engines/newton_engine.yaml")
+GIVEN = shlex.split(
+    "--overwrite --max-samples=1e6 --set env.episode_length=0.5 --devices cpu --num_envs 4 --rand_seed 3 --arg_file "
+    "args/deepmimic_humanoid_ppo_args.txt --engine_config data/engines/newton_engine.yaml")
 
 
 @pytest.fixture
