@@ -12,16 +12,17 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mimickit.config import layers, merge, stacked
+from mimickit.request_checks import check_request
 from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.run_folder import OUT_DIR
 
 UNLIMITED = 2**63 - 1
-OUT_DIR = "output/"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
@@ -42,8 +43,10 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "eval_envs": ("N [0]", "train mode: evaluate in so many worlds of every process while the others train; 0: pause"),
     "max_episode_steps": ("N", "tests and evaluations: count an episode as ended after so many control steps"),
     "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
-    "resume": ("PATH", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder"),
-    "out_dir": ("DIR [output/]", "where everything is written"),
+    "resume": ("[PATH]", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder; "
+                         "without PATH from --out_dir"),
+    "overwrite": ("BOOL [false]", "train in a folder that holds a training, after removing it"),
+    "out_dir": ("DIR [output/<case>/<date>-<n>]", "where everything is written"),
     "result_file": ("FILE [<out_dir>/result.json]", "the machine-readable result"),
     "logger": ("txt|tb|wandb [txt]", "log.txt is always written"),
     "save_int_models": ("BOOL [false]", "keep the model of every output iteration"),
@@ -107,6 +110,11 @@ class Request:
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
     agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
 
+    def moved(self, out_dir: Path) -> Request:
+        """The same in another run folder."""
+        args = self.args.with_value("out_dir", str(out_dir))
+        return replace(self, args=args, out_dir=out_dir, result_file=result_file(args, out_dir))
+
     def configuration(self) -> dict[str, Any]:
         """The effective configuration, defaults and --set included: ``engine``, ``env`` and ``agent``."""
         parts = {"engine": self.engine, "env": self.env, "agent": self.agent}
@@ -125,7 +133,7 @@ def read_request(args: Args) -> Request:
 
     mode = args.text("mode", "train", choices=("train", "test"))
     args.text("logger", "txt", choices=("txt", "tb", "wandb"))
-    for flag in ("visualize", "video", "save_int_models"):
+    for flag in ("visualize", "video", "save_int_models", "overwrite"):
         args.boolean(flag, False)
     for flag in WHOLE_NUMBERS:
         whole_number(args, flag)
@@ -166,13 +174,21 @@ def read_request(args: Args) -> Request:
         check_files(env)
 
     out_dir = Path(args.text("out_dir", OUT_DIR))
-    return Request(
+    request = Request(
         args=args, mode=mode, devices=read_devices(args), out_dir=out_dir,
-        result_file=Path(args.text("result_file", str(out_dir / "result.json"))),
+        result_file=result_file(args, out_dir),
         num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
         agent_file=agent_file if len(agent_files) > 1 else None,
     )
+    with naming_overrides(assignments, "agent"):
+        check_request(request)
+    return request
+
+
+def result_file(args: Args, out_dir: Path) -> Path:
+    """Where the result goes."""
+    return Path(args.text("result_file", str(out_dir / "result.json")))
 
 
 def whole_number(args: Args, flag: str, default: int | None = None) -> int | None:

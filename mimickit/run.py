@@ -25,10 +25,10 @@ PROCESS_START = time.time()
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mimickit.next_steps import after_test, after_training
 from mimickit.request import (
     FLAGS,
     LIST_FLAGS,
-    OUT_DIR,
     UNLIMITED,
     Request,
     check_writable,
@@ -37,16 +37,19 @@ from mimickit.request import (
     read_request,
     whole_number,
 )
+from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.failures import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_USER_ERROR,
+    MimicKitError,
     UserError,
     classify,
+    failure_file,
     write_failure,
 )
-from mimickit.util.files import write_json, write_text
+from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
@@ -56,47 +59,100 @@ SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
 def main(argv: list[str] | None = None) -> int:
     """Run one stage; returns the exit code. See ``--help``."""
     argv = sys.argv[1:] if argv is None else argv
-    out_dir: Path | None = None
+    out_dir: Path | None = None  # once it is ours to write to
+    claim = run_folder.Claim()
+    begun = False
     rank = int(os.environ.get("RANK", 0))
     try:
         if not argv or "--help" in argv or "-h" in argv:
             print(help_text())
             return EXIT_OK
         args = Args.from_argv(argv)
+        args.check(FLAGS, LIST_FLAGS)
         if rank == 0 and STARTED not in os.environ:  # else said already
-            for sentence in args.ignored(FLAGS, LIST_FLAGS):
+            for sentence in args.remarks:
                 warn(sentence)
-        check_writable(args, "out_dir", OUT_DIR)
-        out_dir = Path(args.text("out_dir", OUT_DIR))
-        check_writable(args, "result_file")
-        check_writable(args, "video_file")
-        forget_last_end(args, out_dir)
-        request = read_request(args)
+        args = run_folder.choose(args)
+        for flag in ("out_dir", "result_file", "video_file"):
+            check_writable(args, flag)
+        if rank == 0:
+            look_at_folder(args, claim)
+        out_dir = Path(args.text("out_dir"))
+        request = begin(read_request(args), claim, rank)
+        begun = True
+        out_dir = request.out_dir
         if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
+            claim.release()  # the process of rank 0 takes it
             return launch(argv, request)
-        return run_stage(request)
+        dist = join(request)
+        request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
+        out_dir = request.out_dir
+        return run_stage(request, dist)
     except UserError as error:
-        if out_dir is not None and out_dir.is_dir():
+        # A mistake in a command must not replace what a run said about its end.
+        if out_dir is not None and out_dir.is_dir() and (begun or not failure_file(out_dir, rank).exists()):
             write_failure(out_dir, rank, error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
-        traceback.print_exc()
+        if not tells_all(error):
+            traceback.print_exc()
         if out_dir is not None:
             write_failure(out_dir, rank, error)
         print(f"error ({classify(error)}): {error}", file=sys.stderr)
         return EXIT_FAILED
+    finally:
+        claim.release()
 
 
-def forget_last_end(args: Args, out_dir: Path) -> None:
-    """Remove what an earlier run in this folder said about its end, so that nobody takes it for ours."""
+def look_at_folder(args: Args, claim: run_folder.Claim) -> None:
+    """Take a folder that exists. Raises UserError where another process works in it, or it holds another training."""
+    folder = Path(args.text("out_dir"))
+    if not folder.is_dir():
+        return
+    claim.take(folder)
+    if args.text("mode", "train") == "train":
+        run_folder.check(folder, args.text("resume"), args.boolean("overwrite", False))
+
+
+def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
+    """Everything given is right: make the run folder, or take it over. Returns the request with the folder it got."""
+    if rank == 0:
+        if run_folder.is_own(request.args):
+            request = request.moved(run_folder.make_own(request.out_dir))
+        request.out_dir.mkdir(parents=True, exist_ok=True)
+        look_at_folder(request.args, claim)
+        if request.mode == "train" and request.args.boolean("overwrite", False):
+            run_folder.clear(request.out_dir)
+        if STARTED not in os.environ:  # else said already
+            print(f"run folder: {request.out_dir}", flush=True)
+    forget_last_end(request, rank)
+    return request
+
+
+def forget_last_end(request: Request, rank: int) -> None:
+    """Remove what an earlier run in this folder said about its end, so that nobody takes it for ours.
+
+    Every process removes its own failure, for another one's may be news; the first one also those of processes that
+    this run does not have.
+    """
     if "LOCAL_RANK" in os.environ and STARTED in os.environ:
         return  # started by launch(), which has done it
-    Path(args.text("result_file", str(out_dir / "result.json"))).unlink(missing_ok=True)
-    for file in out_dir.glob("failures/rank_*.json"):
-        file.unlink(missing_ok=True)
+    others = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 0
+    if rank == 0:
+        request.result_file.unlink(missing_ok=True)
+        for file in request.out_dir.glob("failures/rank_*.json"):
+            if (number := file.stem.removeprefix("rank_")).isdigit() and int(number) >= others:
+                file.unlink(missing_ok=True)
+    if rank == 0 or not run_folder.is_own(request.args):
+        failure_file(request.out_dir, rank).unlink(missing_ok=True)
+
+
+def tells_all(error: Exception) -> bool:
+    """Whether an error's message says everything: what happened, and what to do or which file did not fit where."""
+    return isinstance(error, MimicKitError | FullDiskError)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -114,6 +170,7 @@ def launch(argv: list[str], request: Request) -> int:
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
     where = ["--standalone"] if port is None else [*local, str(port)]
     script = str(Path(__file__).resolve())
+    argv = ["--out_dir", str(request.out_dir), *argv]
     if "rand_seed" not in request.args:
         argv = ["--rand_seed", str(request.seed), *argv]
     try:
@@ -129,16 +186,22 @@ def launch(argv: list[str], request: Request) -> int:
     return EXIT_OK
 
 
-def run_stage(request: Request) -> int:
-    """Build everything and train or test, in this process."""
+def join(request: Request) -> Any:
+    """This process among those of the run (a ``Distributed``)."""
     gc.disable()  # importing and building make millions of objects and no garbage: a second saved
-    from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent, load_agent_model
-    from mimickit.util.distributed import Distributed, seed_process
+    from mimickit.util.distributed import Distributed
 
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the watchdog asks for the stacks before it kills
-    dist = Distributed.from_env(request.devices)
+    return Distributed.from_env(request.devices)
+
+
+def run_stage(request: Request, dist: Any) -> int:
+    """Build everything and train or test, in this process."""
+    from mimickit.envs.env_builder import build_env
+    from mimickit.learning.agents import build_agent, load_agent_model
+    from mimickit.util.distributed import seed_process
+
     seed = dist.broadcast_object(request.seed)
     seed_process(seed, dist.rank)
     if dist.device.type == "cpu" and dist.world_size > 1:
@@ -194,8 +257,10 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     for flag, shows in (("video", "records"), ("visualize", "opens a window")):
         if flag in args and args.boolean(flag, False) and dist.is_root:
             print(f"note: --{flag} {shows} in test mode; training goes on without it", flush=True)
+    run = None
     if dist.is_root:
         save_configuration(request, env, dist)
+        run = run_folder.name_run(request.out_dir, run_folder.continued(request.out_dir, args.text("resume")))
     hours, resume = args.number("time_budget_hours", minimum=0.0), args.text("resume")
     result = train(env, agent, dist, TrainOptions(
         out_dir=request.out_dir,
@@ -208,6 +273,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         max_episode_steps=whole_number(args, "max_episode_steps"),
         save_int_models=args.boolean("save_int_models", False),
         resume=None if resume is None else Path(resume),
+        run=run or "",
         logger=args.text("logger", "txt"),
         log_measures=env.log_diagnostics,
         configuration=request.configuration(),
@@ -217,14 +283,15 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if dist.is_root:
         write_result(request, {**result.to_dict(), "devices": list(request.devices)})
         print(f"{result.outcome}: {result.samples:,} samples, {result.iterations} iterations, "
-              f"{result.samples_per_s:,.0f} samples/s, {result.wall_s:.1f} s", flush=True)
+              f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s", flush=True)
+        print("\n".join(after_training(request, result.outcome)), flush=True)
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
     from mimickit.envs.filming import Window
-    from mimickit.learning.evaluate import run_test
+    from mimickit.learning.evaluate import MAX_EPISODE_STEPS, run_test
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 
@@ -251,12 +318,13 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             env, agent, dist, whole_number(args, "test_episodes", UNLIMITED),
             whole_number(args, "statistics_episodes"), on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
-            max_episode_steps=whole_number(args, "max_episode_steps"),
+            max_episode_steps=whole_number(args, "max_episode_steps") or (None if endless else MAX_EPISODE_STEPS),
         )
     progress.enter("done")
     video = recorder.close() if recorder is not None else None
     if dist.is_root:
         write_result(request, {
+            "ok": signals.received is None or (endless and result.test_episodes > 0),
             **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.time() - started_at(),
         })
@@ -264,6 +332,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
               f"Episodes: {result.test_episodes}", flush=True)
         for name, value in result.measures.items():
             print(f"{name}: {value:.6g}{interval_text(result.statistics.get(name))}")
+        print("\n".join(after_test(request, video)), flush=True)
     return EXIT_OK if signals.received is None else 128 + signals.received
 
 

@@ -281,6 +281,13 @@ def require_info(env: VecEnv, *names: str) -> list[Tensor]:
 # --- the part ---------------------------------------------------------------------------------------------------------
 
 
+def check_ring(config: AdversarialConfig, num_envs: int, batch: int) -> None:
+    """Raises UserError where a minibatch of ``batch`` samples is larger than the replay ring."""
+    if batch > config.disc_buffer_size:
+        raise UserError(f"disc_batch_size = {config.disc_batch_size} times num_envs = {num_envs} gives minibatches of "
+                        f"{batch} samples, more than disc_buffer_size = {config.disc_buffer_size} holds")
+
+
 class Discriminator:
     """Rewards what the discriminator takes for good, and trains it; implements ``RewardSource``.
 
@@ -295,9 +302,7 @@ class Discriminator:
         device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
         check_batch_sizes(config, "disc")
         batch, updates = minibatch_plan(steps, num_envs, config.disc_batch_size, config.disc_epochs)
-        if batch > config.disc_buffer_size:
-            raise UserError(f"disc_batch_size = {config.disc_batch_size} times num_envs = {num_envs} gives minibatches "
-                            f"of {batch} samples, more than disc_buffer_size = {config.disc_buffer_size} holds")
+        check_ring(config, num_envs, batch)
         self.evidence = evidence
         self._config = config
         self._dist = dist

@@ -15,6 +15,7 @@ from mimickit.learning.stats import Stat, reduce_stats, summarize
 from mimickit.learning.tracker import EpisodeRecord
 from mimickit.util.distributed import Distributed
 
+MAX_EPISODE_STEPS = 10_000  # control steps; an episode that goes on longer counts as ended, if not told otherwise
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
 OWN_NAMES = ("return", "length", "survival")  # of a record, beside the environment's measures
 

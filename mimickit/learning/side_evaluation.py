@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,8 +13,16 @@ from mimickit.learning.agent import Agent
 from mimickit.learning.evaluate import Evaluation
 from mimickit.learning.stats import Stat, reduce_stats
 from mimickit.learning.tracker import EpisodeRecord
+from mimickit.util.checkpoint import fill_tensors, snapshot
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
+
+
+def check_eval_envs(count: int, num_envs: int) -> None:
+    """Raises UserError where evaluation beside training would leave no environment to train in."""
+    if count >= num_envs:
+        raise UserError(f"--eval_envs {count} leaves none of the {num_envs} environments of a process to train in: "
+                        f"give less, or 0 to pause training for evaluations")
 
 
 class SideEvaluation:
@@ -25,17 +36,17 @@ class SideEvaluation:
     """
 
     def __init__(self, env: VecEnv, agent: Agent, count: int, max_length: int | None = None) -> None:
-        if count >= env.num_envs:
-            raise UserError(f"--eval_envs {count} leaves none of the {env.num_envs} environments of a process to train "
-                            f"in: give less, or 0 to pause training for evaluations")
+        check_eval_envs(count, env.num_envs)
         self._env, self._agent, self._count = env, agent, count
         self._record = EpisodeRecord(count, env.device, per_env=1, max_length=max_length)
-        self.samples = 0  # that the frozen policy had learned from
+        self.samples, self.iteration = 0, 0  # that the frozen policy had learned from, and at the end of which it was
+        self.model: dict[str, Tensor] = {}  # the model as it was then: the frozen policy and all that belongs to it
 
-    def begin(self, samples: int) -> None:
+    def begin(self, samples: int, iteration: int) -> None:
         """Freeze the policy and start anew; its environments must just have been reset."""
-        self.samples = samples
+        self.samples, self.iteration = samples, iteration
         self._agent.freeze(self._count)
+        self.model = snapshot(self._agent.model_tensors())
         self._record.clear()
 
     def update(self) -> None:
@@ -56,6 +67,14 @@ class SideEvaluation:
         """What every process has its own of, live."""
         return self._record.state_tensors()
 
-    def shared_state(self) -> dict[str, Tensor]:
-        """The frozen policy, equal on all processes, live."""
-        return self._agent.frozen_tensors()
+    def shared_state(self) -> dict[str, Any]:
+        """What is equal on all processes: the frozen policy, live, and the model that it belongs to."""
+        return {"samples": self.samples, "iteration": self.iteration, "frozen": self._agent.frozen_tensors(),
+                "model": self.model}
+
+    def load_shared(self, state: Mapping[str, Any], where: str) -> None:
+        """Continue from :meth:`shared_state`, read from ``where``. Raises UserError when it does not fit."""
+        self.begin(state["samples"], state.get("iteration", 0))
+        fill_tensors(self._agent.frozen_tensors(), state["frozen"], where)
+        known = state.get("model", {**self.model, **state["frozen"]})  # older checkpoints hold the frozen policy alone
+        fill_tensors(self.model, known, where)

@@ -19,7 +19,7 @@ import torch
 from mimickit.config import differences
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
-from mimickit.learning.evaluate import Evaluation, evaluate, read_health
+from mimickit.learning.evaluate import MAX_EPISODE_STEPS, Evaluation, evaluate, read_health
 from mimickit.learning.side_evaluation import SideEvaluation
 from mimickit.learning.stats import Stat, reduce_stats
 from mimickit.learning.stopping import StopSignals
@@ -40,6 +40,11 @@ from mimickit.util.logging import Heartbeat, Logger, LoggerKind, Number, Progres
 
 UNLIMITED = 2**63 - 1
 LAST_WRITE = 2.0  # s, for a checkpoint that is being written when training fails
+NOT_FINITE = (
+    "Try smaller learning rates or a smaller model.action_std where losses broke, a larger engine.sim_freq or weaker "
+    "gains where the simulation did, and tools/check_motion.py on the clips. --resume continues from the last "
+    "checkpoint, which is sound"
+)
 Outcome = Literal["completed", "budget", "interrupted"]
 State = tuple[dict[str, Any], dict[str, Any]]  # shared by all processes, own
 
@@ -58,6 +63,7 @@ class TrainOptions:
     max_episode_steps: int | None = None  # evaluations count an episode as ended after so many control steps
     save_int_models: bool = False
     resume: Path | None = None  # run folder or checkpoint folder
+    run: str = ""  # name of the run, kept with its checkpoints
     logger: LoggerKind = "txt"
     log_measures: bool = True  # the environment's diagnostics as log columns
     configuration: Mapping[str, Any] = field(default_factory=dict)  # kept with checkpoints, compared on resume
@@ -73,7 +79,8 @@ class TrainResult:
     samples: int
     iterations: int
     wall_s: float  # of this process
-    samples_per_s: float  # of this process, evaluations and checkpoints included
+    samples_per_s: float  # of the whole training, evaluations and checkpoints included
+    total_wall_s: float  # of the whole training: all processes of it, one after the other
     startup_s: float
     nonfinite: int
     contact_overflow: int
@@ -124,9 +131,10 @@ class _Training:
         self.out_dir = Path(options.out_dir)
         self.tracker = EpisodeTracker(env.num_envs, env.device, skip=options.eval_envs)
         self.side: SideEvaluation | None = None
+        self.max_episode_steps = options.max_episode_steps or MAX_EPISODE_STEPS
         tracked = list(self.tracker.state_tensors().values())
         if options.eval_envs:
-            self.side = SideEvaluation(env, agent, options.eval_envs, options.max_episode_steps)
+            self.side = SideEvaluation(env, agent, options.eval_envs, self.max_episode_steps)
             tracked += self.side.local_state().values()
         self.track = Graphed(self._track, env.device, state=tracked)
 
@@ -203,7 +211,7 @@ class _Training:
         evaluation = evaluate(
             self.env, self.agent, self.dist, self.agent.config.test_episodes,
             should_stop=lambda: bool(self.signals), on_step=self._sign_of_life,
-            max_episode_steps=self.options.max_episode_steps)
+            max_episode_steps=self.max_episode_steps)
         if not evaluation.complete:
             self.outcome = "interrupted"
             self._save_interrupted(before)
@@ -223,7 +231,7 @@ class _Training:
         self._publish(evaluation)
         if due and evaluation is not None:
             self.env.reset(self.options.eval_envs)
-            self.side.begin(self.samples)
+            self.side.begin(self.samples, self.iteration)
         self._end_output(before)
 
     def _end_output(self, before: State | None) -> None:
@@ -300,7 +308,7 @@ class _Training:
         self._check_health({name: round(count) for name, count in _part(report, "health.").items()})
         wrong = [name.split(".")[-1] for name, value in report.items() if not math.isfinite(value)]
         if wrong:
-            raise NonFiniteError(f"iteration {self.iteration}: {', '.join(wrong)} not finite")
+            raise NonFiniteError(f"iteration {self.iteration}: {', '.join(wrong)} not finite. {NOT_FINITE}")
         return report
 
     def _check_health(self, counts: Mapping[str, int]) -> None:
@@ -311,7 +319,7 @@ class _Training:
         if self.health["nonfinite"]:
             raise NonFiniteError(
                 f"iteration {self.iteration}: {self.health['nonfinite']} environment step(s) with a NaN or infinity in "
-                f"observation or reward"
+                f"observation or reward. {NOT_FINITE}"
             )
 
     # --- logging
@@ -362,12 +370,12 @@ class _Training:
         if options.resume is None:
             self.env.reset()
             if self.side is not None:
-                self.side.begin(0)
+                self.side.begin(0, 0)
         else:
             self._resume(options.resume)
-        self.samples_before = self.samples
         first_row = self.iteration if options.resume is not None else None
-        self.logger = Logger(self.out_dir, options.logger, first_row, options.agent_config, self.dist.is_root)
+        self.logger = Logger(
+            self.out_dir, options.logger, first_row, options.agent_config, self.dist.is_root, options.run)
         self.progress = Progress(self.out_dir, options.max_samples, self.dist.is_root)
         self.progress.advance(self.iteration, self.samples)
         self.progress.enter("compiling")
@@ -392,7 +400,7 @@ class _Training:
             "health": self.health,
             **self._evaluated(),
             "last_output": self.last_output,
-            "side": {"samples": self.side.samples, "frozen": self.side.shared_state()} if self.side else None,
+            "side": self.side.shared_state() if self.side else None,
         }
         local = {
             "env": self.env.state_dict(),
@@ -431,12 +439,14 @@ class _Training:
         self.evaluation = Evaluation(**shared["evaluation"]) if shared["evaluation"] else None
         self.checkpoint = found.path
         if self.side is not None and shared["side"] is not None:
-            self.side.begin(shared["side"]["samples"])
-            fill_tensors(self.side.shared_state(), shared["side"]["frozen"], str(found.path))
+            self.side.load_shared(shared["side"], str(found.path))
             fill_tensors(self.side.local_state(), local["side"], str(found.path))
         elif self.side is not None:  # its evaluations paused training
             self.env.reset(self.options.eval_envs)
-            self.side.begin(self.samples)
+            self.side.begin(self.samples, max(self.iteration - 1, 0))
+        if self.dist.is_root:
+            print(f"resuming {found.path}: {self.samples:,} samples learned from, next is iteration {self.iteration}",
+                  flush=True)
         torch.set_rng_state(local["random_cpu"])
         if self.dist.device.type == "cuda":
             torch.cuda.set_rng_state(local["random_cuda"], self.dist.device)
@@ -453,7 +463,7 @@ class _Training:
         shared, local = state
         manifest = {
             "samples": self.samples, "num_envs": self.env.num_envs, "time": time.time(),
-            "configuration": self.options.configuration,
+            "configuration": self.options.configuration, "run": self.options.run,
         }
         self.checkpoint = self.writer.save(shared["iteration"], shared, local, manifest)
 
@@ -466,9 +476,9 @@ class _Training:
             save_model(self.out_dir / "int_models" / f"model_{self.iteration:010d}.pt", tensors)
         if improved and self.evaluation is not None:
             best = self.out_dir / "checkpoints" / "best"
-            save_model(best / "model.pt", {**tensors, **self.agent.frozen_tensors()})
-            entries = {"iteration": self.iteration, **asdict(self.evaluation)}
-            write_json(best / "evaluation.json", entries)
+            save_model(best / "model.pt", self.side.model if self.side is not None else tensors)
+            iteration = self.side.iteration if self.side is not None else self.iteration
+            write_json(best / "evaluation.json", {"iteration": iteration, **asdict(self.evaluation)})
 
     def _model_file(self) -> Path:
         return self.out_dir / "model.pt"
@@ -485,7 +495,8 @@ class _Training:
             samples=self.samples,
             iterations=self.iteration,
             wall_s=wall,
-            samples_per_s=(self.samples - self.samples_before) / max(wall, 1e-9),
+            samples_per_s=self.samples / max(self._wall_s(), 1e-9),
+            total_wall_s=self._wall_s(),
             startup_s=self.startup_s,
             nonfinite=self.health["nonfinite"],
             contact_overflow=self.health["contact_overflow"],

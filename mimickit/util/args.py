@@ -1,16 +1,16 @@
 """Command line and args files: ``--flag value value ...``; the first occurrence of a flag wins.
 
-The command line is read before the file that its ``--arg_file`` names, so it overrides the file; within one source the
-first mention wins. A token that begins with ``#`` ends its line's values in a file and is dropped on a command line.
-Words that belong to no flag, unknown flags and a second value where one is read are ignored, but not in silence:
-:meth:`Args.ignored` names them.
+``--flag=value`` says the same, and a flag may have ``-`` for ``_``. The command line is read before the file that its
+``--arg_file`` names, so it overrides the file; within one source the first mention wins. A token that begins with ``#``
+ends its line's values in a file and is dropped on a command line. Words that belong to no flag, unknown flags and a
+second value where one is read are mistakes: :meth:`Args.check` names them.
 No heavy imports: the acceptance suite reads args files with this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mimickit.util.failures import AssetMissingError, UserError
@@ -26,11 +26,13 @@ class Args:
 
     Attributes:
         source: where each flag came from.
+        stray: words that belong to no flag, by where they stand.
         remarks: what was dropped while reading, a sentence each.
     """
 
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
+    stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @classmethod
@@ -42,14 +44,20 @@ class Args:
             UserError: ``--arg_file`` without a value, or an args file that is not text.
         """
         command, stray = parse_tokens(argv)
-        args = cls(command, dict.fromkeys(command, "command line"), _remarks(stray, "command line"))
+        args = cls(command, dict.fromkeys(command, "command line"), {"command line": tuple(stray)})
         if (path := args.text("arg_file")) is None:
             return args
         given, stray = parse_tokens(read_arg_file(path))
-        remarks = (*args.remarks, *_remarks(stray, path))
+        remarks: tuple[str, ...] = ()
         if (inside := given.pop("arg_file", None)) is not None:
-            remarks += (f"--arg_file {' '.join(inside)} ({path}) is ignored: an args file cannot name another",)
-        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source}, remarks)
+            remarks = (f"--arg_file {' '.join(inside)} ({path}) is ignored: an args file cannot name another",)
+        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source},
+                   {**args.stray, path: tuple(stray)}, remarks)
+
+    def with_value(self, flag: str, value: str, source: str | None = None) -> Args:
+        """The same with another value of a flag, given where the flag was, or by ``source``."""
+        return replace(self, values={**self.values, flag: (value,)},
+                       source={**self.source, flag: source or self.source.get(flag, "default")})
 
     def __contains__(self, flag: str) -> bool:
         return flag in self.values
@@ -110,43 +118,54 @@ class Args:
             raise UserError(f"--{flag} {word} ({self.source[flag]}): allowed are true and false")
         return word.lower() in TRUE_WORDS
 
-    def ignored(self, known: Iterable[str], lists: Iterable[str]) -> list[str]:
-        """What has no effect, a sentence each: words without a flag, flags that are not in ``known`` (with the nearest
-        known one), and values after the first of flags that are not in ``lists``."""
+    def check(self, known: Iterable[str], lists: Iterable[str]) -> None:
+        """Make sure that everything given is understood.
+
+        Args:
+            known: all flags there are.
+            lists: those that take several values.
+
+        Raises:
+            UserError: words without a flag, flags that are not known (with the nearest that is), second values; all
+                mistakes in one message.
+        """
         known, lists = list(known), set(lists)
-        found = list(self.remarks)
+        wrong = [_told(words, where, known) for where, words in self.stray.items() if words]
         for flag, values in self.values.items():
             if flag not in known:
-                found.append(f"unknown flag --{flag} ({self.source[flag]}) is ignored"
-                             f"{nearest(flag, known, prefix='--')}; --help lists all flags")
+                wrong.append(f"unknown flag --{flag} ({self.source[flag]}){nearest(flag, known, prefix='--')}")
             elif len(values) > 1 and flag not in lists:
-                found.append(f"--{flag} {' '.join(values)} ({self.source[flag]}): takes one value, only {values[0]} "
-                             "is used")
-        return found
+                wrong.append(f"--{flag} {' '.join(values)} ({self.source[flag]}): takes one value")
+        if wrong:
+            raise UserError("; ".join(wrong) + "; --help lists all flags")
 
 
 def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Flags and their values from tokens, and the words before the first flag. A flag starts with ``--`` and has at
     least three characters; what follows, up to the next flag, are its values; tokens starting with ``#`` are dropped.
+    In ``--flag=value`` the value stands with the flag; ``-`` within a flag's name is read as ``_``.
     """
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
     stray: list[str] = []
     for token in tokens:
         if token.startswith("--") and len(token) >= 3:
-            current = []  # values of a repeated flag are dropped with this list
-            found.setdefault(token[2:], current)
+            name, equals, value = token[2:].partition("=")
+            current = [value] if equals else []  # values of a repeated flag are dropped with this list
+            found.setdefault(name.replace("-", "_"), current)
         elif not token.startswith("#"):
             (stray if current is None else current).append(token)
     return {flag: tuple(values) for flag, values in found.items()}, stray
 
 
-def _remarks(stray: Sequence[str], where: str) -> tuple[str, ...]:
-    if not stray:
-        return ()
-    hint = f" (did you mean --arg_file {stray[0]}?)" if stray[0].endswith(".txt") else ""
-    return (f"'{' '.join(stray)}' ({where}) belongs to no flag and is ignored{hint}; flags begin with --, their values "
-            "follow them",)
+def _told(stray: Sequence[str], where: str, known: Iterable[str]) -> str:
+    """What is wrong with words that belong to no flag."""
+    hint, word = "", stray[0].lstrip("-").partition("=")[0].replace("-", "_")
+    if word.endswith(".txt"):
+        hint = f" (did you mean --arg_file {stray[0]}?)"
+    elif word in known:
+        hint = f" (did you mean '--{word}'?)"
+    return f"'{' '.join(stray)}' ({where}) belongs to no flag{hint}: flags begin with --, their values follow them"
 
 
 def read_arg_file(path: str | Path) -> list[str]:

@@ -19,6 +19,7 @@ import json
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ import torch
 
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.files import atomic_path, fsync, read_json, write_json
+from mimickit.util.files import atomic_path, fsync, naming_full_disk, read_json, write_json
+from mimickit.util.run_folder import identity
 
 KEEP = 2
 WRITE_TIMEOUT = 600.0  # s, for the files of the other processes
@@ -193,12 +195,19 @@ def is_complete(path: Path) -> bool:
 
 
 def find_latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder; truncated and unfinished ones are passed over.
+    """The newest complete checkpoint of a run folder; truncated and unfinished ones are passed over, and those of
+    another run than the folder's.
 
     One that was just being replaced (``.old-*``) serves when there is no other.
     """
-    folder = Path(run_dir) / "checkpoints"
-    return next((path for path in [*_numbered(folder), *folder.glob(".old-*")] if is_complete(path)), None)
+    return next((path for path in own_checkpoints(run_dir) if is_complete(path)), None)
+
+
+def own_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints of the run that a folder names, newest first, complete or not; all where it names none."""
+    folder, run = Path(run_dir) / "checkpoints", identity(Path(run_dir))
+    found = [*_numbered(folder), *folder.glob(".old-*")]
+    return [path for path in found if run is None or read_json(path / "manifest.json").get("run") == run]
 
 
 def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
@@ -215,7 +224,8 @@ def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
     found = dist.broadcast_object(found)
     if found is None:
         raise AssetMissingError(
-            f"no complete checkpoint at {path}: give a run folder (with checkpoints/) or one folder below checkpoints/"
+            f"no complete checkpoint at {path}: give a run folder (with checkpoints/) or one folder below "
+            "checkpoints/; a training that has written none begins again with --overwrite instead of --resume"
         )
     return found
 
@@ -252,13 +262,23 @@ def load_model(path: Path, target: Mapping[str, torch.Tensor]) -> None:
         AssetMissingError: no such file.
         UserError: not a mapping from names to tensors, or other names or shapes; nothing is changed then.
     """
+    fill_tensors(target, read_model(path), str(path))
+
+
+def read_model(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model file by name, on the CPU.
+
+    Raises:
+        AssetMissingError: no such file.
+        UserError: not a mapping from names to tensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise AssetMissingError(f"model file not found: {path}")
     loaded = _load(path, "model file")
     if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} must hold a flat mapping from names to tensors")
-    fill_tensors(target, loaded, str(path))
+    return dict(loaded)
 
 
 def fill_tensors(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor], where: str) -> None:
@@ -267,6 +287,15 @@ def fill_tensors(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.
     Raises:
         UserError: naming what is missing, unexpected or of another shape; nothing is changed then.
     """
+    if problems := misfits(target, source):
+        raise UserError(f"{where} does not fit this agent and environment: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+def misfits(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps ``source`` from being copied into ``target``: names that are missing or unexpected, other shapes."""
     problems = []
     if missing := sorted(set(target) - set(source)):
         problems.append(f"missing {', '.join(missing)}")
@@ -275,11 +304,7 @@ def fill_tensors(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.
     for name in sorted(set(target) & set(source)):
         if tuple(target[name].shape) != tuple(source[name].shape):
             problems.append(f"{name} has shape {tuple(source[name].shape)}, expected {tuple(target[name].shape)}")
-    if problems:
-        raise UserError(f"{where} does not fit this agent and environment: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+    return problems
 
 
 class _Writer:
@@ -308,22 +333,32 @@ def _save(path: Path, data: Any) -> int:
     A failed file is removed: it may be what fills the disk.
     """
     try:
-        with path.open("wb") as file:
-            writer = _Writer(file)
-            torch.save(data, writer)
-            if writer.error is not None:
-                raise writer.error
-        fsync(path)
-        return path.stat().st_size
+        with naming_full_disk(path, lambda: _size(data)):
+            with path.open("wb") as file:
+                writer = _Writer(file)
+                torch.save(data, writer)
+                if writer.error is not None:
+                    raise writer.error
+            fsync(path)
+            return path.stat().st_size
     except BaseException:
         path.unlink(missing_ok=True)
         raise
 
 
+def _size(tree: Any) -> int:
+    """Bytes of the tensors in a nest of mappings and lists."""
+    if isinstance(tree, torch.Tensor):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(_size, parts))
+
+
 def _load(path: Path, what: str = "checkpoint file") -> Any:
     """Read a file of tensors and plain values; code in it is not run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's own about files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile file may raise nearly anything; nothing of it has an effect

@@ -116,12 +116,17 @@ def _classify(error: BaseException) -> FailureClass:
     return "failed"
 
 
+def failure_file(run_dir: Path, rank: int) -> Path:
+    """Where a process says why it failed."""
+    return Path(run_dir) / "failures" / f"rank_{rank}.json"
+
+
 def write_failure(run_dir: Path, rank: int, error: BaseException) -> Path:
     """Write ``failures/rank_<rank>.json`` into ``run_dir``: class, type, message, traceback, time, pid. Atomic.
 
     Where even that cannot be written (a full disk), says so on stderr: the run's first error must not be hidden.
     """
-    path = Path(run_dir) / "failures" / f"rank_{rank}.json"
+    path = failure_file(run_dir, rank)
     try:
         write_json(path, {
             "failure_class": classify(error),

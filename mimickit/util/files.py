@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it over ``path``, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with naming_full_disk(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        fsync(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        fsync(path.parent)
+        with naming_full_disk(path):
+            yield temporary
+            fsync(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            fsync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Let the OSError of a full disk, quota or size limit say what was written, how much it needs and what is free.
+
+    Args:
+        size: bytes that ``path`` needs; 0 where it is small.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or isinstance(error, FullDiskError):
+            raise
+        need = f" {size() / 2**20:.1f} MiB are needed," if size() else ""
+        state = os.statvfs(path.parent)
+        free = state.f_bavail * state.f_frsize / 2**20
+        raise FullDiskError(error.errno, f"{error.strerror}:{need} {free:.1f} MiB are free", str(path)) from error
+
+
+class FullDiskError(OSError):
+    """A full disk, quota or size limit; the message names the file and sizes."""
 
 
 def fsync(path: Path) -> None:

@@ -35,7 +35,8 @@ def format_row(cells: Iterable[str]) -> str:
 
 def read_log(path: Path) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of a ``log.txt``; carriage returns are accepted as row ends, commas as separators."""
-    lines = path.read_text(encoding="utf-8").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     return (rows[0], rows[1:]) if rows else ([], [])
 
@@ -49,8 +50,10 @@ class Logger:
         out_dir: run folder.
         kind: ``txt``, or ``tb`` / ``wandb`` beside it.
         resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations. None truncates.
+            Lines that are no rows are dropped with a warning; a file that is no log at all is kept under another name.
         config: agent configuration, for W&B.
         enabled: False (other ranks) writes nothing.
+        run: name of the run, under which W&B continues it.
 
     Raises:
         UserError: the library for ``kind`` is not installed.
@@ -63,8 +66,10 @@ class Logger:
         resume_iteration: int | None = None,
         config: Mapping[str, Any] | None = None,
         enabled: bool = True,
+        run: str = "",
     ) -> None:
         self._path = Path(out_dir) / "log.txt"
+        self._logged = -1  # samples of the last row that is kept
         self._enabled = enabled
         self._columns: list[str] | None = None
         self._dropped: set[str] = set()
@@ -77,9 +82,9 @@ class Logger:
         else:
             write_text(self._path, "")
         if kind == "tb":
-            self._sink = _TensorBoard(out_dir)
+            self._sink = _TensorBoard(out_dir, None if resume_iteration is None else self._logged + 1)
         elif kind == "wandb":
-            self._sink = _Wandb(out_dir, config)
+            self._sink = _Wandb(out_dir, config, run)
         elif kind != "txt":
             raise UserError(f"--logger must be txt, tb or wandb, got '{kind}'")
 
@@ -109,22 +114,53 @@ class Logger:
 
     def _keep_rows_before(self, iteration: int) -> None:
         columns, rows = read_log(self._path)
-        if "Iteration" not in columns:
+        if "Iteration" not in columns or "Samples" not in columns:
+            if columns:
+                aside = _free_name(self._path)
+                self._path.rename(aside)
+                warn(f"{self._path} is no log of this program (its first line names no Iteration and Samples): it is "
+                     f"now {aside.name}, a new one begins")
             write_text(self._path, "")
             return
-        index = columns.index("Iteration")
-        kept = [r for r in rows if len(r) == len(columns) and int(float(r[index])) < iteration]
+        index, samples = columns.index("Iteration"), columns.index("Samples")
+        whole = [r for r in rows if len(r) == len(columns) and all(map(_is_number, r))
+                 and math.isfinite(float(r[index]) + float(r[samples]))]
+        if len(whole) < len(rows):
+            warn(f"{self._path}: {len(rows) - len(whole)} of {len(rows)} lines are no rows of {len(columns)} numbers "
+                 "(torn, or of another log) and are dropped")
+        kept = [r for r in whole if float(r[index]) < iteration]
+        order = [float(r[index]) for r in kept]
+        if order != sorted(set(order)):
+            warn(f"{self._path} holds rows of more than one run: iterations do not rise from row to row; all are kept")
         self._columns = columns if kept else None
+        self._logged = max((int(float(r[samples])) for r in kept), default=-1)
         write_text(self._path, "".join(format_row(r) for r in [columns, *kept]) if kept else "")
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _free_name(path: Path) -> Path:
+    """``log_1.txt`` beside ``log.txt``, or the next that is not taken."""
+    n = 1
+    while (free := path.with_stem(f"{path.stem}_{n}")).exists():
+        n += 1
+    return free
+
+
 class _TensorBoard:
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, out_dir: Path, first_step: int | None) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise UserError("--logger tb needs the package tensorboardX: pip install tensorboardX") from None
-        self._writer = SummaryWriter(logdir=str(out_dir))
+        # What an earlier process of this run wrote from this step on is not shown.
+        self._writer = SummaryWriter(logdir=str(out_dir), purge_step=first_step)
 
     def write(self, tags: Mapping[str, Number], step: int) -> None:
         for tag, value in tags.items():
@@ -136,12 +172,13 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, out_dir: Path, config: Mapping[str, Any] | None) -> None:
+    def __init__(self, out_dir: Path, config: Mapping[str, Any] | None, run: str) -> None:
         try:
             import wandb
         except ImportError:
             raise UserError("--logger wandb needs the package wandb: pip install wandb") from None
-        self._run = wandb.init(project="mimickit", name="log", dir=str(out_dir), config=dict(config or {}))
+        again = {"id": run, "resume": "allow"} if run else {}
+        self._run = wandb.init(project="mimickit", name="log", dir=str(out_dir), config=dict(config or {}), **again)
 
     def write(self, tags: Mapping[str, Number], step: int) -> None:
         self._run.log(dict(tags), step=step)

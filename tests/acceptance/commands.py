@@ -103,6 +103,8 @@ class Attempt:
             "visualize": ["false"], "video": ["true" if stage == "viz" else "false"], "logger": ["txt"],
             "rand_seed": [str(profile.rand_seed)],
         }
+        if train and flags.get("resume") != common["out_dir"]:  # what an earlier attempt left there is done with
+            common["overwrite"] = ["true"]
         argv = [*settings.runner]
         for flag, values in {**common, **flags, "arg_file": [self.case.args_file]}.items():
             argv += [f"--{flag}", *values]

@@ -268,6 +268,9 @@ class CaseRun:
             row[f"{short}_ok"] = "" if done is None or done.outcome == "not_run" else int(done.ok)
             row[f"{short}_rc"] = done.rc if done is not None else None
             row[f"{short}_elapsed_s"] = done.elapsed_s if done is not None and done.outcome != "not_run" else None
+        known = self._attempt_state()
+        if known is not None and known.train_seconds:
+            row["long_elapsed_s"] = round(known.train_seconds, 2)  # all sessions together
         return row
 
 

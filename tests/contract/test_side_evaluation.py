@@ -13,6 +13,7 @@ from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+from tests.contract.toy_style_env import StyleEnv, agent_config
 
 ALONE = Distributed.single()
 
@@ -74,6 +75,25 @@ def test_the_best_model_is_the_frozen_one(tmp_path):
     then = torch.load(tmp_path / f"int_models/model_{iteration:010d}.pt", weights_only=True)
     for name in ("_obs_norm._mean", "_model._actor_layers.0.weight", "_model._action_dist._mean_net.bias"):
         assert torch.equal(best[name], then[name]), name
+
+
+def test_everything_in_best_is_of_the_policy_that_was_evaluated(tmp_path):
+    """Discriminator, critic and iteration too; also when the training was continued meanwhile."""
+    def go_on(iterations, resume=None):
+        seed_process(0, 0)
+        env = StyleEnv(64)
+        agent = build_agent(env, parse_agent_config(agent_config("AMP", iters_per_output=2)), ALONE)
+        train(env, agent, ALONE, TrainOptions(tmp_path, max_iters=iterations, eval_envs=32, save_int_models=True,
+                                              resume=resume))
+
+    go_on(4)
+    go_on(4, tmp_path)
+    entries = json.loads((tmp_path / "checkpoints/best/evaluation.json").read_text())
+    best = torch.load(tmp_path / "checkpoints/best/model.pt", weights_only=True)
+    assert entries["iteration"] == entries["samples"] // (64 * 16) - 1 > 0
+    then = torch.load(tmp_path / f"int_models/model_{entries['iteration']:010d}.pt", weights_only=True)
+    assert best.keys() == then.keys() and any("_disc" in name for name in best)
+    assert [name for name in best if not torch.equal(best[name], then[name])] == []
 
 
 def test_some_environments_must_be_left(tmp_path):

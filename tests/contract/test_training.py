@@ -84,6 +84,36 @@ def test_a_continued_run_knows_what_happened_before(tmp_path):
     assert parts.contact_overflow == whole.contact_overflow > 6
 
 
+def test_speed_is_that_of_the_whole_training(tmp_path):
+    run(tmp_path, max_iters=6)
+    before = last_checkpoint(tmp_path).shared["wall_s"]
+    last, _, _ = run(tmp_path, max_iters=1, resume=tmp_path)
+    assert last.samples == 7 * PER_ITER and before > 0.0
+    assert last.total_wall_s == pytest.approx(before + last.wall_s, abs=0.01)
+    assert last.samples_per_s == pytest.approx(last.samples / last.total_wall_s)
+
+
+def test_a_continued_run_says_where_it_goes_on(tmp_path, capsys):
+    run(tmp_path, max_iters=3)
+    capsys.readouterr()
+    run(tmp_path, max_iters=1, resume=tmp_path)
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == f"resuming {tmp_path}/checkpoints/0000000003: 768 samples learned from, next is iteration 3"
+
+
+@pytest.mark.parametrize("beside", [0, 4])
+def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch, beside):
+    class Endless(ToyEnv):
+        episode_steps = 10**9
+
+        def step(self, action):
+            super().step(torch.zeros_like(action))
+
+    monkeypatch.setattr("mimickit.learning.trainer.MAX_EPISODE_STEPS", 24)
+    result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside)
+    assert result.evaluation["episode_length"] == 24
+
+
 class Interrupting(ToyEnv):
     """Sends SIGTERM to the process itself after ``at`` steps in training, or at the first step of a later test."""
 

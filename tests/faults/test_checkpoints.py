@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -128,6 +129,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, full_disk, limit):
         with pytest.raises(OSError) as caught:
             save(run, 2, size=10**6)
         assert classify(caught.value) == "disk", caught.value
+        assert caught.value.filename.endswith("shared.pt")
+        assert re.search(r": 3\.8 MiB are needed, [\d.]+ MiB are free", caught.value.strerror)
         with pytest.raises(OSError) as caught:
             save_model(run / "model.pt", {"w": torch.zeros(10**6)})
         assert classify(caught.value) == "disk", caught.value

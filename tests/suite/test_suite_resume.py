@@ -59,6 +59,10 @@ def test_interrupted_then_lf(project, number, code):
     assert project.stages() == ["long_train", "test", "viz"]
     assert project.calls()[0]["resumed"] == stopped > 0
     assert project.calls()[0]["flags"]["resume"][0].endswith("/long_train")
+    assert "overwrite" not in project.calls()[0]["flags"], "it goes on in its own folder"
+    ends = [event["elapsed_s"] for event in project.events()
+            if event["event"] == "stage_end" and event["case"] == TRAINED and event["stage"] == "long_train"]
+    assert len(ends) == 2 and float(project.rows()[TRAINED]["long_elapsed_s"]) == pytest.approx(sum(ends), abs=0.02)
     assert "=== " in (project.out / f"runs/{TRAINED}_args/default_e8/long_train.log").read_text().split("says hello")[1]
 
 

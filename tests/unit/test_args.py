@@ -17,23 +17,40 @@ def test_first_occurrence_wins_and_command_line_overrides_file(tmp_path):
     assert args.get("devices") == ["cuda:0", "cuda:1"]  # A1: the comment is no value
     assert list(args.values) == ["num_envs", "visualize", "offset", "arg_file", "devices", "x"]
     assert (args.source["num_envs"], args.source["devices"]) == ("command line", str(file))
-    assert args.ignored(args.values, ["devices"]) == [
-        "'stray' (command line) belongs to no flag and is ignored; flags begin with --, their values follow them"]
+    with pytest.raises(UserError, match=r"^'stray' \(command line\) belongs to no flag: flags begin with --"):
+        args.check(args.values, ["devices"])
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("--arg_file b.txt\n--mode test\n", "--arg_file b.txt ({file}) is ignored: an args file cannot name another"),
-    ("--mode test\n--arg_file\n", "an args file cannot name another"),
-    ("walk\n--mode test\n", "'walk' ({file}) belongs to no flag and is ignored; flags begin with --"),
-    ("--mode test\nwalk\n", "--mode test walk ({file}): takes one value, only test is used"),
-])
-def test_what_args_files_say_in_vain(tmp_path, text, message):
+@pytest.mark.parametrize("text", ["--arg_file b.txt\n--mode test\n", "--mode test\n--arg_file b.txt\n"])
+def test_an_args_file_cannot_name_another(tmp_path, text):
     file = tmp_path / "a.txt"
     file.write_text(text)
     args = Args.from_argv(["--arg_file", str(file)])
-    (said,) = args.ignored(["arg_file", "mode"], [])
-    assert message.format(file=file) in said
+    args.check(["arg_file", "mode"], [])
+    assert args.remarks == (f"--arg_file b.txt ({file}) is ignored: an args file cannot name another",)
     assert (args.text("mode"), args.text("arg_file")) == ("test", str(file))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("walk\n--mode test\n", "'walk' ({file}) belongs to no flag: flags begin with --"),
+    ("--mode test\nwalk\n", "--mode test walk ({file}): takes one value"),
+    ("--mod=test\n", "unknown flag --mod ({file}) (did you mean '--mode'?)"),
+])
+def test_what_is_not_understood_in_args_files(tmp_path, text, message):
+    file = tmp_path / "a.txt"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        Args.from_argv(["--arg_file", str(file)]).check(["arg_file", "mode"], [])
+    assert message.format(file=file) in str(error.value)
+
+
+def test_other_spellings_of_flags(tmp_path):
+    """An equals sign joins a flag and its value; a dash stands for an underscore."""
+    (tmp_path / "a.txt").write_text("--test-episodes=5\n--out-dir out\n")
+    argv = ["--num-envs", "2", "--set=env.a=1", "env.b=2", "--logger=", f"--arg-file={tmp_path / 'a.txt'}"]
+    args = Args.from_argv(argv)
+    assert (args.integer("num_envs"), args.integer("test_episodes"), args.text("out_dir")) == (2, 5, "out")
+    assert args.get("set") == ["env.a=1", "env.b=2"] and args.text("logger") == ""
 
 
 def test_args_file_that_is_not_text(tmp_path):
@@ -43,17 +60,18 @@ def test_args_file_that_is_not_text(tmp_path):
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    (["args/x_args.txt"], "'args/x_args.txt' (command line) belongs to no flag and is ignored (did you mean "
-                          "--arg_file args/x_args.txt?)"),
-    (["train", "now", "--num_envs", "4"], "'train now' (command line) belongs to no flag and is ignored; flags begin"),
-    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value, only 3 is used"),
-    (["--num_env", "3"], "unknown flag --num_env (command line) is ignored (did you mean '--num_envs'?)"),
+    (["args/x_args.txt"], "'args/x_args.txt' (command line) belongs to no flag (did you mean --arg_file "
+                          "args/x_args.txt?)"),
+    (["train", "now", "--num_envs", "4"], "'train now' (command line) belongs to no flag: flags begin"),
+    (["-num_envs", "4"], "'-num_envs 4' (command line) belongs to no flag (did you mean '--num_envs'?)"),
+    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value"),
+    (["--num_env", "3"], "unknown flag --num_env (command line) (did you mean '--num_envs'?); --help lists all"),
 ])
-def test_what_has_no_effect_is_said(argv, message):
-    (said,) = Args.from_argv(argv).ignored(["num_envs", "mode", "devices"], ["devices"])
-    assert message in said
-    assert Args.from_argv(["--num_envs", "3", "--devices", "cpu", "cpu"]).ignored(["num_envs", "devices"],
-                                                                                   ["devices"]) == []
+def test_what_is_not_understood(argv, message):
+    with pytest.raises(UserError) as error:
+        Args.from_argv(argv).check(["num_envs", "mode", "devices"], ["devices"])
+    assert message in str(error.value)
+    Args.from_argv(["--num_envs", "3", "--devices", "cpu", "cpu"]).check(["num_envs", "devices"], ["devices"])
 
 
 def test_values_of_a_repeated_flag_are_dropped():

@@ -20,7 +20,8 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py", "request.py"))
+    program = ("__init__.py", "run.py", "request.py", "request_checks.py", "next_steps.py")
+    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in program)
 
 
 def imports(tree, top_level_only=False):

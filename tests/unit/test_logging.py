@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,53 @@ def test_a_torn_last_row_is_dropped_on_continuing(tmp_path):
         file.write("100   0.1")
     Logger(tmp_path, resume_iteration=500).write(row(500))
     assert [r[0] for r in read_log(tmp_path / "log.txt")[1]] == ["0", "500"]
+
+
+@pytest.mark.parametrize(("text", "message", "left"), [
+    ("Iteration Samples\n0 100\n3 400 0.5\nIteration Samples\n5 six\n9 nan\n", "4 of 5 lines are no rows of 2 numbers",
+     ["0"]),
+    ("Iteration Samples\n0 100\n8 900\n4 500\n", "holds rows of more than one run", ["0", "8", "4"]),
+    ("\x00\x00\n", "is no log of this program", []),
+    ("Epoch Loss\n1 2\n", "is no log of this program (its first line names no Iteration and Samples)", []),
+])
+def test_a_torn_or_mixed_log_is_told_in_one_sentence(tmp_path, capsys, text, message, left):
+    (tmp_path / "log.txt").write_text(text)
+    Logger(tmp_path, resume_iteration=10).write({"Iteration": 10, "Samples": 1100})
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said and str(tmp_path / "log.txt") in said
+    assert [r[0] for r in read_log(tmp_path / "log.txt")[1]] == [*left, "10"]
+    if not left:
+        assert (tmp_path / "log_1.txt").read_text() == text, "kept under another name"
+
+
+def test_tensorboard_goes_on_where_the_log_does(tmp_path):
+    """Steps that are written again after a resume are shown once."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    first = Logger(tmp_path, "tb")
+    for iteration in (0, 10, 20):
+        first.write(row(iteration))
+    first.close()
+    again = Logger(tmp_path, "tb", resume_iteration=15)
+    again.write(row(20))
+    again.close()
+    purges = []
+    for file in sorted(tmp_path.glob("events.out.tfevents*")):
+        data = file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12:12 + size])
+            purges += [event.step] if event.HasField("session_log") else []
+            data = data[16 + size:]
+    assert purges == [1101], "the last row that stays has 1,100 samples"
+
+
+def test_wandb_goes_on_under_the_same_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **keys: calls.append(keys)))
+    Logger(tmp_path, "wandb", run="abc")
+    Logger(tmp_path, "wandb", resume_iteration=3, run="abc")
+    assert [(call["id"], call["resume"]) for call in calls] == [("abc", "allow")] * 2
 
 
 def test_late_and_absent_columns(tmp_path):

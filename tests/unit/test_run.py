@@ -46,20 +46,11 @@ def test_wrong_flags(refused, flags, message):
     assert message in refused(*flags)
 
 
-def test_what_has_no_effect_is_said_once(tmp_path, monkeypatch, capsys):
-    """Words without a flag, unknown flags, second values: dropped as the args grammar says, with a warning each."""
-    monkeypatch.chdir(ROOT)
-    argv = ["walk", "--num_env", "3", "--mode", "tets", "train", *CASE, "--out_dir", str(tmp_path / "out")]
-    said = []
-    for started in (None, "1.0"):  # by a person; by launch(), which has said it
-        if started:
-            monkeypatch.setenv(run.STARTED, started)
-        assert run.main(argv) == 2
-        said.append(capsys.readouterr().err.splitlines())
-    assert said[1] == ["error: --mode tets (command line): allowed are train, test"]
-    assert said[0][3:] == said[1]
-    assert [line.partition(" (command line)")[0] for line in said[0][:3]] == [
-        "warning: 'walk'", "warning: unknown flag --num_env", "warning: --mode tets train"]
+def test_what_is_not_understood_is_an_error(refused):
+    """Words without a flag, unknown flags, second values: all in one message."""
+    text = refused("walk", "--num_env", "3", "--mode", "test", "train")
+    assert [part.partition(" (command line)")[0] for part in text.split("; ")[:3]] == [
+        "error: 'walk'", "unknown flag --num_env", "--mode test train"]
 
 
 @pytest.mark.parametrize(("assignments", "message"), [

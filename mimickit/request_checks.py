@@ -1,0 +1,123 @@
+"""What can be said about a request before an engine is built: sizes that must fit, and files that must belong to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimickit.util.failures import UserError
+from mimickit.util.files import read_json
+
+if TYPE_CHECKING:
+    from mimickit.request import Request
+
+LOGGERS = {"tb": "tensorboardX", "wandb": "wandb"}  # --logger -> the package that it needs
+
+
+def check_request(request: Request) -> None:
+    """Raise UserError for what would fail, or train nothing, once everything is built."""
+    args = request.args
+    if request.mode == "test":
+        for flag, given in (("resume", "resume" in args), ("overwrite", args.boolean("overwrite", False))):
+            if given:
+                raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
+                                "--model_file")
+    check_logger(args.text("logger", "txt"))
+    check_motors(request)
+    check_sizes(request)
+    if request.mode == "train" and args.text("resume") is not None:
+        check_resume(request, Path(args.text("resume")))
+    if args.text("model_file") is not None:
+        check_model_file(request, Path(args.text("model_file")))
+
+
+def check_logger(kind: str) -> None:
+    """Raises UserError where the package of ``--logger`` is not installed."""
+    package = LOGGERS.get(kind)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"--logger {kind} needs the package {package}: pip install {package}")
+
+
+def check_motors(request: Request) -> None:
+    """Raises UserError where position or velocity control has motors without gains: nothing would move."""
+    from mimickit.anim.mjcf import load_character_model
+
+    key = {"pos": "stiffness", "pd_explicit": "stiffness", "vel": "damping"}.get(request.engine.control_mode)
+    if key is None or request.env.env_name == "view_motion":
+        return
+    model = load_character_model(request.env.char_file)
+    gains = model.kp if key == "stiffness" else model.kd
+    weak = [name for name, span in zip(model.joint_names, model.dof_slices, strict=True)
+            if span.stop > span.start and not (gains[span] > 0.0).any()]
+    if weak:
+        raise UserError(
+            f"{model.file}: no {key} at joint {', '.join(weak)}: control_mode {request.engine.control_mode} cannot "
+            "move them. Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), or drive "
+            f"them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
+
+
+def check_sizes(request: Request) -> None:
+    """Raises UserError where worlds, minibatches and replay do not fit together."""
+    from mimickit.learning.buffer import minibatch_plan
+    from mimickit.learning.discriminator import AdversarialConfig, check_ring
+    from mimickit.learning.policy_agent import PolicyConfig, check_batch_sizes
+    from mimickit.learning.side_evaluation import check_eval_envs
+
+    agent, num_envs = request.agent, request.num_envs
+    if request.mode == "train":
+        check_eval_envs(request.args.integer("eval_envs", 0), num_envs)
+    if isinstance(agent, PolicyConfig):
+        check_batch_sizes(agent, "actor", "critic")
+    if isinstance(agent, AdversarialConfig):
+        check_batch_sizes(agent, "disc")
+        batch, _ = minibatch_plan(agent.steps_per_iter, num_envs, agent.disc_batch_size, agent.disc_epochs)
+        check_ring(agent, num_envs, batch)
+
+
+def check_resume(request: Request, path: Path) -> None:
+    """Raises UserError where the newest checkpoint is of another number of worlds or processes, or there is none."""
+    from mimickit.util.checkpoint import own_checkpoints
+
+    found = [path] if (path / "manifest.json").is_file() else own_checkpoints(path)
+    manifest = next((m for m in (read_json(folder / "manifest.json") for folder in found) if "num_envs" in m), None)
+    if manifest is None:
+        return  # what is there, if anything, is looked at when it is read
+    world_size = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else len(request.devices)
+    for flag, here in (("num_envs", request.num_envs), ("world_size", world_size)):
+        if manifest.get(flag) != here:
+            what = "worlds (--num_envs)" if flag == "num_envs" else "processes (--devices)"
+            raise UserError(
+                f"--resume {path} was trained with {manifest.get(flag)} {what}, this command asks for {here}: an exact "
+                "continuation needs the same number. Use --model_file with its model.pt for a warm start")
+
+
+def check_model_file(request: Request, path: Path) -> None:
+    """Raises UserError where a model file is none, or not of this agent's networks and this character's motors.
+
+    The size of observations is known only once the environment is built: then the file is read strictly.
+    """
+    import torch
+
+    from mimickit.anim.mjcf import load_character_model
+    from mimickit.learning.discriminator import AdversarialConfig
+    from mimickit.learning.policy import ActorCritic
+    from mimickit.learning.policy_agent import PolicyConfig
+    from mimickit.util.checkpoint import misfits, read_model
+
+    found, agent = read_model(path), request.agent
+    if not isinstance(agent, PolicyConfig):
+        return
+    first = found.get("_model._actor_layers.0.weight", torch.empty(0, 0))
+    dofs = load_character_model(request.env.char_file).num_dofs
+    with torch.device("meta"):
+        model = ActorCritic(first.shape[-1], dofs, agent.model)
+    needed = {f"_model.{name}": parameter for name, parameter in model.named_parameters()}
+    problems = misfits(needed, {name: tensor for name, tensor in found.items() if name in needed})
+    if any(name.startswith("_disc_") for name in found) != isinstance(agent, AdversarialConfig):
+        with_disc = "no " if isinstance(agent, AdversarialConfig) else "a "
+        problems.append(f"it holds {with_disc}discriminator")
+    if problems:
+        raise UserError(f"--model_file {path} is not of agent {agent.agent_name} for {request.env.char_file}: "
+                        f"{'; '.join(problems)}")

@@ -1,0 +1,55 @@
+"""The commands that a run's last lines give can be copied: they are understood, and mean what they say."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mimickit import next_steps
+from mimickit.request import read_request
+from mimickit.util import run_folder
+from mimickit.util.args import Args
+
+ROOT = Path(__file__).resolve().parents[2]
+GIVEN = shlex.split(
+    "--overwrite --max-samples=1e6 --set env.episode_length=0.5 --devices cpu --num_envs 4 --rand_seed 3 --arg_file "
+    "args/deepmimic_humanoid_ppo_args.txt --engine_config data/engines/newton_engine.yaml")
+
+
+@pytest.fixture
+def request_in(tmp_path, monkeypatch):
+    """A training's request in a folder whose name needs quotes."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["mimickit/run.py"])
+    return read_request(Args.from_argv(GIVEN)).moved(tmp_path / "my run")
+
+
+def read(line, what):
+    """The arguments that a line's command gives."""
+    label, _, command = line.partition(": ")
+    program, script, *argv = shlex.split(command)
+    assert (label, program, script) == (what, "python", "mimickit/run.py")
+    return Args.from_argv(argv)
+
+
+def test_after_a_training(request_in):
+    model, log, test = next_steps.after_training(request_in, "completed")
+    assert model == f"model: {request_in.out_dir}/model.pt" and f"log: {request_in.out_dir}/log.txt" in log
+    args = read(test, "test")
+    (request_in.out_dir).mkdir()
+    assert args.text("model_file") == f"{request_in.out_dir}/model.pt" and args.text("mode") == "test"
+    assert args.get("set") == ["env.episode_length=0.5"] and "max_samples" not in args
+    assert run_folder.choose(args).text("out_dir") == f"{request_in.out_dir}/test"
+
+
+def test_after_an_interrupted_training(request_in):
+    _, _, go_on = next_steps.after_training(request_in, "interrupted")
+    args = run_folder.choose(read(go_on, "go on"))
+    assert args.text("resume") == args.text("out_dir") == str(request_in.out_dir)
+    assert (args.text("max_samples"), args.text("rand_seed"), "overwrite" in args) == ("1e6", "3", False)
+
+
+def test_after_a_test(request_in):
+    result, film = next_steps.after_test(request_in, None)
+    assert result == f"result: {request_in.result_file}" and read(film, "film").boolean("video", False)
+    assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
