@@ -10,6 +10,7 @@ from mimickit.learning.trainer import TrainOptions, roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
+from tests.contract.test_ppo_learns import BY_CHANCE
 from tests.contract.test_training import NoWaiting
 from tests.contract.toy_style_env import StyleEnv, agent_config
 from tests.two_processes import in_two_processes
@@ -43,7 +44,7 @@ def test_awr_improves(tmp_path):
 
 def test_awr_with_shuffled_rewards_does_not(tmp_path):
     _, after = learn(tmp_path, "AWR", iterations=40, env_keys={"shuffle": True})
-    assert after.test_return < 8.0
+    assert after.test_return < BY_CHANCE  # with eight seeds 3.7 to 7.2
 
 
 def test_amp_is_drawn_to_the_demonstrations(tmp_path):

@@ -10,7 +10,8 @@ from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
 from tests.two_processes import in_two_processes
 
-LEARNED = 14.0  # return of an episode; 20 at best, near 4 untrained
+LEARNED = 14.0  # return of an episode; 20 at best, near 4 untrained, 18.3 to 18.9 after training with three seeds
+BY_CHANCE = 11.0  # what no policy reaches that learned nothing: with eight seeds 4.4 to 8.6
 
 
 def build(dist, num_envs=64, seed=0, **env_keys):
@@ -48,7 +49,7 @@ def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
     dist = Distributed.single()
     env, agent = build(dist, shuffle=True)
     result = train(env, agent, dist, TrainOptions(tmp_path, max_samples=40 * 1024))
-    assert result.evaluation["return"] < LEARNED / 2
+    assert result.evaluation["return"] < BY_CHANCE
 
 
 def test_two_processes_stay_equal_and_learn(tmp_path):

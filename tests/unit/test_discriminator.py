@@ -100,6 +100,24 @@ def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
     assert disc.evidence.rollout.norm.count.tolist() == [16]
 
 
+@pytest.mark.parametrize(("method", "evidence"), [("AMP", Demonstrations), ("ADD", Differences)])
+def test_the_replay_keeps_what_was_seen_not_what_was_made_of_it(method, evidence):
+    """Normalising happens in place; an entry of the ring is normalised anew, by what is known when it is used."""
+    env = StillEnv(2, disc_obs=torch.tensor([[1.0, -2], [3, 5]]))
+    disc = Discriminator(env, config(method, steps_per_iter=4), ALONE, evidence(env, 4))
+    norm = disc.evidence.rollout.norm
+    for t in range(4):
+        disc.record(t)
+    expected = disc.evidence.rollout.samples().flatten(0, 1).clone()
+    disc.record_norm()
+    disc.fold()  # mean and deviation are no longer 0 and 1
+    disc.reward()
+    assert not torch.equal(disc.evidence.rollout.samples().flatten(0, 1), expected)
+    kept = disc._ring.data[:8]
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
+    torch.testing.assert_close(disc.evidence.rollout.see(kept), norm.normalize(kept))
+
+
 @pytest.mark.parametrize("layers", ["fc_2layers_128units", "fc_3layers_1024units"])
 def test_gradient_is_that_of_automatic_differentiation(layers):
     """Loss and gradient by every parameter, in double precision, against torch differentiating twice."""
