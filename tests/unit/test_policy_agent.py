@@ -79,6 +79,17 @@ def test_entropy_is_sought_or_shunned(weight):
     assert ((log_std - before) * weight > 0.0).all()
 
 
+def test_tests_act_by_the_mean():
+    torch.manual_seed(0)
+    env = StillEnv(4)
+    agent = ppo_agent(env, model={**AGENT_CONFIG["model"], "actor_init_output_scale": 1.0})
+    env.obs.normal_()
+    agent.act_test()
+    mean = agent._model.policy(agent._obs_norm.normalize(env.obs))[0]
+    torch.testing.assert_close(agent.action, agent._action_norm.to_env(mean).detach())
+    assert agent.action.abs().max() > 0.01
+
+
 # --- values and walks -------------------------------------------------------------------------------------------------
 
 
@@ -86,13 +97,13 @@ def test_the_next_value_has_the_latent_of_its_own_step():
     torch.manual_seed(0)
     env = StillEnv(4)
     agent = build_agent(env, config("ASE"), ALONE)
-    latents = []
-    rolled_out(env, agent, lambda t: latents.append(agent._latent.values.clone()))  # at age 0: a new one every step
-    assert (latents[0] != latents[1]).any(dim=-1).all()
+    steps = []  # at age 0: a new latent every step
+    rolled_out(env, agent, lambda t: steps.append((agent._latent.values.clone(), env.next_obs.clone())))
+    assert (steps[0][0] != steps[1][0]).any(dim=-1).all()
     with torch.no_grad():
         _, found = agent._values()
-        for t, latent in enumerate(latents):
-            obs = agent._obs_norm.normalize(agent._outcome["next_obs"][t])
+        for t, (latent, next_obs) in enumerate(steps):
+            obs = agent._obs_norm.normalize(next_obs)
             torch.testing.assert_close(found[t], agent._model.value(torch.cat([obs, latent], dim=-1)))
 
 
@@ -117,20 +128,38 @@ def test_every_iteration_begins_a_new_walk(monkeypatch):
 
 
 def advantages_are_pooled(dist):
-    """Process 1 earns much more: all it did was better than the mean, and all that process 0 did worse."""
+    """Process 1 earns much more: all it did was better than the mean, and all that process 0 did worse.
+
+    The mean is that of the random actions.
+    """
     seed_process(0, dist.rank)
     env = StillEnv(4)
-    agent = rolled_out(env, ppo_agent(env, dist), lambda t: env.reward.normal_(50.0 * dist.rank))
+    agent = rolled_out(env, ppo_agent(env, dist, exp_prob_beg=0.5, exp_prob_end=0.5),
+                       lambda t: env.reward.normal_(50.0 * dist.rank))
     stats = agent._build_targets()
     with torch.no_grad():
         own = agent._rollout["target"] - agent._values()[0]
-    every = torch.tensor(dist.all_gather_object(own.tolist())).double()
+    random = own[agent._rollout["flag"] > 0.0].tolist()
+    every = torch.cat([torch.tensor(part) for part in dist.all_gather_object(random)]).double()
+    assert 30 < len(every) < 100
     mean, std = every.mean(), every.std()
     assert stats["Adv_Mean"].value.item() == pytest.approx(mean.item(), rel=1e-5)
     assert stats["Adv_Std"].value.item() == pytest.approx(std.item(), rel=1e-5)
     expected = ((own - mean) / std).clamp(-4.0, 4.0).float()
     torch.testing.assert_close(agent._rollout["weight"], expected, rtol=1e-4, atol=1e-5)
     assert (expected.mean() > 0.5) if dist.rank else (expected.mean() < -0.5)
+
+
+def a_loaded_model_is_the_roots(dist):
+    """Networks of all kinds: whatever process 1 read, it goes on with what the root did."""
+    agent = build_agent(StillEnv(4), config("ASE"), dist)
+    networks = {name: tensor for name, tensor in agent.model_tensors().items()
+                if name.startswith("_model.") and not name.endswith("_logstd_net")}  # that one is fixed
+    with torch.no_grad():
+        for tensor in networks.values():
+            tensor.fill_(1.0 + dist.rank)
+    agent.model_loaded()
+    assert len(networks) > 20 and all((tensor == 1.0).all() for tensor in networks.values())
 
 
 def the_rate_follows_the_change_of_both(dist):
@@ -223,6 +252,7 @@ def side_evaluation(dist):
 
 def agents_of_two(dist):
     advantages_are_pooled(dist)
+    a_loaded_model_is_the_roots(dist)
     the_rate_follows_the_change_of_both(dist)
     unequal_episodes(dist)
     headline_episodes(dist)
