@@ -190,15 +190,19 @@ def test_discriminator_learns_to_tell():
 
 
 def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
-    """What is judged beside the rollout: every sample of the ring equally often, also over the end of a pass."""
+    """What is judged beside the rollout: every sample of the ring equally often, also over the end of a pass.
+
+    It is normalised as the rollout is.
+    """
     torch.manual_seed(0)
     env = StillEnv(4)
     keys = {"disc_batch_size": 3, "disc_epochs": 4, "disc_buffer_size": 88, "disc_replay_samples": 0}
     disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, 16))
+    disc.evidence.rollout.norm.mean.fill_(1.0)
     judged = []
 
     def spy(net, x, count, *rest):
-        judged.append((x[12:count, 0] * 128).round().long())
+        judged.append(((x[12:count, 0] + 1.0) * 128).round().long())
         return discriminator_loss(net, x, count, *rest)
 
     monkeypatch.setattr(discriminator, "discriminator_loss", spy)
