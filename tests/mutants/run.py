@@ -34,7 +34,10 @@ PATIENCE = 300.0  # s; a mistake that makes processes wait for each other is not
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one file, and the tests most likely to notice it, in order. ``named``: survived once."""
+    """A change of one file, and the tests (files or pytest's ids) most likely to notice it, in order.
+
+    ``named``: it survived once, or its like.
+    """
 
     name: str
     area: str
@@ -56,7 +59,8 @@ def load_mutants(path: Path = MUTANTS) -> list[Mutant]:
 
 def problem(mutant: Mutant, root: Path = ROOT) -> str:
     """Why a mutant cannot be made any more, or an empty string."""
-    if missing := [file for file in (mutant.file, *mutant.tests) if not (root / file).is_file()]:
+    files = (mutant.file, *(test.partition("::")[0] for test in mutant.tests))
+    if missing := [file for file in files if not (root / file).is_file()]:
         return f"no such file: {', '.join(missing)}"
     count = (root / mutant.file).read_text(encoding="utf-8").count(mutant.old)
     return "" if count == 1 else f"its old text occurs {count} times in {mutant.file}"
