@@ -185,8 +185,11 @@ def test_a_lease_that_waits_holds_nothing(tmp_path, slots):
     """One of its two devices is taken: meanwhile others may have the free one."""
     pool, seen = ["cuda:0", "cuda:1"], []
 
+    def held():
+        raise AssertionError("one that waits holds the free device")
+
     def look():
-        with devices.lease(["cuda:0"], 1, tmp_path / "locks") as other:
+        with devices.lease(["cuda:0"], 1, tmp_path / "locks", waiting=held) as other:
             seen.append(other)
         raise TimeoutError
 
