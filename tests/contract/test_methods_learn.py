@@ -1,11 +1,7 @@
 """Every method learns what it is for on a toy, and does not where it cannot; a continued run stays exact."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing
 
 from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
 from mimickit.learning.evaluate import run_test
@@ -14,8 +10,10 @@ from mimickit.learning.trainer import TrainOptions, roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
+from tests.contract.test_ppo_learns import BY_CHANCE
 from tests.contract.test_training import NoWaiting
 from tests.contract.toy_style_env import StyleEnv, agent_config
+from tests.two_processes import in_two_processes
 
 ALONE = Distributed.single()
 AROUND_ORIGIN = {"centre": (0.0, 0.0), "spread": 0.8}
@@ -46,7 +44,7 @@ def test_awr_improves(tmp_path):
 
 def test_awr_with_shuffled_rewards_does_not(tmp_path):
     _, after = learn(tmp_path, "AWR", iterations=40, env_keys={"shuffle": True})
-    assert after.test_return < 8.0
+    assert after.test_return < BY_CHANCE  # with eight seeds 3.7 to 7.2
 
 
 def test_amp_is_drawn_to_the_demonstrations(tmp_path):
@@ -157,20 +155,13 @@ def test_normalisers_freeze_and_the_model_file_carries_everything(tmp_path, meth
 
 def test_two_processes_stay_equal(tmp_path):
     """ASE has everything the others have; each process has its own replay and latents."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(_train_one_rank, (port, tmp_path), nprocs=2)
+    in_two_processes(_train_one_rank, tmp_path)
     columns, rows = read_log(tmp_path / "log.txt")
     assert rows[-1][columns.index("Samples")] == str(4 * 2 * 16 * 16)
 
 
-def _train_one_rank(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist = Distributed.from_env("cpu", timeout_s=120)
-    seed_process(0, rank)
+def _train_one_rank(dist, folder):
+    seed_process(0, dist.rank)
     env = StyleEnv(16)
     agent = build_agent(env, parse_agent_config(agent_config("ASE")), dist)
     train(env, agent, dist, TrainOptions(folder, max_iters=4))
@@ -180,4 +171,3 @@ def _train_one_rank(rank, port, folder):
         assert torch.equal(root, tensor), name
     replays = dist.all_gather_object(agent.local_state()["disc_replay.data"].tolist())
     assert replays[0] != replays[1]
-    dist.shutdown()

@@ -1,10 +1,6 @@
 """PPO improves clearly where there is something to learn, and does not where there is not."""
 
-import os
-import socket
-
 import torch
-import torch.multiprocessing
 
 from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
 from mimickit.learning.evaluate import run_test
@@ -12,8 +8,10 @@ from mimickit.learning.trainer import TrainOptions, train
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+from tests.two_processes import in_two_processes
 
-LEARNED = 14.0  # return of an episode; 20 at best, near 4 untrained
+LEARNED = 14.0  # return of an episode; 20 at best, near 4 untrained, 18.3 to 18.9 after training with three seeds
+BY_CHANCE = 11.0  # what no policy reaches that learned nothing: with eight seeds 4.4 to 8.6
 
 
 def build(dist, num_envs=64, seed=0, **env_keys):
@@ -51,25 +49,18 @@ def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
     dist = Distributed.single()
     env, agent = build(dist, shuffle=True)
     result = train(env, agent, dist, TrainOptions(tmp_path, max_samples=40 * 1024))
-    assert result.evaluation["return"] < LEARNED / 2
+    assert result.evaluation["return"] < BY_CHANCE
 
 
 def test_two_processes_stay_equal_and_learn(tmp_path):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(_train_one_rank, (port, tmp_path), nprocs=2)
+    in_two_processes(_train_one_rank, tmp_path)
     _, rows = read_log(tmp_path / "log.txt")
     assert rows[-1][2] == str(30 * 2 * 16 * 32)
     assert float(rows[-1][3]) > LEARNED
     assert sorted(p.name for p in (tmp_path / "heartbeat").iterdir()) == ["rank_0", "rank_1"]
 
 
-def _train_one_rank(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist = Distributed.from_env("cpu", timeout_s=120)
+def _train_one_rank(dist, folder):
     env, agent = build(dist, num_envs=32)
     result = train(env, agent, dist, TrainOptions(folder, max_iters=30))
     assert result.world_size == 2
@@ -80,4 +71,3 @@ def _train_one_rank(rank, port, folder):
         assert torch.equal(root, tensor), name
     positions = dist.all_gather_object(env.obs.tolist())
     assert positions[0] != positions[1]  # different rollouts
-    dist.shutdown()

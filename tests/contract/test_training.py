@@ -202,6 +202,38 @@ def test_training_goes_on_from_fresh_episodes_in_train_mode(tmp_path):
     assert resets == [EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN]
 
 
+class Worsening(ToyEnv):
+    """Every test pays less than the one before it."""
+
+    pay = 1.0
+
+    def set_mode(self, mode):
+        if mode is EnvMode.TEST:
+            self.pay *= 0.5
+        super().set_mode(mode)
+
+    def step(self, action):
+        super().step(action)
+        self.reward.mul_(self.pay)
+
+
+def test_a_worse_evaluation_leaves_the_best_model(tmp_path):
+    """Also one of a run that continues: it knows how good the best was."""
+    best = tmp_path / "checkpoints" / "best"
+    keys = {"iters_per_output": 1}
+    run(tmp_path, env=Worsening(16), agent_keys=keys, max_iters=1)
+    kept = (best / "model.pt").read_bytes(), (best / "evaluation.json").read_bytes()
+    env = Worsening(16)
+    env.pay = 0.5
+    run(tmp_path, env=env, agent_keys=keys, max_iters=3, resume=tmp_path)
+    assert ((best / "model.pt").read_bytes(), (best / "evaluation.json").read_bytes()) == kept
+    assert json.loads(kept[1])["iteration"] == 0
+    assert (tmp_path / "model.pt").read_bytes() != kept[0]  # that one is always the newest
+    env.pay = 64.0
+    run(tmp_path, env=env, agent_keys=keys, max_iters=1, resume=tmp_path)
+    assert json.loads((best / "evaluation.json").read_text())["iteration"] == 4
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses operations that wait for a device, or bring host data to it, when they run on CUDA."""
 

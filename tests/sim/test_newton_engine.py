@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mujoco_warp import OverflowType
 
 from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig, contact_capacity
@@ -350,8 +351,13 @@ def test_explicit_pd_needs_hinges(tmp_path):
     file.write_text(TWO_LINKS)
     config = EngineConfig(engine_name="newton", control_mode="pd_explicit", control_freq=30, sim_freq=240,
                           env_spacing=5, njmax=64, nconmax=24)
-    engine = NewtonEngine(WorldSpec(file, init_root_pos=(0, 0, 4)), config, 2, "cpu")
-    engine.command.copy_(torch.tensor([[0.5, -0.4], [0.5, -0.4]]))
+    engine = NewtonEngine(WorldSpec(file, init_root_pos=(0, 0, 4)), config, 6, "cpu")
+    engine.command[:, 0] = torch.tensor([0.2, 0.6, 0.9, -0.2, -0.6, -0.9])  # times 50 N m / rad, of at most 20 N m
+    engine._control_step(1)
+    up, down = engine.dof_vel[:3, 0], engine.dof_vel[3:, 0]
+    assert up[1] == up[2] > up[0] > 0.0 > down[0] > down[1] == down[2]
+    engine._restart()
+    engine.command.copy_(torch.tensor([0.5, -0.4]).expand(6, 2))
     for _ in range(20):
         engine.step()
     torch.testing.assert_close(engine.dof_pos[0], torch.tensor([0.5, -0.4]), atol=0.05, rtol=0)
@@ -431,6 +437,40 @@ def test_dropped_contacts_are_counted():
     assert engine.overflow[0] <= 2 * 5
     engine.clear_overflow()
     assert engine.overflow.tolist() == [0, 0]
+
+
+def test_what_any_substep_dropped_counts_once_by_its_kind():
+    """The solver forgets its flags with every substep; each bit of its overflow type, met in the first one only."""
+    engine = engine_for()
+    place(engine)
+    original, flags, made = engine.solver.step, engine.solver.mjw_data.overflow, []
+    kinds = {"NEFC": (0, 1), "NJMAX_NNZ": (0, 1), "BROADPHASE": (1, 0), "NARROWPHASE": (1, 0), "CCD": (1, 0),
+             "HFIELD": (1, 0)}
+
+    def step(*args, **keys):
+        original(*args, **keys)
+        flags.fill_(met if not made else 0)
+        made.append(1)
+
+    engine.solver.step = step
+    try:
+        for bit in OverflowType:
+            made.clear()
+            engine.clear_overflow()
+            met = int(bit)
+            engine._control_step(3)
+            contacts, constraints = kinds.get(bit.name, (0, 0))
+            assert engine.overflow.tolist() == [2 * contacts, 2 * constraints], bit  # in both worlds
+            assert len(made) == 3
+        met = int(OverflowType.NEFC | OverflowType.CCD)
+        made.clear()
+        engine._control_step(3)
+        assert engine.overflow.tolist() == [2, 2]
+        engine._control_step(3)
+        assert engine.overflow.tolist() == [2, 2]  # told once
+    finally:
+        del engine.solver.step
+    engine.clear_overflow()
 
 
 # --- resets, continuation, determinism -----------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """A small project around the fake trainer, in which the real suite runs in a pytest of its own."""
 
 import csv
+import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = ("deepmimic_humanoid_ppo", "dof_test_humanoid", "view_motion_humanoid")
 TRAINED = "deepmimic_humanoid_ppo"
 HEAVY = ("torch", "warp", "newton", "mujoco", "pyglet")
+INNER_SECONDS = 240.0  # longer than any inner pytest takes, shorter than pytest.ini allows a test
 SMALL = {"probe_timeout": 20, "long_timeout": 20, "test_timeout": 20, "viz_timeout": 20, "env_ladder": [8],
          "long_max_samples": 1000, "hang_seconds": 20}
 
@@ -47,6 +52,8 @@ class Project:
 
     def __init__(self, pytester: pytest.Pytester, sample_videos: Path) -> None:
         self.pytester, self.path = pytester, pytester.path
+        self.sessions: list[subprocess.Popen] = []
+        pytester.popen = functools.partial(self._popen, pytester.popen)
         for folder in ("tests/acceptance", "tests/unit", "data/envs", "data/agents", "data/engines"):
             (self.path / folder).mkdir(parents=True)
         shutil.copytree(ROOT / "args", self.path / "args", ignore=lambda _, names: [
@@ -81,13 +88,33 @@ class Project:
             shutil.copy(ROOT / f"args/{name}_args.txt", self.path / "args")
 
     def run(self, *options: str) -> pytest.RunResult:
-        return self.pytester.runpytest_subprocess("-m", "longcycle", *options)
+        return self.pytest("-m", "longcycle", *options)
+
+    def pytest(self, *options: str) -> pytest.RunResult:
+        """Run an inner pytest to its end, which has to come within ``INNER_SECONDS``."""
+        return self.pytester.runpytest_subprocess(*options, timeout=INNER_SECONDS)
 
     def start(self, *options: str) -> subprocess.Popen:
         """Start the inner suite without waiting for it."""
-        self.output = (self.path / "session.txt").open("w")
-        return subprocess.Popen([sys.executable, "-m", "pytest", "-m", "longcycle", *options], cwd=self.path,
-                                stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+        with (self.path / "session.txt").open("w") as output:
+            session = subprocess.Popen([sys.executable, "-m", "pytest", "-m", "longcycle", *options], cwd=self.path,
+                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        self.sessions.append(session)
+        return session
+
+    def end(self) -> None:
+        """Kill the sessions that go on, workers included; guards then end what is below them."""
+        for session in self.sessions:
+            if session.poll() is None:
+                os.killpg(session.pid, signal.SIGKILL)
+                session.wait()
+
+    def _popen(self, popen: Callable[..., subprocess.Popen], *arguments: Any, **keys: Any) -> subprocess.Popen:
+        """Start a process as pytester does, but in a group of its own, which is killed with it."""
+        session = popen(*arguments, **keys, start_new_session=True)
+        session.kill = lambda: os.killpg(session.pid, signal.SIGKILL)
+        self.sessions.append(session)
+        return session
 
     @property
     def out(self) -> Path:
@@ -128,7 +155,9 @@ def project(pytester, sample_videos, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    return Project(pytester, sample_videos)
+    project = Project(pytester, sample_videos)
+    yield project
+    project.end()
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,6 @@ def misbehave(behaviour: str, out: Path) -> int | None:
     if behaviour == "crash":
         print("something odd happened on the way", flush=True)
         write_failure(out, 1, RuntimeError("a consequence"))
-        time.sleep(0.02)
         failure = RuntimeError("the root cause")
         write_failure(out, 0, failure)
         data = json.loads((out / "failures/rank_0.json").read_text())

@@ -6,14 +6,15 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from mimickit.util.failures import FAILURE_CLASSES, UserError
-from tests.acceptance import devices, environment, judge, ladder, report, settings, stages, tables
+from tests.acceptance import devices, environment, judge, ladder, ledger, lifecycle, report, settings, stages, tables
 from tests.acceptance.cases import discover, select
 from tests.acceptance.ladder import Rung, Trial
-from tests.suite.conftest import CASES, ROOT
+from tests.suite.conftest import CASES, ROOT, TRAINED
 
 
 def test_halving():
@@ -177,6 +178,69 @@ def test_leases_are_exclusive_and_all_or_nothing(tmp_path):
             assert second == ["cuda:2"]
     with devices.lease(pool, 3, tmp_path) as everything:
         assert everything == pool
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_lease_that_waits_holds_nothing(tmp_path, slots):
+    """One of its two devices is taken: meanwhile others may have the free one."""
+    pool, seen = ["cuda:0", "cuda:1"], []
+
+    def held():
+        raise AssertionError("one that waits holds the free device")
+
+    def look():
+        with devices.lease(["cuda:0"], 1, tmp_path / "locks", waiting=held) as other:
+            seen.append(other)
+        raise TimeoutError
+
+    name = devices.physical_name("cuda:1")
+    with devices.file_lock(tmp_path / "locks" / f"{name}.lock"), pytest.raises(TimeoutError), \
+            devices.lease(pool, 2, tmp_path / "locks", slots, waiting=look):
+        pass
+    assert seen == [["cuda:0"]]
+
+
+def test_what_a_verdict_depends_on():
+    """Inputs, sizes and gates; not how patient the session is."""
+    case = next(case for case in discover(ROOT) if case.name == TRAINED)
+    profile = settings.load_profiles().profiles["smoke"]
+    asked = settings.Settings(
+        repo=ROOT, out=ROOT / "output/train/none", profile_name="smoke", profile_reason="", profile=profile,
+        targets={TRAINED: settings.Target(gates=(gate(),))}, train_env={}, viz_env={}, pool=("cpu",), per_case=1)
+
+    def key(**changes):
+        return lifecycle.case_key(replace(asked, **changes), case)
+
+    others = [
+        key(targets={TRAINED: settings.Target(gates=gates)})
+        for gates in ((), (gate(bound=8.5),), (gate(">"),), (gate(measure="test_episode_length"),), (gate(), gate()))]
+    others += [key(profile=profile.model_copy(update={name: getattr(profile, name) + 1}))
+               for name in ("long_max_samples", "probe_iters", "test_episodes", "rand_seed")]
+    others += [key(ladder=(64,)), key(scale_steps=False), key(profile_name="full"),
+               key(long_mode="time_budget", long_budget_hours=1.0), key(long_mode="time_budget", long_budget_hours=2.0)]
+    assert len({key(), *others}) == 1 + len(others)
+    assert key(profile=profile.model_copy(update={"hang_seconds": 1.0, "long_timeout": 5.0})) == key()
+    assert key(targets=asked.targets | {CASES[1]: settings.Target(gates=(gate(),))}) == key()  # another case's
+
+
+def test_all_hours_before_an_interruption_count():
+    """Twice interrupted, both parts are used up; an attempt that begins afresh has its whole budget again."""
+    def event(kind, stage, seconds=0.0, outcome="interrupted", afresh=False, fingerprint="f"):
+        return {"event": kind, "time": 0.0, "case": TRAINED, "variant": "default", "num_envs": 8, "stage": stage,
+                "fingerprint": fingerprint, "afresh": afresh, "devices": ["cpu"], "degraded": False, "folder": "x",
+                "out_dir": "x", "log": "x", "outcome": outcome, "failure_class": "", "elapsed_s": seconds}
+
+    def used(*events):
+        return ledger.fold(events).case(TRAINED).attempts["default", 8].train_seconds
+
+    probe = [event("stage_start", "probe_train", afresh=True), event("stage_end", "probe_train", 5.0, "ok")]
+    parts = [each for seconds in (100.0, 20.0, 3.0)
+             for each in (event("stage_start", "long_train"), event("stage_end", "long_train", seconds))]
+    test = [event("stage_start", "test"), event("stage_end", "test", 50.0, "ok")]
+    assert used(*probe, *parts[:4]) == 120.0
+    assert used(*probe, *parts, *test) == 123.0
+    assert used(*probe, *parts, event("stage_start", "probe_train", afresh=True)) == 0.0
+    assert used(*probe, *parts, event("stage_start", "long_train", fingerprint="other")) == 0.0
 
 
 def spec(tmp_path, code, **changes):

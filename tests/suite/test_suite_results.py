@@ -132,7 +132,7 @@ def test_more_shards_than_cases_is_a_mistake(project):
     result = project.run("--shard", "4/4")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--shard 4/4: only 3 cases are selected*"])
-    assert project.pytester.runpytest_subprocess("--shard", "1/2").ret == pytest.ExitCode.USAGE_ERROR
+    assert project.pytest("--shard", "1/2").ret == pytest.ExitCode.USAGE_ERROR
 
 
 # merging

@@ -5,9 +5,11 @@ import os
 import platform
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from mimickit.util.files import read_json
 from tests.acceptance.devices import file_lock
 from tests.acceptance.tables import read_tsv
 from tests.suite.conftest import CASES, TRAINED
@@ -28,12 +30,28 @@ def running(project, stage):
     return calls[-1]["pid"] if calls and beats else None
 
 
+def trained(project, stage, case=TRAINED):
+    """Samples that a stage has trained with by now."""
+    own = project.out.glob(f"runs/{case}_args/*/{stage}/progress.json")
+    return max((read_json(path).get("samples", 0) for path in own), default=0)
+
+
 def alive(pid):
+    return bool(process_state(pid)) and process_state(pid)[0] != "Z"
+
+
+def group_alive(group):
+    """Whether a process of the group still runs."""
+    states = (process_state(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return any(state and state[0] != "Z" and int(state[2]) == group for state in states)
+
+
+def process_state(pid):
+    """What proc(5) says after a process' name: state, parent, group ...; nothing of one that is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 2), (signal.SIGTERM, 2)])
@@ -41,7 +59,7 @@ def test_interrupted_then_lf(project, number, code):
     project.rules({"stage": "long_train", "do": "slow", "times": 1})
     session = project.start("--long-max-samples", "100000")
     pid = wait_for(lambda: running(project, "long_train"))
-    time.sleep(0.3)
+    wait_for(lambda: trained(project, "long_train"))
     session.send_signal(number)
     assert session.wait(20) == code
     assert not alive(pid)
@@ -84,6 +102,17 @@ def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
     assert [e["outcome"] for e in ends] == ["interrupted", "ok"]
     assert "was killed" in ends[0]["message"] and ends[0]["elapsed_s"] >= 0
+
+
+@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_a_session_that_outlives_its_test_is_ended(project, options):
+    """These tests' own care for the machine."""
+    project.rules({"stage": "bootstrap_train", "do": "spawn"})
+    session = project.start("--cases", CASES[1], *options)
+    trainer = wait_for(lambda: running(project, "bootstrap_train"))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    project.end()
+    wait_for(lambda: not group_alive(session.pid) and not alive(trainer) and not alive(sleeper), 10.0)
 
 
 def test_a_hung_process_group_is_killed_whole(project):
@@ -250,7 +279,7 @@ def test_xdist_interrupt_ends_stages_with_a_checkpoint(project):
     project.rules({"stage": "long_train", "do": "slow"})
     session = project.start("-n", "2", "--cases", f"{TRAINED},{CASES[1]}", "--long-max-samples", "1000000")
     pid = wait_for(lambda: running(project, "long_train"))
-    time.sleep(0.3)
+    wait_for(lambda: trained(project, "long_train"))
     session.send_signal(signal.SIGTERM)
     assert session.wait(30) != 0
     assert not alive(pid)

@@ -98,7 +98,7 @@ def test_tables_come_from_the_ledger_alone(project):
 
 @pytest.mark.parametrize("form", ["{}", "{}_args", "{}_args.txt", "args/{}_args.txt"])
 def test_cases_takes_every_form(project, form):
-    result = project.pytester.runpytest_subprocess(
+    result = project.pytest(
         "-m", "longcycle", "--collect-only", "-q", "--cases", f"{form.format(CASES[2])},{CASES[1]}")
     result.stdout.fnmatch_lines([f"*test_longcycle[[]{CASES[1]}[]]", f"*test_longcycle[[]{CASES[2]}[]]"])
     result.stdout.no_fnmatch_line(FIRST)
@@ -133,10 +133,10 @@ def test_wrong_options_are_usage_errors(project, options, words):
 def test_plain_pytest_never_runs_cases(project):
     (project.path / "tests/unit/test_other.py").write_text("def test_other():\n    pass\n")
     for options in ([], ["-m", ""]):
-        result = project.pytester.runpytest_subprocess(*options)
+        result = project.pytest(*options)
         result.assert_outcomes(passed=1, deselected=3)
     assert not project.calls() and not (project.path / "output").exists()
-    assert project.pytester.runpytest_subprocess("--cases", TRAINED).ret == pytest.ExitCode.USAGE_ERROR
+    assert project.pytest("--cases", TRAINED).ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_nontrainable_can_be_left_out_and_nothing_selected_says_so(project):
@@ -323,7 +323,7 @@ def test_the_tests_own_time_limit_does_not_end_cases(project):
 
 
 def test_the_page_names_every_option_and_only_those(project):
-    text = project.pytester.runpytest_subprocess("--help").stdout.str()
+    text = project.pytest("--help").stdout.str()
     known = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", text))
     begin = text.index("acceptance suite (pytest -m longcycle")
     ours = set(re.findall(r"^  (--[a-z-]+)", text[begin:text.index("\n\n", begin)], flags=re.MULTILINE))

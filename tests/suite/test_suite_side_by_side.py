@@ -2,13 +2,12 @@
 
 import os
 import signal
-import time
 
 import pytest
 import yaml
 
 from tests.suite.conftest import CASES, TRAINED
-from tests.suite.test_suite_resume import alive, running, wait_for
+from tests.suite.test_suite_resume import alive, group_alive, running, wait_for
 
 VIEWS = ("view_motion_g1", "view_motion_go2", "view_motion_humanoid")
 DOF = "dof_test_humanoid"
@@ -168,13 +167,13 @@ def test_lf_runs_exactly_what_has_not_passed(project, ending, workers):
         session.send_signal(KILLS[ending])
         assert session.wait(30) != 0
         wait_for(lambda: not any(alive(call["pid"]) for call in project.calls()), 10.0)
+        wait_for(lambda: not group_alive(session.pid), 10.0)  # workers, too, have noticed
         left = {DOF, CASES[2]}
     else:
         project.rules({"stage": "bootstrap_train", "case": DOF, "do": "killed" if "killed" in ending else "crash"})
         assert project.run(*options).ret == 1
         assert project.rows()[DOF]["failure_class"] == ("preempted" if "killed" in ending else "failed")
         left = {DOF}
-    time.sleep(0.2)
     project.forget_calls()
     project.rules()
     result = project.run("--lf", *options)

@@ -95,6 +95,22 @@ def test_rest_rotations_count(tmp_path):
     np.testing.assert_allclose(rot.heading(quat[2]), np.pi / 2 + 0.5, atol=1e-6)
 
 
+def test_rest_rotations_come_before_the_joints(tmp_path):
+    """At rest the arm lies a quarter turn about X; its joint then turns about what Z became, which is -Y."""
+    file = tmp_path / "arm.xml"
+    file.write_text("""<mujoco><compiler angle="radian"/><worldbody><body name="a"><freejoint/><geom size="1"/>
+      <body name="b" pos="1 0 0" quat="1 1 0 0"><joint name="h" axis="0 0 1" range="-1 1"/><geom size="1"/>
+        <body name="c" pos="1 0 0" quat="1 0 1 0"><joint name="i" axis="1 0 0" range="-1 1"/><geom size="1"/>
+          <body name="d" pos="0 1 0"/></body></body></body></worldbody></mujoco>""")
+    arm = Character.load(file)
+    joint_rot = arm.dof_to_rot(torch.tensor([0.5, 0.7]))
+    pos, _ = arm.forward_kinematics(torch.zeros(3), torch.tensor([0.0, 0, 0, 1]), joint_rot)
+    c, s = np.cos(0.5), np.sin(0.5)
+    np.testing.assert_allclose(pos[2], (1 + c, 0, s), atol=1e-6)
+    y, z = np.cos(0.7), np.sin(0.7)  # d, turned about c's X; c at rest: X to -Z, Z to X; b: Y to Z, Z to -Y
+    np.testing.assert_allclose(pos[3] - pos[2], (c * z - s * y, 0, s * z + c * y), atol=1e-6)
+
+
 def test_single_body(tmp_path):
     file = tmp_path / "box.xml"
     file.write_text('<mujoco><worldbody><body name="box"><freejoint/><geom size="1"/></body></worldbody></mujoco>')

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import threading
 
 import pytest
 import torch
 
+from mimickit.util import checkpoint
 from mimickit.util.checkpoint import (
     find_latest,
     load_checkpoint,
@@ -16,7 +18,7 @@ from mimickit.util.checkpoint import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
-from tests.saving import write_checkpoint
+from tests.saving import disk_calls, write_checkpoint
 
 ALONE = Distributed.single()
 
@@ -49,6 +51,46 @@ def test_same_iteration_is_replaced(tmp_path):
     path = save(tmp_path, 3, samples=5)
     assert load_checkpoint(path, ALONE).manifest["samples"] == 5
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0000000003"]
+
+
+def test_a_checkpoint_waits_for_the_one_before_it(tmp_path, monkeypatch):
+    """The first one's files take until somebody waits for them."""
+    awaited, original = threading.Event(), checkpoint._save
+    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", ALONE)
+
+    def slow(path, data):
+        assert awaited.wait(20.0)
+        return original(path, data)
+
+    class Thread(threading.Thread):
+        def join(self, timeout=None):
+            awaited.set()
+            super().join(timeout)
+
+    monkeypatch.setattr(checkpoint, "_save", slow)
+    monkeypatch.setattr(checkpoint.threading, "Thread", Thread)
+    first = writer.save(1, {}, {"x": torch.ones(2)}, {})
+    try:
+        assert not first.exists()
+        second = writer.save(2, {}, {"x": torch.zeros(2)}, {})
+        assert checkpoint.is_complete(first)
+        writer.wait()
+        assert checkpoint.is_complete(second)
+    finally:
+        awaited.set()
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A power cut leaves the old checkpoint or the new one, never a name without its content."""
+    calls = disk_calls(monkeypatch)
+    path = save(tmp_path, 3)
+    aside, folder = path.with_name(".tmp-0000000003"), path.parent
+    renamed = calls.index(("rename", aside, path))
+    flushed = [place for call, place, *_ in calls[:renamed] if call == "fsync"]
+    assert {aside / "shared.pt", aside / "rank_0.pt"} <= set(flushed)
+    assert ("fsync", folder) in calls[renamed:]
+    manifest = next(i for i, call in enumerate(calls) if call[0] == "replace" and call[2] == aside / "manifest.json")
+    assert ("fsync", calls[manifest][1]) in calls[:manifest] and manifest < renamed
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "no_manifest", "bad_manifest"])

@@ -100,6 +100,24 @@ def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
     assert disc.evidence.rollout.norm.count.tolist() == [16]
 
 
+@pytest.mark.parametrize(("method", "evidence"), [("AMP", Demonstrations), ("ADD", Differences)])
+def test_the_replay_keeps_what_was_seen_not_what_was_made_of_it(method, evidence):
+    """Normalising happens in place; an entry of the ring is normalised anew, by what is known when it is used."""
+    env = StillEnv(2, disc_obs=torch.tensor([[1.0, -2], [3, 5]]))
+    disc = Discriminator(env, config(method, steps_per_iter=4), ALONE, evidence(env, 4))
+    norm = disc.evidence.rollout.norm
+    for t in range(4):
+        disc.record(t)
+    expected = disc.evidence.rollout.samples().flatten(0, 1).clone()
+    disc.record_norm()
+    disc.fold()  # mean and deviation are no longer 0 and 1
+    disc.reward()
+    assert not torch.equal(disc.evidence.rollout.samples().flatten(0, 1), expected)
+    kept = disc._ring.data[:8]
+    assert sorted(kept.tolist()) == sorted(expected.tolist())
+    torch.testing.assert_close(disc.evidence.rollout.see(kept), norm.normalize(kept))
+
+
 @pytest.mark.parametrize("layers", ["fc_2layers_128units", "fc_3layers_1024units"])
 def test_gradient_is_that_of_automatic_differentiation(layers):
     """Loss and gradient by every parameter, in double precision, against torch differentiating twice."""
@@ -172,15 +190,19 @@ def test_discriminator_learns_to_tell():
 
 
 def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
-    """What is judged beside the rollout: every sample of the ring equally often, also over the end of a pass."""
+    """What is judged beside the rollout: every sample of the ring equally often, also over the end of a pass.
+
+    It is normalised as the rollout is.
+    """
     torch.manual_seed(0)
     env = StillEnv(4)
     keys = {"disc_batch_size": 3, "disc_epochs": 4, "disc_buffer_size": 88, "disc_replay_samples": 0}
     disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, 16))
+    disc.evidence.rollout.norm.mean.fill_(1.0)
     judged = []
 
     def spy(net, x, count, *rest):
-        judged.append((x[12:count, 0] * 128).round().long())
+        judged.append(((x[12:count, 0] + 1.0) * 128).round().long())
         return discriminator_loss(net, x, count, *rest)
 
     monkeypatch.setattr(discriminator, "discriminator_loss", spy)

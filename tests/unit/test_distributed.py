@@ -1,14 +1,11 @@
 """Collectives with one and with two processes."""
 
-import os
 import random
-import socket
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from mimickit.anim.motion import LoopMode
@@ -29,9 +26,8 @@ from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
 from tests.saving import write_checkpoint
+from tests.two_processes import VARIABLES, in_two_processes
 from tests.unit.env_case import make_env, write_clip
-
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def test_one_process_needs_no_group(monkeypatch):
@@ -71,26 +67,6 @@ def test_seeds_differ_by_rank_and_repeat():
     first = draw(0)
     assert draw(0) == first
     assert all(a != b for a, b in zip(draw(1), first, strict=True))
-
-
-def in_two_processes(function, *arguments):
-    """Run ``function(dist, *arguments)`` in two processes; any exception there fails the test."""
-    with socket.socket() as first, socket.socket() as second:
-        for server in (first, second):
-            server.bind(("127.0.0.1", 0))
-        ports = [server.getsockname()[1] for server in (first, second)]
-    torch.multiprocessing.spawn(_child, (ports, function, arguments), nprocs=2)
-
-
-def _child(rank, ports, function, arguments):
-    torch.set_num_threads(1)
-    for port in ports if function is reentrant else ports[:1]:  # a meeting place of its own: the first may still close
-        values = (rank, 2, rank, "127.0.0.1", port)
-        os.environ.update({name: str(value) for name, value in zip(VARIABLES, values, strict=True)})
-        dist = Distributed.from_env(["cpu", "cpu"], timeout_s=60)
-        function(dist, *arguments)
-        dist.shutdown()
-        dist.shutdown()
 
 
 def reentrant(dist):
@@ -226,11 +202,6 @@ def similarity(dist, clip):
     assert dist.all_gather_object(together) == [together, together]
 
 
-def measured_together(dist, clip):
-    largest_error(dist, clip)
-    similarity(dist, clip)
-
-
 def learning(dist, in_turns):
     """Two networks on data that differs between processes: their parameters, and who differentiated when."""
     seed_process(1, dist.rank)
@@ -266,22 +237,20 @@ def networks_take_turns(dist):
     assert alone == one_by_one  # nothing to wait for
 
 
-def all_checks(dist, folder):
+def all_checks(dist, folder, clip):
     worked_numbers(dist)
     one_step(dist)
     weighted_step(dist)
     networks_take_turns(dist)
     deviating_parameters(dist)
     checkpoint_of_two(dist, folder)
+    largest_error(dist, clip)
+    similarity(dist, clip)
 
 
 def test_two_processes(tmp_path):
-    in_two_processes(all_checks, tmp_path)
-
-
-def test_an_evaluation_measures_the_characters_of_both_processes(tmp_path):
-    in_two_processes(measured_together, write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP))
+    in_two_processes(all_checks, tmp_path, write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP))
 
 
 def test_start_and_stop_twice_in_one_process():
-    in_two_processes(reentrant)
+    in_two_processes(reentrant, times=2)

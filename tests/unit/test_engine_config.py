@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -92,15 +92,24 @@ def test_shipped_capacities():
     assert capacity.njmax < 450  # sized from a measurement, not from the worst case
 
 
-def _compile(cache_dir: str, key: str, log: str, cores: int = 2) -> None:
-    from mimickit.engines.kernel_cache import compile_lock
+def _compile(cache_dir: str, key: str, log: str, cores: int, all_here: Barrier) -> None:
+    """Compile; the first who do so go on when all the others compile too, or wait for their turn."""
+    from mimickit.engines import kernel_cache
+
+    arrived = []
+
+    def arrive():
+        if not arrived:
+            arrived.append(True)
+            all_here.wait(30.0)
 
     os.sched_getaffinity = lambda pid: set(range(cores))
-    with compile_lock(key, Path(cache_dir)) as cold:
+    kernel_cache.print = lambda text, **_: arrive() if "waiting for it" in text else None
+    with kernel_cache.compile_lock(key, Path(cache_dir)) as cold:
         if cold:
             with open(log, "a", encoding="utf-8") as file:
                 file.write("begin\n")
-            time.sleep(0.4)
+            arrive()
             with open(log, "a", encoding="utf-8") as file:
                 file.write("end\n")
 
@@ -113,7 +122,9 @@ def _compile(cache_dir: str, key: str, log: str, cores: int = 2) -> None:
 def test_one_process_a_combination_compiles_and_no_more_than_there_are_cores_for(tmp_path, keys, cores, expected):
     log = tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_compile, args=(str(tmp_path / "cache"), key, str(log), cores)) for key in keys]
+    all_here = context.Barrier(len(keys))
+    workers = [context.Process(target=_compile, args=(str(tmp_path / "cache"), key, str(log), cores, all_here))
+               for key in keys]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -209,6 +209,24 @@ def test_turning_loops(tmp_path, humanoid):
         close(frame.root_ang_vel, (0, 0, math.pi / 2), 1e-3)
 
 
+def test_turning_loops_of_a_body_that_leans(tmp_path, humanoid):
+    """The turn is that of the heading, applied about the world's vertical: the lean stays, period by period."""
+    angle = torch.linspace(0, math.pi / 2, 10)
+    lean = rot.axis_angle_to_quat(torch.tensor([0.3, 1.0, 0.0]), torch.tensor(0.6))
+    rows = frames(10)
+    rows[:, 0], rows[:, 1] = torch.sin(angle), 1 - torch.cos(angle)
+    rows[:, 3:6] = rot.quat_to_exp_map(rot.quat_mul(rot.yaw_quat(angle), lean))
+    clip = MotionClip(LoopMode.WRAP, 9.0, rows)  # 1 s
+    turning = library(tmp_path, humanoid, clip, accumulate_yaw=True)
+    for time in (-2.25, 0.3, 1.5, 2.25, 7.9):
+        frame, a = at(turning, time), torch.tensor(time * math.pi / 2)
+        assert rot.quat_diff_angle(frame.root_rot, rot.quat_mul(rot.yaw_quat(a), lean)) < 1e-3
+        close(frame.root_pos, (math.sin(a), 1 - math.cos(a), 0.9), 5e-3)
+        close(frame.root_ang_vel, (0, 0, math.pi / 2), 1e-3)
+    plain = library(tmp_path, humanoid, clip)
+    assert rot.quat_diff_angle(at(plain, 2.0 + 1e-4).root_rot, lean) < 1e-3
+
+
 def test_straight_loops_do_not_depend_on_accumulate_yaw(tmp_path, humanoid):
     rows = frames(5)
     rows[:, 0] = np.arange(5) * 0.1
