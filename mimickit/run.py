@@ -48,8 +48,10 @@ from mimickit.util.failures import (
 )
 from mimickit.util.files import write_json, write_text
 from mimickit.util.logging import warn
+from mimickit.util.processes import end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
+LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
 SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
 
 
@@ -58,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     out_dir: Path | None = None
     rank = int(os.environ.get("RANK", 0))
+    if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
+        end_with_parent(int(os.environ[LAUNCHER]))
     try:
         if not argv or "--help" in argv or "-h" in argv:
             print(help_text())
@@ -109,6 +113,7 @@ def launch(argv: list[str], request: Request) -> int:
     from torch.distributed.run import main as torchrun
 
     os.environ[STARTED] = repr(PROCESS_START)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
     port = whole_number(request.args, "master_port")
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]

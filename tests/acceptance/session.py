@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from mimickit.util.files import write_json, write_text
+from mimickit.util.processes import end_with_parent
 from tests.acceptance import report
 from tests.acceptance.cases import Case, manifest_rows
 from tests.acceptance.devices import try_lock
@@ -31,7 +31,6 @@ from tests.acceptance.tables import read_tsv, write_tsv
 CASE = "longcycle_case"  # the parameter that holds a test's case
 CASES_PER_DEVICE = "cases-per-device"
 ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
-PR_SET_PDEATHSIG = 1
 OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
 NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
 
@@ -72,7 +71,7 @@ class Session:
         self.until_end = contextlib.ExitStack()
         self.unwritten = ""  # why the end could not be recorded
         if self.worker:  # a killed controller must not leave workers behind
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            end_with_parent(os.getppid())
         else:
             self.terminal = own_stdout()
 

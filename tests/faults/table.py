@@ -119,6 +119,7 @@ SCENARIOS: dict[str, Scenario] = {
     "file_limit": Scenario(Fault("small_files", rank=0), "disk"),
     "preempted": Scenario(Fault("preempt", rank=0), "preempted"),
     "trainer_killed": Scenario(Fault("kill_trainer", rank=0), "preempted"),
+    "guard_killed": Scenario(Fault("kill_guard", rank=0), "preempted"),
     "session_sigint": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGINT),
     "session_sigterm": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGTERM),
     "session_sigkill": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGKILL),

@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +83,24 @@ def test_a_killed_rank_ends_the_stage_and_leaves_nothing(tmp_path):
     assert (result.failure_class, result.rc) == ("preempted", 137), result
     assert "SIGKILL" in result.message and not processes_left(tmp_path / "fault.json")
     assert find_latest(tmp_path / "out").name == "0000000001"
+
+
+def test_a_killed_guard_ends_every_process_of_its_stage(tmp_path):
+    """The launcher, and the two it started; whoever asks a moment later finds nobody."""
+    result = run_stage(training(tmp_path, "--max_iters", "50", fault=at(3, "kill_guard", rank=1), ranks=2))
+    assert (result.failure_class, result.rc) == ("preempted", 137), result
+    assert "guard" in result.message and not processes_left(tmp_path / "fault.json")
+
+
+def test_processes_end_with_the_one_that_launched_them(tmp_path):
+    """No guard here: somebody killed the program that was started by hand."""
+    spec = training(tmp_path, "--max_iters", "500", fault=at(3, "kill_trainer", rank=1), ranks=2)
+    done = subprocess.run(spec.argv, cwd=spec.cwd, env={**os.environ, **spec.env}, stdout=subprocess.DEVNULL)
+    assert done.returncode == -9
+    deadline = time.monotonic() + 5.0
+    while (left := processes_left(tmp_path / "fault.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
 
 
 def test_a_stopped_process_is_a_hang_that_tells_where(tmp_path):

@@ -62,6 +62,46 @@ def test_interrupted_then_lf(project, number, code):
     assert "=== " in (project.out / f"runs/{TRAINED}_args/default_e8/long_train.log").read_text().split("says hello")[1]
 
 
+def guard_of(pid):
+    """The guard above a stage's command."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("behaviour", ["slow", "spawn"])
+def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project, behaviour):
+    """Nobody goes on beside the successor, also no grandchild in a session of its own."""
+    project.rules({"stage": "long_train", "do": behaviour, "times": 1})
+    session = project.start("--cases", TRAINED, "--long-max-samples", "10000")
+    trainer = wait_for(lambda: running(project, "long_train"))
+    left = [trainer]
+    if behaviour == "spawn":
+        left.append(int(wait_for(lambda: (project.path / "sleeper.pid").read_text())))
+    os.kill(guard_of(trainer), signal.SIGKILL)
+    wait_for(lambda: len(project.stages()) > 2)
+    assert not any(alive(pid) for pid in left), "what the guard watched ends before its successor starts"
+    assert session.wait(30) == 0
+    ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
+    assert [(e["outcome"], e["failure_class"]) for e in ends] == [("failed", "preempted"), ("ok", "")]
+    assert "the stage's guard was killed" in ends[0]["message"]
+
+
+def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(project):
+    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
+    session = project.start("--cases", TRAINED)
+    trainer = wait_for(lambda: running(project, "long_train"))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    guard = guard_of(trainer)
+    os.kill(session.pid, signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
+    session.kill()
+    session.wait()
+    wait_for(lambda: not alive(trainer))
+    assert alive(sleeper), "nobody is left who knows of it"
+    assert project.run("--lf", "--cases", TRAINED).ret == 0
+    assert not alive(sleeper)
+
+
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
     project.rules({"stage": "long_train", "do": "spawn", "times": 1})
