@@ -4,9 +4,9 @@
 other end only pytest holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below
 it. As a child subreaper (prctl, Linux) it also adopts processes that left the group, as torchrun's workers do, so a
 finished or killed command leaves nothing behind either. When the guard itself is killed, the system kills the command,
-and whoever comes next kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT go to the command alone, once: it has to
-tell its own children, and a second signal would mean "at once" to them. Exit code: the command's, 128 + signal when
-a signal ended it.
+and whoever comes next kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT
+go to the command alone, once: it has to tell its own children, and a second signal would mean "at once" to them. Exit
+code: the command's, 128 + signal when a signal ended it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, isolated: import the package, not the files beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mimickit.util.processes import adopt_orphans, end_with_parent  # noqa: E402
+from mimickit.util.processes import adopt_orphans, end_with_parent
 
 KILLED = 128 + signal.SIGKILL
 MARK = "LONGCYCLE_STAGE"  # environment variable of all processes of a stage: its folder

@@ -217,7 +217,7 @@ class Session:
         """Write how the session ended, and correct its exit code: 0 exactly when every selected case passed."""
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
         self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
-        selected = state.session["cases"]
+        selected = state.session.get("cases", [])
         complete = all(name in state.touched and state.case(name).passed for name in selected)
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and selected and complete:
             session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
@@ -239,20 +239,20 @@ class Session:
         if not cases:
             terminalreporter.line(NOTHING)
             return
-        if set(state.session["passed_before"]) == {case.name for case in cases}:
+        if set(state.session.get("passed_before", [])) == {case.name for case in cases}:
             terminalreporter.line("--lf: every selected case has passed already, nothing to run")
         for line in report.summary(state, cases, self.reused(state), self.settings):
             terminalreporter.line(line, red=line.startswith("FAILED"))
 
     def cases_of(self, state: State) -> list[Case]:
         """The cases that the session selected."""
-        return [case for case in self.cases if case.name in state.session["cases"]]
+        return [case for case in self.cases if case.name in state.session.get("cases", [])]
 
     def reused(self, state: State) -> set[str]:
         """Cases whose earlier end stands."""
         events = self.ledger.events()
-        begin = max(i for i, event in enumerate(events) if event["event"] == "session_start")
-        return {*state.session["passed_before"],
+        begin = max((i for i, event in enumerate(events) if event["event"] == "session_start"), default=0)
+        return {*state.session.get("passed_before", []),
                 *(event["case"] for event in events[begin:] if event["event"] == "case_reused")}
 
 
