@@ -48,6 +48,7 @@ from mimickit.util.failures import (
 )
 from mimickit.util.files import write_json, write_text
 from mimickit.util.logging import warn
+from mimickit.util.manifest import describe_file
 from mimickit.util.processes import end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
@@ -220,7 +221,8 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         started=started_at(),
     ))
     if dist.is_root:
-        write_result(request, {**result.to_dict(), "devices": list(request.devices)})
+        model = describe_file(Path(result.model_file))
+        write_result(request, {**result.to_dict(), "model": model, "devices": list(request.devices)})
         print(f"{result.outcome}: {result.samples:,} samples, {result.iterations} iterations, "
               f"{result.samples_per_s:,.0f} samples/s, {result.wall_s:.1f} s", flush=True)
     return EXIT_OK if result.signal is None else 128 + result.signal

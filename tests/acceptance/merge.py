@@ -18,6 +18,7 @@ from typing import Any
 
 from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path, read_json, write_json
+from mimickit.util.manifest import model_problem
 from tests.acceptance.devices import try_lock
 from tests.acceptance.events import EventFile, to_line
 from tests.acceptance.ledger import LEDGER, CaseState, Ledger, State, attempts_table, damaged_lines, fold
@@ -146,6 +147,8 @@ def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -
         runs = Path("runs") / f"{case}_args"
         if (source.root / runs).is_dir():
             shutil.copytree(source.root / runs, folder / runs, symlinks=True)
+            lines += [f"damaged: {case}: {model.relative_to(folder)} is not what its training wrote; it can go on from "
+                      "a checkpoint" for model in sorted((folder / runs).rglob("model.pt")) if model_problem(model)]
     newest = max(sources, key=lambda source: source.events[-1]["time"] if source.events else 0.0)
     begin = {**newest.state.session, "event": "session_start", "session": uuid.uuid4().hex[:8],
              "cases": sorted(selected | recorded), "passed_before": [],

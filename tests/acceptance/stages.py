@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, classify, read_failures, root_cause
 from mimickit.util.files import read_json
+from mimickit.util.manifest import describe_file
 from tests.acceptance import guard
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
@@ -294,10 +295,11 @@ def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached:
     """
     forgivable = ("failed", "timeout", "hang", "nccl", "cuda_fault", "preempted", "no_result")
     if result.outcome == "failed" and result.failure_class in forgivable and target_reached \
-            and (spec.out_dir / "model.pt").is_file():
+            and (model := spec.out_dir / "model.pt").is_file():
         known = read_json(spec.out_dir / "progress.json")
         return replace(result, outcome="ok", message=f"accepted with a checkpoint at its budget ({result.message})",
-                       result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result})
+                       result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result,
+                               "model": describe_file(model)})
     return result
 
 

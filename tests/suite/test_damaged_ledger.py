@@ -11,8 +11,8 @@ from tests.acceptance.ledger import Ledger, rows
 from tests.suite.conftest import CASES, TRAINED
 from tests.suite.test_suite_results import content
 
-WORDS = [b"null", b"[]", b"3", b'"text"', b"{}", b'{"event": []}', b'{"event": "case_end", "time": 1.0}', b"\xff\x00\x80",
-         b'{"event": "stage_start", "time": 1.0, "case": "../../up"}', b"9" * 5000, b"[" * 20_000]
+WORDS = [b"null", b"[]", b"3", b'"text"', b"{}", b'{"event": []}', b'{"event": "case_end", "time": 1.0}',
+         b"\xff\x00\x80", b'{"event": "stage_start", "time": 1.0, "case": "../../up"}', b"9" * 5000, b"[" * 20_000]
 
 
 def cut(line):

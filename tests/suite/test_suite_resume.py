@@ -293,3 +293,49 @@ def test_xdist_interrupt_ends_stages_with_a_checkpoint(project):
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
     assert [e["outcome"] for e in ends] == ["interrupted"]
     assert ends[0]["result"]["outcome"] == "interrupted"
+
+
+def spoil_checkpoints(folder):
+    """One bit of each, in the manifest of one and the shared part of the other."""
+    for number, path in enumerate(sorted((folder / "checkpoints").iterdir())):
+        spoil(path / ("shared.pt", "manifest.json")[number % 2])
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("spoilt", "stages", "resumed"), [
+    (["long_train"], ["long_train", "test", "viz"], [256]),
+    (["long_train", "probe_train"], ["probe_train", "long_train", "test", "viz"], [0, 256])])
+def test_damaged_checkpoints_are_not_continued(project, spoilt, stages, resumed):
+    """long_train, else probe_train, else afresh: what is complete decides, not what is there."""
+    project.rules({"stage": "long_train", "do": "slow"})
+    session = project.start("--cases", TRAINED, "--long-max-samples", "100000")
+    folder = project.out / f"runs/{TRAINED}_args/default_e8"
+    wait_for(lambda: list(folder.glob("long_train/checkpoints/*/manifest.json.sha256")))
+    session.send_signal(signal.SIGINT)
+    session.wait(20)
+    for stage in spoilt:
+        spoil_checkpoints(folder / stage)
+    project.forget_calls()
+    project.rules()
+    assert project.run("--lf", "--cases", TRAINED, "--long-max-samples", "100000").ret == 0
+    assert project.stages() == stages
+    assert [call["resumed"] for call in project.calls()][:len(resumed)] == resumed
+
+
+def test_a_damaged_model_is_not_tested(project):
+    """Its training goes on from its checkpoint, where nothing is left to do, and writes it anew."""
+    project.rules({"stage": "viz", "do": "crash"})
+    assert project.run("--cases", TRAINED).ret == 1
+    project.rules()
+    model = project.out / f"runs/{TRAINED}_args/default_e8/long_train/model.pt"
+    whole = model.read_bytes()
+    spoil(model)
+    project.forget_calls()
+    assert project.run("--cases", TRAINED, "--lf").ret == 0
+    assert project.stages() == ["long_train", "test", "viz"]
+    assert project.calls()[0]["resumed"] == 1024 and model.read_bytes() == whole
