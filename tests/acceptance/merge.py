@@ -210,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, files that nobody may read
+        print(f"error: {args.out} was not made: {error}", file=sys.stderr)
+        return 1
     print("\n".join(lines))
     return 0
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import pytest
 
+from mimickit.util.failures import UserError
 from mimickit.util.files import write_json, write_text
 from mimickit.util.processes import end_with_parent
 from tests.acceptance import report
@@ -167,9 +168,12 @@ class Session:
 
     @contextlib.contextmanager
     def needs_disk(self) -> Iterator[None]:
-        """A root that cannot be written ends the session with the reason (full disk, a file in its place)."""
+        """A root that cannot be written, or not locked, ends the session with the reason (full disk, a file in its
+        place)."""
         try:
             yield
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
         except OSError as error:
             raise pytest.UsageError(f"cannot write to {self.settings.relative(self.settings.out)}: {error}") from None
 

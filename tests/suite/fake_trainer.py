@@ -101,6 +101,8 @@ def misbehave(behaviour: str, out: Path) -> int | None:
     if behaviour == "nccl":
         write_failure(out, 0, RuntimeError("NCCL error: unhandled system error"))
         return 1
+    if behaviour == "file_for_test":  # in the place of the next stage's folder
+        (out.parent / "test").write_text("in the way")
     if behaviour == "no_ledger":  # for pytest it is as if the disk were full: the ledger cannot grow
         ledger = out.parents[3] / "ledger.jsonl"
         pid = next(json.loads(line)["pid"] for line in ledger.read_text().splitlines() if '"session_start"' in line)
