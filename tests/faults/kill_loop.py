@@ -29,8 +29,8 @@ from tests.faults.table import Project, settled
 
 CASES = ("deepmimic_humanoid_ppo", "view_motion_humanoid")
 VICTIMS = ("session", "guard", "trainer", "rank")
-LONGEST = 30.0  # s from a session's start, or the last kill, to the next
-PATIENCE = 300.0  # s for a stage to end, and for the last session
+LONGEST = 30.0  # s from a session's start, the last kill or the end of a stage to the next kill
+PATIENCE = 1800.0  # s for a stage to end, and for a session that nobody disturbs
 FIRST_SAMPLES = 4096
 SMALL = {"num_envs": 8, "hang_seconds": 60.0, "grace": 10.0, "brief": False}
 
@@ -49,6 +49,7 @@ class Loop:
         while sum(self.hit.values()) < kills:
             if self.session is None or self.session.poll() is not None:
                 self.begin()
+            self.let_end(self.random.choice((0, 0, 0, 1, 2)))
             self.wait(self.random.uniform(0.0, LONGEST))
             if self.session.poll() is None:
                 self.kill(self.random.choice(VICTIMS))
@@ -64,6 +65,14 @@ class Loop:
         if self.session is not None and self.session.returncode == 0:
             self.samples += FIRST_SAMPLES
         self.session = self.project.start("--lf", "--long-max-samples", str(self.samples))
+
+    def let_end(self, stages: int) -> None:
+        """Wait until so many stages have ended, so that later ones are hit too."""
+        before, deadline = len(self.project.events("stage_end")), time.monotonic() + PATIENCE
+        while len(self.project.events("stage_end")) < before + stages and self.session.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.project.path}: no stage ended within {PATIENCE:.0f} s")
+            time.sleep(0.1)
 
     def wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
