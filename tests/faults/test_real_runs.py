@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from mimickit.util.checkpoint import find_latest
 from mimickit.util.logging import read_log
-from tests.acceptance import stages
+from tests.acceptance import guard, stages
 from tests.faults.faulty_run import ROOT, Fault
 from tests.faults.single_stage import processes_left, run_stage, stage_spec
 
@@ -85,21 +86,16 @@ def test_a_killed_rank_ends_the_stage_and_leaves_nothing(tmp_path):
     assert find_latest(tmp_path / "out").name == "0000000001"
 
 
-def test_a_killed_guard_ends_every_process_of_its_stage(tmp_path):
-    """The launcher, and the two it started; whoever asks a moment later finds nobody."""
-    result = run_stage(training(tmp_path, "--max_iters", "50", fault=at(3, "kill_guard", rank=1), ranks=2))
-    assert (result.failure_class, result.rc) == ("preempted", 137), result
-    assert "guard" in result.message and not processes_left(tmp_path / "fault.json")
-
-
-def test_processes_end_with_the_one_that_launched_them(tmp_path):
-    """No guard here: somebody killed the program that was started by hand."""
-    spec = training(tmp_path, "--max_iters", "500", fault=at(3, "kill_trainer", rank=1), ranks=2)
-    done = subprocess.run(spec.argv, cwd=spec.cwd, env={**os.environ, **spec.env}, stdout=subprocess.DEVNULL)
-    assert done.returncode == -9
-    deadline = time.monotonic() + 5.0
+def test_a_killed_guard_takes_launcher_and_ranks_along(tmp_path):
+    """Nobody comes after it who would end what is left: each process ends with the one that started it."""
+    spec = training(tmp_path, "--max_iters", "500", fault=at(3, "kill_guard", rank=1), ranks=2)
+    with (tmp_path / "stage.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd, stdout=log,
+                                   stderr=log, env={**os.environ, **spec.env}, stdin=subprocess.PIPE)
+    assert process.wait(120) == -signal.SIGKILL, (tmp_path / "stage.log").read_text()
+    deadline = time.monotonic() + 10.0
     while (left := processes_left(tmp_path / "fault.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     assert not left
 
 
