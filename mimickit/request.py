@@ -20,6 +20,7 @@ from mimickit.config import layers, merge, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.manifest import model_problem
 from mimickit.util.run_folder import OUT_DIR
 
 UNLIMITED = 2**63 - 1
@@ -154,6 +155,10 @@ def read_request(args: Args) -> Request:
     if missing:
         raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
                                 f"{Path.cwd()}; run from the project root)")
+
+    if (model_file := args.text("model_file")) and (problem := model_problem(Path(model_file))):
+        raise UserError(f"--model_file {problem}; --resume {Path(model_file).parent} trains on from its newest "
+                        "checkpoint and writes the model anew")
 
     assignments = args.get("set")
     changes = read_overrides(assignments or [])

@@ -78,7 +78,7 @@ def check_sizes(request: Request) -> None:
 
 def check_resume(request: Request, path: Path) -> None:
     """Raises UserError where the newest checkpoint is of another number of worlds or processes, or there is none."""
-    from mimickit.util.checkpoint import own_checkpoints
+    from mimickit.util.manifest import own_checkpoints
 
     found = [path] if (path / "manifest.json").is_file() else own_checkpoints(path)
     manifest = next((m for m in (read_json(folder / "manifest.json") for folder in found) if "num_envs" in m), None)

@@ -51,8 +51,11 @@ from mimickit.util.failures import (
 )
 from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
+from mimickit.util.manifest import describe_file
+from mimickit.util.processes import end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
+LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
 SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
 
 
@@ -63,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     claim = run_folder.Claim()
     begun = False
     rank = int(os.environ.get("RANK", 0))
+    if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
+        end_with_parent(int(os.environ[LAUNCHER]))
     try:
         if not argv or "--help" in argv or "-h" in argv:
             print(help_text())
@@ -165,6 +170,7 @@ def launch(argv: list[str], request: Request) -> int:
     from torch.distributed.run import main as torchrun
 
     os.environ[STARTED] = repr(PROCESS_START)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
     port = whole_number(request.args, "master_port")
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
@@ -281,7 +287,8 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         started=started_at(),
     ))
     if dist.is_root:
-        write_result(request, {**result.to_dict(), "devices": list(request.devices)})
+        model = describe_file(Path(result.model_file))
+        write_result(request, {**result.to_dict(), "model": model, "devices": list(request.devices)})
         print(f"{result.outcome}: {result.samples:,} samples, {result.iterations} iterations, "
               f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s", flush=True)
         print("\n".join(after_training(request, result.outcome)), flush=True)

@@ -10,9 +10,11 @@ what is finished into place).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +23,20 @@ from pathlib import Path
 import warp as wp
 from filelock import FileLock, Timeout
 
+from mimickit.util.failures import FailureClass, MimicKitError, UserError
 from mimickit.util.files import write_text
 
 PROGRESS_INTERVAL_S = 15.0
 CORES_A_COMPILER = 4  # of the machine, for each process that compiles
 POLL_S = 0.5
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_ROOM = 2**20  # bytes: with less a disk counts as full
+
+
+class KernelCacheError(UserError):
+    """Compiled kernels cannot be kept; the message says where and what to do."""
+
+    failure_class: FailureClass = "disk"
 
 
 def cache_key(*parts: object) -> str:
@@ -42,14 +53,18 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         key: see :func:`cache_key`.
         cache_dir: Warp's cache folder of this version; found by default.
         what: for the messages.
+
+    Raises:
+        KernelCacheError: the folder is full or cannot be written, or its file system has no locks.
     """
     cache_dir = Path(cache_dir) if cache_dir is not None else warp_cache_dir()
     marker = cache_dir / "mimickit_compiled" / key
     if marker.exists():
         yield False
         return
-    cache_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
+        held.enter_context(_naming_the_cache(cache_dir))
+        cache_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(_first_free([cache_dir / f"mimickit_compile_{key}.lock"]))
         if marker.exists():
             held.close()
@@ -63,6 +78,30 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
             yield True
         write_text(marker, "")
         print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def _naming_the_cache(folder: Path) -> Iterator[None]:
+    """Say so where the cache is why kernels cannot be compiled; compilers leave other words behind, or none."""
+    try:
+        yield
+    except Exception as error:
+        number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+        if isinstance(error, MimicKitError) or (file and folder not in (Path(file), *Path(file).parents)
+                                                and Path(file) not in folder.parents):
+            raise  # about something else
+        place = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(place).free
+        if number in NO_LOCKS or isinstance(error, NotImplementedError):  # filelock's word for ENOSYS
+            problem = "cannot be locked: its file system has no locks"
+        elif number in (errno.ENOSPC, errno.EDQUOT) or free < NO_ROOM:
+            problem = f"is full, {free / 2**20:.1f} MiB are free: make room there"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            problem = f"cannot be written: {error.strerror}"
+        else:
+            raise
+        raise KernelCacheError(f"the folder of compiled kernels {folder} {problem}, or let the environment variable "
+                               f"WARP_CACHE_PATH name a folder on a local disk with room") from error
 
 
 def warp_cache_dir() -> Path:

@@ -169,7 +169,7 @@ class _Training:
             self._conclude()
         self.writer.wait()
         self.dist.barrier()
-        if not self._model_file().exists():  # continued when nothing was left to do
+        if not self.iterations_here:  # continued when nothing was left to do: the model may be what is missing
             self._save_models(improved=False)
         self.progress.enter("done")
         self.logger.close()

@@ -6,6 +6,7 @@ A checkpoint folder is written aside and renamed when complete::
     checkpoints/0000000123/   shared.pt            what all processes agree on (networks, optimizers, counters)
                               rank_0.pt, ...       what belongs to one process (environments, random state)
                               manifest.json        world size, iteration, ..., size and sha256 of each file
+                              manifest.json.sha256 its own digest, as sha256sum writes it
 
 All processes must see the same file system. Files hold tensors, numbers, strings, lists and mappings only and are
 read with ``weights_only=True``.
@@ -14,7 +15,6 @@ read with ``weights_only=True``.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 import threading
@@ -29,12 +29,21 @@ import torch
 
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.files import atomic_path, fsync, naming_full_disk, read_json, write_json
-from mimickit.util.run_folder import identity
+from mimickit.util.files import atomic_path, fsync, naming_full_disk, write_json
+from mimickit.util.manifest import (
+    MANIFEST,
+    SHARED,
+    describe_file,
+    find_latest,
+    is_complete,
+    numbered,
+    part_names,
+    read_manifest,
+    write_manifest,
+)
 
 KEEP = 2
 WRITE_TIMEOUT = 600.0  # s, for the files of the other processes
-_SHARED = "shared.pt"
 _WRITTEN = ".written.json"  # beside a file that is complete: its size and sha256, for the manifest
 
 
@@ -120,7 +129,7 @@ class CheckpointWriter:
                 shutil.rmtree(stale)
             aside.mkdir()
         self._dist.barrier()
-        parts = {_SHARED: to_host(shared)} if self._dist.is_root else {}
+        parts = {SHARED: to_host(shared)} if self._dist.is_root else {}
         parts[f"rank_{self._dist.rank}.pt"] = to_host(local)
         entries = {**manifest, "world_size": self._dist.world_size, "iteration": iteration}
         self._thread = threading.Thread(target=self._write, args=(aside, parts, entries), daemon=True)
@@ -152,8 +161,8 @@ class CheckpointWriter:
     def _write(self, aside: Path, parts: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
         try:
             for name, data in parts.items():
-                found = {"size": _save(aside / name, data), "sha256": _sha256(aside / name)}
-                write_json(aside / f"{name}{_WRITTEN}", found)
+                _save(aside / name, data)
+                write_json(aside / f"{name}{_WRITTEN}", describe_file(aside / name))
             if self._dist.is_root:
                 self._complete(aside, entries)
         except BaseException as error:  # raised again where the training loop can end
@@ -162,7 +171,7 @@ class CheckpointWriter:
     def _complete(self, aside: Path, entries: Mapping[str, Any]) -> None:
         """Wait for the files of all processes and put the folder in its place."""
         folder, final = self._folder, self._folder / aside.name.removeprefix(".tmp-")
-        names = [_SHARED, *(f"rank_{rank}.pt" for rank in range(self._dist.world_size))]
+        names = part_names(self._dist.world_size)
         deadline = time.monotonic() + WRITE_TIMEOUT
         while missing := [name for name in names if not (aside / f"{name}{_WRITTEN}").exists()]:
             if time.monotonic() > deadline:
@@ -171,43 +180,18 @@ class CheckpointWriter:
         files = {name: json.loads((aside / f"{name}{_WRITTEN}").read_text()) for name in names}
         for name in names:
             (aside / f"{name}{_WRITTEN}").unlink()
-        write_json(aside / "manifest.json", {**entries, "files": files})
+        write_manifest(aside, entries, files)
         if final.exists():
             replaced = folder / f".old-{final.name}"
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         aside.rename(final)
         fsync(folder)
-        for older in [*folder.glob(".old-*"), *_numbered(folder)[self._keep:]]:
-            shutil.rmtree(older)
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a checkpoint folder holds all its files with the recorded sizes and contents."""
-    manifest = _read_manifest(path)
-    if manifest is None:
-        return False
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != expected["size"] or _sha256(file) != expected["sha256"]:
-            return False
-    return True
-
-
-def find_latest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder; truncated and unfinished ones are passed over, and those of
-    another run than the folder's.
-
-    One that was just being replaced (``.old-*``) serves when there is no other.
-    """
-    return next((path for path in own_checkpoints(run_dir) if is_complete(path)), None)
-
-
-def own_checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoints of the run that a folder names, newest first, complete or not; all where it names none."""
-    folder, run = Path(run_dir) / "checkpoints", identity(Path(run_dir))
-    found = [*_numbered(folder), *folder.glob(".old-*")]
-    return [path for path in found if run is None or read_json(path / "manifest.json").get("run") == run]
+        others = [path for path in numbered(folder) if path != final]
+        abandoned = [path for path in others if path.name > final.name]  # this run went on from before them
+        older = others[len(abandoned):]
+        for path in [*folder.glob(".old-*"), *abandoned, *older[self._keep - 1:]]:
+            shutil.rmtree(path)
 
 
 def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
@@ -220,7 +204,7 @@ def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
     path = Path(path)
     found: Path | None = None
     if dist.is_root:
-        found = path if (path / "manifest.json").is_file() and is_complete(path) else find_latest(path)
+        found = path if (path / MANIFEST).is_file() and is_complete(path) else find_latest(path)
     found = dist.broadcast_object(found)
     if found is None:
         raise AssetMissingError(
@@ -238,7 +222,7 @@ def load_checkpoint(path: Path, dist: Distributed) -> Checkpoint:
         UserError: it was written by another number of processes, or a file holds more than tensors and plain values.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest is None:
         raise AssetMissingError(f"not a checkpoint folder (no readable manifest.json): {path}")
     if manifest["world_size"] != dist.world_size:
@@ -246,7 +230,7 @@ def load_checkpoint(path: Path, dist: Distributed) -> Checkpoint:
             f"{path} was written by {manifest['world_size']} process(es), this run has {dist.world_size}: an exact "
             f"continuation needs the same number of devices. Use --model_file with its model.pt for a warm start"
         )
-    return Checkpoint(path, manifest, _load(path / _SHARED), _load(path / f"rank_{dist.rank}.pt"))
+    return Checkpoint(path, manifest, _load(path / SHARED), _load(path / f"rank_{dist.rank}.pt"))
 
 
 def save_model(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -327,8 +311,8 @@ class _Writer:
             self._file.flush()
 
 
-def _save(path: Path, data: Any) -> int:
-    """Write CPU tensors and plain values in torch's format, fsynced; returns the size.
+def _save(path: Path, data: Any) -> None:
+    """Write CPU tensors and plain values in torch's format, fsynced.
 
     A failed file is removed: it may be what fills the disk.
     """
@@ -340,7 +324,6 @@ def _save(path: Path, data: Any) -> int:
                 if writer.error is not None:
                     raise writer.error
             fsync(path)
-            return path.stat().st_size
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -377,18 +360,3 @@ def _reason(error: Exception) -> str:
         text = text.rpartition(mark)[2]
     text = text.partition(". ")[0].removesuffix(".")[:200]
     return text if text and "weights_only" not in text else type(error).__name__
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """Checkpoint folders by iteration, newest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir() and p.name.isdigit()), reverse=True)
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    manifest = read_json(path / "manifest.json")
-    return manifest if isinstance(manifest.get("files"), dict) and "world_size" in manifest else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

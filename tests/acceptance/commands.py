@@ -11,6 +11,7 @@ from typing import Any
 
 from mimickit.config import load_layered
 from mimickit.util.failures import AssetMissingError
+from mimickit.util.manifest import find_latest
 from tests.acceptance.cases import Case, Inputs
 from tests.acceptance.ladder import Rung, scaled_steps
 from tests.acceptance.settings import Settings
@@ -77,9 +78,9 @@ class Attempt:
         return self.folder / f"{stage}.log"
 
     def resume_from(self) -> Path | None:
-        """Where ``long_train`` continues: its own newest checkpoint, else the one of ``probe_train``."""
+        """Where ``long_train`` continues: its own newest complete checkpoint, else the one of ``probe_train``."""
         for stage in ("long_train", "probe_train"):
-            if has_checkpoint(self.folder / stage):
+            if find_latest(self.folder / stage) is not None:
                 return self.folder / stage
         return None
 
@@ -175,11 +176,6 @@ class Attempt:
         file = {"video_file": [self.settings.relative(self.folder / "viz.mp4")]}
         values = {"set": list(profile.viz_set)} if self.case.trainable and profile.viz_set else {}
         return {**flags, "num_envs": ["1"], **file, **size, **values}, {**key, **size, **values}, profile.viz_timeout
-
-
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a training run left at least one complete checkpoint (they are renamed into place when complete)."""
-    return any(path.is_dir() and path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
 
 
 def steps_per_iter(agent_config: Path) -> int:

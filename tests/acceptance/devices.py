@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -15,7 +16,10 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
+from mimickit.util.failures import UserError
+
 GATHERING = 0.3  # s, in which cases that begin together have all asked for a device
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_TURN = 2.0  # s, after which nobody waits any longer for a dearer one
 
 
@@ -82,23 +86,44 @@ def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: 
 
 @contextmanager
 def file_lock(path: Path, shared: bool = False) -> Iterator[IO[str]]:
-    """Hold an flock on ``path``; waits for it. The system releases it when the process dies."""
+    """Hold an flock on ``path``; waits for it. The system releases it when the process dies.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        _lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield file
 
 
 def try_lock(path: Path, shared: bool = False) -> IO[str] | None:
-    """Take an flock now, or None when someone holds it. Close the file to release."""
+    """Take an flock now, or None when someone holds it. Close the file to release.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("a+"))
+        try:
+            _lock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        opened.pop_all()
+        return file
+
+
+def _lock(file: IO[str], operation: int) -> None:
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"{file.name} cannot be locked, its file system has no locks ({error.strerror}). The suite needs them so "
+            "that two sessions do not write to one file: let `output` be a link to a folder on a local disk, or have "
+            "this file system mounted with locks (NFS with lockd, Lustre with -o flock)") from None
 
 
 @contextmanager

@@ -3,25 +3,32 @@
 ``python guard.py command ...`` is the leader of a stage's process group. It watches its standard input, a pipe whose
 other end only pytest holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below
 it. As a child subreaper (prctl, Linux) it also adopts processes that left the group, as torchrun's workers do, so a
-finished or killed command leaves nothing behind either. SIGTERM and SIGINT go to the command alone, once: it has to
-tell its own children, and a second signal would mean "at once" to them. Exit code: the command's, 128 + signal when
-a signal ended it.
+finished or killed command leaves nothing behind either. When the guard itself is killed, the system kills the command,
+and whoever comes next kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT
+go to the command alone, once: it has to tell its own children, and a second signal would mean "at once" to them. Exit
+code: the command's, 128 + signal when a signal ended it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
+if __name__ == "__main__":  # run as a script, isolated: import the package, not the files beside this one
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mimickit.util.processes import adopt_orphans, end_with_parent
+
 KILLED = 128 + signal.SIGKILL
+MARK = "LONGCYCLE_STAGE"  # environment variable of all processes of a stage: its folder
 
 
 def descendants(pid: int, states: str = "") -> list[int]:
@@ -44,11 +51,31 @@ def descendants(pid: int, states: str = "") -> list[int]:
     return [process for process in found if process not in out]
 
 
+def marked(mark: str) -> list[int]:
+    """Living processes of this host that carry a stage's mark, whoever is their parent by now."""
+    entry, found = f"{MARK}={mark}".encode(), []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+            if entry in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
+
+
 def kill_descendants(pid: int) -> None:
-    """SIGKILL everything below ``pid`` until nothing is left (new ones may appear while we kill)."""
+    """SIGKILL everything below ``pid``."""
+    _kill_all(functools.partial(descendants, pid))
+
+
+def kill_marked(mark: str) -> None:
+    """SIGKILL everything that carries a stage's mark."""
+    _kill_all(functools.partial(marked, mark))
+
+
+def _kill_all(find: Callable[[], list[int]]) -> None:
+    """SIGKILL what is found until nothing is left (new ones may appear while we kill)."""
     deadline = time.monotonic() + 10.0
-    while (below := descendants(pid)) and time.monotonic() < deadline:
-        for process in below:
+    while (found := find()) and time.monotonic() < deadline:
+        for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.02)
@@ -73,8 +100,9 @@ def dump_stacks(pid: int) -> int:
 
 
 def main(command: list[str]) -> int:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    adopt_orphans()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                               preexec_fn=functools.partial(end_with_parent, os.getpid()))
     child = process.pid
 
     def forward(number: int, frame: object) -> None:

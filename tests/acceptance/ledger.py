@@ -4,7 +4,7 @@ Events (all with ``event``, ``time`` and, but for the session's, ``case``):
 
 * ``session_start``: session, pid, profile, cases (names selected), command
 * ``stage_start``, ``stage_end``: variant, num_envs, stage, fingerprint, key, degraded, devices, out_dir, log; the end
-  adds the fields of StageResult
+  adds the fields of StageResult, and stands for the attempt where the start's line is damaged
 * ``case_waiting``: every device that it may use is taken
 * ``case_end``: row, the case's line in best_by_case.tsv
 * ``case_reused``: an earlier session's row stands
@@ -13,7 +13,6 @@ Events (all with ``event``, ``time`` and, but for the session's, ``case``):
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 
 from mimickit.util.files import read_json, write_json
 from tests.acceptance.devices import file_lock
+from tests.acceptance.events import EventFile, to_line
 from tests.acceptance.tables import write_tsv
 
 STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
@@ -35,6 +35,7 @@ COLUMNS = (
     "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key", "session",
 )
 LEDGER = "ledger.jsonl"
+ABOUT = ("variant", "num_envs", "fingerprint", "stage", "started")  # the same in a stage's start and end
 
 
 @dataclass
@@ -83,14 +84,15 @@ class State:
     session: dict[str, Any] = field(default_factory=dict)
     status: str = "starting"
     touched: set[str] = field(default_factory=set)  # cases the last session ended or reused
+    damaged: int = 0  # lines of the ledger that were passed over
 
     def case(self, name: str) -> CaseState:
         return self.cases.setdefault(name, CaseState())
 
 
-def fold(events: Iterable[Mapping[str, Any]]) -> State:
+def fold(events: Iterable[Mapping[str, Any]], damaged: int = 0) -> State:
     """The state after all events, in order."""
-    state = State()
+    state = State(damaged=damaged)
     for event in events:
         kind = event["event"]
         if kind == "session_start":
@@ -106,16 +108,24 @@ def fold(events: Iterable[Mapping[str, Any]]) -> State:
             _start(state.case(event["case"]), dict(event))
         elif kind == "stage_end":
             case = state.case(event["case"])
+            if case.running is None or any(case.running[name] != event[name] for name in ABOUT):
+                _start(case, dict(event))  # the start's line is damaged
             attempt = case.attempts[event["variant"], event["num_envs"]]
             attempt.stages[event["stage"]] = dict(event)
             attempt.train_seconds += event["elapsed_s"] if event["stage"] == "long_train" else 0.0
             case.running = None
         elif kind == "case_end":
-            state.case(event["case"]).row = dict(event["row"])
+            state.case(event["case"]).row = {**dict.fromkeys(COLUMNS, ""), **event["row"]}
             state.touched.add(event["case"])
         elif kind == "case_reused":
             state.touched.add(event["case"])
     return state
+
+
+def damaged_lines(count: int) -> str:
+    """What to say where lines were passed over."""
+    lines = "1 damaged line was" if count == 1 else f"{count} damaged lines were"
+    return f"{lines} passed over in {LEDGER}; what only {'it' if count == 1 else 'they'} told counts as not run"
 
 
 def _nobody_waits(state: State) -> None:
@@ -140,16 +150,8 @@ def _start(case: CaseState, event: dict[str, Any]) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a ledger, none without one; a line that a power cut left half written is passed over."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    """All whole and valid events of a ledger, none without one."""
+    return EventFile(path).read().events
 
 
 class Ledger:
@@ -158,23 +160,25 @@ class Ledger:
     def __init__(self, out: Path, repo: Path) -> None:
         self.out, self.repo = out, repo
         self.path = out / LEDGER
+        self._file = EventFile(self.path)
 
     def events(self) -> list[dict[str, Any]]:
-        return read_events(self.path)
+        return self._file.read().events
 
     def state(self) -> State:
-        return fold(self.events())
+        content = self._file.read()
+        return fold(content.events, content.damaged)
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event to disk, then bring the tables up to date."""
-        line = json.dumps({"event": event, "time": time.time(), **fields}, default=str) + "\n"
+        line = to_line({"event": event, "time": time.time(), **fields})
         self.out.mkdir(parents=True, exist_ok=True)
         with file_lock(self.out / ".ledger.lock"):
             with self.path.open("a+b") as file:
                 if file.seek(0, os.SEEK_END):
                     file.seek(-1, os.SEEK_END)
-                    line = line if file.read(1) == b"\n" else "\n" + line
-                file.write(line.encode())
+                    line = line if file.read(1) == b"\n" else b"\n" + line
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
             state = self.state()

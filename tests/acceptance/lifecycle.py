@@ -10,6 +10,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from mimickit.util.files import read_json
+from mimickit.util.manifest import is_as_described
 from tests.acceptance import ladder
 from tests.acceptance.cases import TUNED, Case, read_inputs
 from tests.acceptance.commands import Attempt, digest
@@ -165,16 +166,22 @@ class CaseRun:
         return done
 
     def _recorded(self, known: AttemptState | None, spec: StageSpec) -> StageResult | None:
-        """An earlier success of this stage that still holds: same attempt, same key, its files still there."""
+        """An earlier success of this stage that still holds: same attempt, same key, its files as they were."""
         event = known.stages.get(spec.stage) if known is not None and not self._start_afresh else None
         if event is None or event.get("outcome") != "ok" or event["key"] != dict(spec.key):
             return None
         if health_problem(StageResult.from_event(event)):  # it ended well, but not what it did
             return None
         left = {"probe_train": self.attempt.resume_from() is not None,
-                "long_train": self.attempt.model_file.is_file(),
+                "long_train": self._model_is_whole(event),
                 "viz": (self.attempt.folder / "viz.mp4").is_file()}
         return StageResult.from_event(event, reused=True) if left.get(spec.stage, True) else None
+
+    def _model_is_whole(self, trained: Mapping[str, Any]) -> bool:
+        """Whether the model is the file that its training wrote; older versions did not say which that was."""
+        described = trained["result"].get("model")
+        return self.attempt.model_file.is_file() if described is None else is_as_described(
+            self.attempt.model_file, described)
 
     def _run(self, spec: StageSpec) -> StageResult:
         attempt, settings = self.attempt, self.settings

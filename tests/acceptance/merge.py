@@ -7,7 +7,6 @@ own. The merged root is as if one session had run them all: judge it with ``--fr
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import uuid
@@ -19,8 +18,10 @@ from typing import Any
 
 from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path, read_json, write_json
+from mimickit.util.manifest import model_problem
 from tests.acceptance.devices import try_lock
-from tests.acceptance.ledger import LEDGER, CaseState, Ledger, State, attempts_table, fold, read_events
+from tests.acceptance.events import EventFile, to_line
+from tests.acceptance.ledger import LEDGER, CaseState, Ledger, State, attempts_table, damaged_lines, fold
 from tests.acceptance.lifecycle import close_open_stages
 from tests.acceptance.roots import ENVIRONMENTS, SESSION_LOCK, find_root, lock_session, rebased, root_path
 from tests.acceptance.settings import relative_to
@@ -41,8 +42,8 @@ class Source:
 
     @classmethod
     def read(cls, root: Path, repo: Path) -> Source:
-        events = tuple(read_events(root / LEDGER))
-        return cls(root, relative_to(root, repo), events, fold(events))
+        content = EventFile(root / LEDGER).read()
+        return cls(root, relative_to(root, repo), tuple(content.events), fold(content.events, content.damaged))
 
     def last(self, case: str, *kinds: str) -> float:
         """Time of a case's last event of these kinds; -1 without one."""
@@ -133,6 +134,8 @@ def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -
     recorded = {event["case"] for source in sources for event in source.events if event["event"] in CASE_EVENTS}
     profiles = {source.state.session.get("profile", "") for source in sources}
     lines = [f"conflict: the roots have different profiles: {', '.join(sorted(profiles))}"] if len(profiles) > 1 else []
+    lines += [f"note: {source.name}: {damaged_lines(source.state.damaged)}" for source in sources
+              if source.state.damaged]
     chosen: dict[str, Source] = {}
     events: list[dict[str, Any]] = []
     for case in sorted(recorded):
@@ -144,6 +147,8 @@ def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -
         runs = Path("runs") / f"{case}_args"
         if (source.root / runs).is_dir():
             shutil.copytree(source.root / runs, folder / runs, symlinks=True)
+            lines += [f"damaged: {case}: {model.relative_to(folder)} is not what its training wrote; it can go on from "
+                      "a checkpoint" for model in sorted((folder / runs).rglob("model.pt")) if model_problem(model)]
     newest = max(sources, key=lambda source: source.events[-1]["time"] if source.events else 0.0)
     begin = {**newest.state.session, "event": "session_start", "session": uuid.uuid4().hex[:8],
              "cases": sorted(selected | recorded), "passed_before": [],
@@ -173,7 +178,7 @@ def build_root(folder: Path, name: str, sources: Sequence[Source], repo: Path) -
 
 def write_ledger(folder: Path, events: Sequence[dict[str, Any]]) -> None:
     with atomic_path(folder / LEDGER) as path:
-        path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+        path.write_bytes(b"".join(map(to_line, events)))
 
 
 def write_manifest(folder: Path, sources: Sequence[Source], chosen: dict[str, Source]) -> None:
@@ -205,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, files that nobody may read
+        print(f"error: {args.out} was not made: {error}", file=sys.stderr)
+        return 1
     print("\n".join(lines))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,10 @@ def root_out(asked: str | None, profile_name: str, shard: Shard | None, repo: Pa
     """The folder to work in: ``longcycle``, ``longcycle_smoke``, ``longcycle_2of4`` unless asked otherwise."""
     name = asked or NAME + ("" if profile_name == "full" else f"_{profile_name}") + (shard.suffix if shard else "")
     base = repo / BASE
+    if (base / name).is_symlink():
+        raise UserError(f"--root-out {name}: {BASE / name} is a link to {os.readlink(base / name)}. A session works in "
+                        f"a folder of its own: let {BASE} (or output) be the link to another disk, or remove this "
+                        f"one. What is recorded there can be judged: --from-results {name}")
     out = (base / name).resolve()
     if out.parent != base.resolve():
         raise UserError(f"--root-out {name}: give a folder name below output/train")

@@ -9,8 +9,9 @@ import pytest
 
 from tests.acceptance import report
 from tests.acceptance.cases import Case
+from tests.acceptance.events import EventFile
 from tests.acceptance.judge import GateVerdict, Verdict, judge_case
-from tests.acceptance.ledger import CaseState, State, fold, read_events
+from tests.acceptance.ledger import CaseState, State, fold
 from tests.acceptance.lifecycle import verdict_columns
 from tests.acceptance.roots import LEDGER, rebased
 from tests.acceptance.session import NOTHING, is_case
@@ -23,7 +24,8 @@ NOT_RUN = "no recorded end in these results"
 def read_state(settings: Settings) -> State:
     """What the root of ``settings`` recorded, with paths as they are now."""
     root = settings.relative(settings.out)
-    return fold(rebased(event, root) for event in read_events(settings.out / LEDGER))
+    content = EventFile(settings.out / LEDGER).read()
+    return fold((rebased(event, root) for event in content.events), content.damaged)
 
 
 class RecordedCase:

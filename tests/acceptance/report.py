@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.acceptance.cases import Case
 from tests.acceptance.judge import Verdict
-from tests.acceptance.ledger import STAGE_COLUMNS, CaseState, State
+from tests.acceptance.ledger import STAGE_COLUMNS, CaseState, State, damaged_lines
 from tests.acceptance.settings import Settings
 from tests.acceptance.stages import TAIL_LINES, StageResult
 
@@ -42,6 +42,8 @@ def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Set
     lines += [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
     lines += [failed_line(state.case(case.name).row) for case in failed]
     lines += [never_line(case, state.case(case.name)) for case in never]
+    if state.damaged:
+        lines.append(damaged_lines(state.damaged))
     if not settings.profile.enforce_gates:
         lines.append(f"profile {settings.profile_name}: learning gates are reported, not enforced")
     if (never or failed) and resumable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -14,7 +13,9 @@ from typing import IO, Any
 
 import pytest
 
+from mimickit.util.failures import UserError
 from mimickit.util.files import write_json, write_text
+from mimickit.util.processes import end_with_parent
 from tests.acceptance import report
 from tests.acceptance.cases import Case, manifest_rows
 from tests.acceptance.devices import try_lock
@@ -31,7 +32,6 @@ from tests.acceptance.tables import read_tsv, write_tsv
 CASE = "longcycle_case"  # the parameter that holds a test's case
 CASES_PER_DEVICE = "cases-per-device"
 ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
-PR_SET_PDEATHSIG = 1
 OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
 NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
 
@@ -72,7 +72,7 @@ class Session:
         self.until_end = contextlib.ExitStack()
         self.unwritten = ""  # why the end could not be recorded
         if self.worker:  # a killed controller must not leave workers behind
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            end_with_parent(os.getppid())
         else:
             self.terminal = own_stdout()
 
@@ -168,9 +168,12 @@ class Session:
 
     @contextlib.contextmanager
     def needs_disk(self) -> Iterator[None]:
-        """A root that cannot be written ends the session with the reason (full disk, a file in its place)."""
+        """A root that cannot be written, or not locked, ends the session with the reason (full disk, a file in its
+        place)."""
         try:
             yield
+        except UserError as error:
+            raise pytest.UsageError(str(error)) from None
         except OSError as error:
             raise pytest.UsageError(f"cannot write to {self.settings.relative(self.settings.out)}: {error}") from None
 
@@ -218,7 +221,7 @@ class Session:
         """Write how the session ended, and correct its exit code: 0 exactly when every selected case passed."""
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
         self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
-        selected = state.session["cases"]
+        selected = state.session.get("cases", [])
         complete = all(name in state.touched and state.case(name).passed for name in selected)
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and selected and complete:
             session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
@@ -240,20 +243,20 @@ class Session:
         if not cases:
             terminalreporter.line(NOTHING)
             return
-        if set(state.session["passed_before"]) == {case.name for case in cases}:
+        if set(state.session.get("passed_before", [])) == {case.name for case in cases}:
             terminalreporter.line("--lf: every selected case has passed already, nothing to run")
         for line in report.summary(state, cases, self.reused(state), self.settings):
             terminalreporter.line(line, red=line.startswith("FAILED"))
 
     def cases_of(self, state: State) -> list[Case]:
         """The cases that the session selected."""
-        return [case for case in self.cases if case.name in state.session["cases"]]
+        return [case for case in self.cases if case.name in state.session.get("cases", [])]
 
     def reused(self, state: State) -> set[str]:
         """Cases whose earlier end stands."""
         events = self.ledger.events()
-        begin = max(i for i, event in enumerate(events) if event["event"] == "session_start")
-        return {*state.session["passed_before"],
+        begin = max((i for i, event in enumerate(events) if event["event"] == "session_start"), default=0)
+        return {*state.session.get("passed_before", []),
                 *(event["case"] for event in events[begin:] if event["event"] == "case_reused")}
 
 

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, read_failures, root_cause
+from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, classify, read_failures, root_cause
 from mimickit.util.files import read_json
+from mimickit.util.manifest import describe_file
 from tests.acceptance import guard
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
@@ -109,16 +110,21 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
     stage gets SIGTERM and ``grace`` seconds to write a checkpoint, whatever is left is killed, the outcome is
     ``interrupted``, and the interruption goes on. ``stop_requested`` true counts as Ctrl-C.
     """
-    prepare(spec)
     begin, oom_before = time.time(), oom_kills()
-    offset = log_header(spec)
-    with spec.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd, env={**os.environ, **spec.env},
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        prepare(spec)
+        offset = log_header(spec)
+        process = start(spec)
+    except OSError as error:
+        not_started = StageResult(spec.stage, "failed", classify(error), f"could not be started: {error}")
+        record(not_started)
+        return not_started
+    except BaseException as interruption:
+        record(StageResult(spec.stage, "interrupted", message=f"stopped by {type(interruption).__name__}"))
+        raise
 
     def finish(outcome: Outcome, failure_class: str, message: str) -> StageResult:
-        done = StageResult(spec.stage, outcome, failure_class, message, process.returncode,
+        done = StageResult(spec.stage, outcome, failure_class, message, exit_code(process.returncode),
                            round(time.time() - begin, 2), read_json(spec.result_file), str(spec.log),
                            log_tail(spec.log, offset))
         record(done)
@@ -132,8 +138,10 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
             time.sleep(0.5)
             stop(process, spec.grace)
         kill(process)
+        guard.kill_marked(mark(spec))  # what a killed guard left behind; its files are judged when it is gone
     except BaseException as interruption:
         stop(process, spec.grace)
+        guard.kill_marked(mark(spec))
         finish("interrupted", "", f"stopped by {str(interruption) or type(interruption).__name__}")
         raise
     if ending is not None:
@@ -141,8 +149,28 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
     return finish(*judge_end(spec, process.returncode, offset, oom_kills() > oom_before))
 
 
+def mark(spec: StageSpec) -> str:
+    """What all processes of a stage carry in their environment, see :mod:`tests.acceptance.guard`."""
+    return str(spec.out_dir.absolute())
+
+
+def start(spec: StageSpec) -> subprocess.Popen:
+    """The stage's guard, which starts the command."""
+    with spec.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd,
+            env={**os.environ, **spec.env, guard.MARK: mark(spec)},
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def exit_code(returncode: int) -> int:
+    """Of a guard: the command's, or 128 + signal where a signal ended the guard itself."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 def prepare(spec: StageSpec) -> None:
-    """Make the folder; remove what an earlier run of this stage said about its end and its life."""
+    """Make the folder; remove what an earlier run of this stage left running, and said about its end and its life."""
+    guard.kill_marked(mark(spec))
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     spec.result_file.unlink(missing_ok=True)
     for folder in ("failures", "heartbeat"):
@@ -220,6 +248,9 @@ def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool) -> tuple[
     root = root_cause(failures)
     if root is not None and root.get("failure_class") not in ("nccl", "failed"):
         return "failed", *told(root)
+    if rc < 0 and not oom_killed:  # not the command: what watched over it
+        return "failed", "preempted", f"the stage's guard was killed from outside by {signal.Signals(-rc).name}"
+    rc = exit_code(rc)
     if rc in ENDED:
         return "failed", "preempted", f"stopped from outside by {signal.Signals(rc - 128).name}"
     if rc == KILLED and oom_killed:
@@ -264,10 +295,11 @@ def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached:
     """
     forgivable = ("failed", "timeout", "hang", "nccl", "cuda_fault", "preempted", "no_result")
     if result.outcome == "failed" and result.failure_class in forgivable and target_reached \
-            and (spec.out_dir / "model.pt").is_file():
+            and (model := spec.out_dir / "model.pt").is_file():
         known = read_json(spec.out_dir / "progress.json")
         return replace(result, outcome="ok", message=f"accepted with a checkpoint at its budget ({result.message})",
-                       result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result})
+                       result={**{name: known.get(name) for name in ("samples", "samples_per_s")}, **result.result,
+                               "model": describe_file(model)})
     return result
 
 

@@ -156,7 +156,8 @@ def test_files_of_a_run(tmp_path):
     assert names == {
         "log.txt", "progress.json", "model.pt", "heartbeat/rank_0", "checkpoints/best/model.pt",
         "checkpoints/best/evaluation.json", *(f"int_models/model_{i:010d}.pt" for i in (0, 2, 4)),
-        *(f"checkpoints/{i:010d}/{name}" for i in (3, 5) for name in ("manifest.json", "rank_0.pt", "shared.pt")),
+        *(f"checkpoints/{i:010d}/{name}" for i in (3, 5) for name in
+          ("manifest.json", "manifest.json.sha256", "rank_0.pt", "shared.pt")),
     }
     assert result.checkpoint == str(tmp_path / "checkpoints" / "0000000005")
     progress = json.loads((tmp_path / "progress.json").read_text())
@@ -276,6 +277,15 @@ def test_nothing_left_to_do_keeps_the_result(tmp_path):
     assert again.evaluation == done.evaluation
     assert again.checkpoint == done.checkpoint
     assert again.iterations == 2
+
+
+def test_a_model_that_was_damaged_is_written_anew_where_nothing_is_left_to_do(tmp_path):
+    run(tmp_path, max_samples=2 * PER_ITER)
+    whole = torch.load(tmp_path / "model.pt", weights_only=True)
+    (tmp_path / "model.pt").write_bytes(b"damaged")
+    run(tmp_path, max_samples=2 * PER_ITER, resume=tmp_path)
+    anew = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert whole.keys() == anew.keys() and all(torch.equal(anew[name], tensor) for name, tensor in whole.items())
 
 
 def test_other_sizes_cannot_be_continued(tmp_path):

@@ -85,8 +85,13 @@ def run_id() -> str:
 
 
 def launcher() -> int:
-    """The process the suite started: torchrun's, or this one."""
+    """The process the suite's guard started: torchrun's, or this one."""
     return os.getppid() if "LOCAL_RANK" in os.environ else os.getpid()
+
+
+def guard() -> int:
+    """The process that the suite started, above the launcher."""
+    return int(Path(f"/proc/{launcher()}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------
@@ -235,7 +240,8 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "device_assert": assert_on_device, "illegal_access": write_to_nowhere,
     "cut": cut_connections, "exit": leave_in_a_collective,
     "kill_rank": send(signal.SIGKILL), "stop_rank": send(signal.SIGSTOP), "crash": send(signal.SIGSEGV),
-    "kill_trainer": send(signal.SIGKILL, launcher), "preempt": send(signal.SIGTERM, launcher),
+    "kill_trainer": send(signal.SIGKILL, launcher), "kill_guard": send(signal.SIGKILL, guard),
+    "preempt": send(signal.SIGTERM, launcher),
     "hang": sleep_for_ever, "nan": break_a_number, "overflow": no_room_for_contacts,
     "fill_disk": fill_disk, "small_files": small_files_only, "note": nothing,
 }

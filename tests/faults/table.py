@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ SCENARIOS: dict[str, Scenario] = {
     "file_limit": Scenario(Fault("small_files", rank=0), "disk"),
     "preempted": Scenario(Fault("preempt", rank=0), "preempted"),
     "trainer_killed": Scenario(Fault("kill_trainer", rank=0), "preempted"),
+    "guard_killed": Scenario(Fault("kill_guard", rank=0), "preempted"),
     "session_sigint": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGINT),
     "session_sigterm": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGTERM),
     "session_sigkill": Scenario(Fault("note", rank=0), "interrupted", to_session=signal.SIGKILL),
@@ -161,10 +162,11 @@ class Row:
 
 
 class Project:
-    """A folder of links to this checkout, in which the suite runs one case with small sizes."""
+    """A folder of links to this checkout, in which the suite runs a case, or some, with small sizes."""
 
-    def __init__(self, path: Path, devices: list[str], options: argparse.Namespace) -> None:
-        self.path, self.devices, self.options = path, devices, options
+    def __init__(self, path: Path, devices: list[str], options: argparse.Namespace,
+                 cases: Sequence[str] = (CASE,)) -> None:
+        self.path, self.devices, self.options, self.cases = path, devices, options, cases
         self.out = path / "output/train" / ROOT_OUT
         self.ledger = Ledger(self.out, path)
         self.fault_file = path / "fault.json"
@@ -175,8 +177,9 @@ class Project:
             target.mkdir(parents=True)
             for name in names:
                 (target / name).symlink_to(Path(folder, name))
-        for folder, name in (("args", f"{CASE}_args.txt"), ("tests/acceptance", "test_longcycle.py")):
-            (path / folder).mkdir(parents=True)
+        args = [("args", f"{case}_args.txt") for case in cases]
+        for folder, name in (*args, ("tests/acceptance", "test_longcycle.py")):
+            (path / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / folder / name, path / folder)
         (path / "pytest.ini").write_text('[pytest]\ntestpaths = tests\nmarkers =\n    longcycle: a case\n')
         (path / "conftest.py").write_text('pytest_plugins = ["tests.acceptance.plugin"]\n')
@@ -199,7 +202,7 @@ class Project:
 
     def start(self, *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "pytest", "-m", "longcycle", "--longcycle-profile", "smoke",
-                   "--longcycle-profiles", "profiles.yaml", "--root-out", ROOT_OUT, "--cases", CASE,
+                   "--longcycle-profiles", "profiles.yaml", "--root-out", ROOT_OUT, "--cases", ",".join(self.cases),
                    "--devices-train", ",".join(self.devices),
                    "--runner", f"{{python}} {ROOT / 'tests/faults/faulty_run.py'}", *more]
         search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

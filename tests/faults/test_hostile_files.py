@@ -20,6 +20,7 @@ from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest, load_checkpoint, load_model
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
+from mimickit.util.manifest import write_manifest
 from tests.saving import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +113,7 @@ def test_code_in_a_checkpoint(tmp_path, name):
     manifest = json.loads((path / "manifest.json").read_text())
     data = (path / name).read_bytes()
     manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, manifest, manifest["files"])
     assert find_latest(tmp_path) == path
     with pytest.raises(UserError, match=rf"{name} is not a readable checkpoint file"):
         load_checkpoint(path, ALONE)

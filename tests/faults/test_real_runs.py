@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 
 from mimickit.util.checkpoint import find_latest
 from mimickit.util.logging import read_log
-from tests.acceptance import stages
+from tests.acceptance import guard, stages
 from tests.faults.faulty_run import ROOT, Fault
 from tests.faults.single_stage import processes_left, run_stage, stage_spec
 
@@ -81,6 +84,19 @@ def test_a_killed_rank_ends_the_stage_and_leaves_nothing(tmp_path):
     assert (result.failure_class, result.rc) == ("preempted", 137), result
     assert "SIGKILL" in result.message and not processes_left(tmp_path / "fault.json")
     assert find_latest(tmp_path / "out").name == "0000000001"
+
+
+def test_a_killed_guard_takes_launcher_and_ranks_along(tmp_path):
+    """Nobody comes after it who would end what is left: each process ends with the one that started it."""
+    spec = training(tmp_path, "--max_iters", "500", fault=at(3, "kill_guard", rank=1), ranks=2)
+    with (tmp_path / "stage.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd, stdout=log,
+                                   stderr=log, env={**os.environ, **spec.env}, stdin=subprocess.PIPE)
+    assert process.wait(120) == -signal.SIGKILL, (tmp_path / "stage.log").read_text()
+    deadline = time.monotonic() + 10.0
+    while (left := processes_left(tmp_path / "fault.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
 
 
 def test_a_stopped_process_is_a_hang_that_tells_where(tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from mimickit.util.args import Args
 from mimickit.util.failures import NonFiniteError, write_failure
 from mimickit.util.files import write_json, write_text
+from mimickit.util.manifest import describe_file, find_latest, write_manifest
 
 STOP = {"signal": 0}
 
@@ -73,7 +74,7 @@ def resumed_samples(args: Args) -> int:
     source = args.text("resume")
     if source is None:
         return 0
-    return max(int((folder / "samples").read_text()) for folder in Path(source, "checkpoints").glob("[0-9]*"))
+    return int((find_latest(Path(source)) / "samples").read_text())
 
 
 def misbehave(behaviour: str, out: Path) -> int | None:
@@ -99,6 +100,8 @@ def misbehave(behaviour: str, out: Path) -> int | None:
     if behaviour == "nccl":
         write_failure(out, 0, RuntimeError("NCCL error: unhandled system error"))
         return 1
+    if behaviour == "file_for_test":  # in the place of the next stage's folder
+        (out.parent / "test").write_text("in the way")
     if behaviour == "no_ledger":  # for pytest it is as if the disk were full: the ledger cannot grow
         ledger = out.parents[3] / "ledger.jsonl"
         pid = next(json.loads(line)["pid"] for line in ledger.read_text().splitlines() if '"session_start"' in line)
@@ -137,13 +140,17 @@ def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, 
         return 1
     outcome = "interrupted" if STOP["signal"] else "completed"
     write_json(result_file, {**common, "mode": "train", "outcome": outcome, "samples": samples,
-                             "iterations": iterations, "samples_per_s": 100.0})
+                             "iterations": iterations, "samples_per_s": 100.0,
+                             "model_file": str(out / "model.pt"), "model": describe_file(out / "model.pt")})
     return 128 + STOP["signal"] if STOP["signal"] else 0
 
 
 def save(out: Path, iterations: int, samples: int) -> None:
     aside, folder = (out / "checkpoints" / f"{start}{iterations:010d}" for start in (".", ""))
-    write_text(aside / "samples", str(samples))
+    for name in ("samples", "shared.pt", "rank_0.pt"):
+        write_text(aside / name, str(samples))
+    files = {name: describe_file(aside / name) for name in ("shared.pt", "rank_0.pt")}
+    write_manifest(aside, {"world_size": 1}, files)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     write_text(out / "model.pt", str(samples))

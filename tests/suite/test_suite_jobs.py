@@ -1,5 +1,6 @@
 """The suite as a job: options from a file, exit codes, JUnit, the job's summary, budgets over sessions."""
 
+import os
 import re
 import signal
 import time
@@ -8,7 +9,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import yaml
 
-from tests.acceptance.options import OPTIONS, read_options_file
+from mimickit.util.failures import UserError
+from tests.acceptance import devices
+from tests.acceptance.options import OPTIONS, read_options_file, root_out
+from tests.acceptance.roots import BASE
 from tests.suite.conftest import CASES, ROOT, TRAINED
 from tests.suite.test_suite_resume import trained, wait_for
 
@@ -203,6 +207,54 @@ def test_a_root_that_cannot_be_written_is_named(project):
     assert result.ret == pytest.ExitCode.USAGE_ERROR and not project.calls()
     result.stderr.fnmatch_lines(["*cannot write to output/train/longcycle_smoke: *exists*"])
     result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere", "output/train/mine"])
+def test_a_root_that_is_a_link_is_named(tmp_path, target):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / BASE).mkdir(parents=True)
+    (tmp_path / BASE / "mine").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=f"--root-out mine: output/train/mine is a link to .*{target}. A session works "
+                                        "in a folder of its own: let output/train .* be the link"):
+        root_out("mine", "full", None, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/output").symlink_to(tmp_path / "elsewhere")
+    assert root_out("mine", "full", None, tmp_path / "other") == tmp_path / "other/output/train/mine"
+
+
+@pytest.mark.parametrize("number", devices.NO_LOCKS)
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(devices.fcntl, "flock", flock)
+    for lock in (devices.try_lock, lambda path: devices.file_lock(path).__enter__()):
+        with pytest.raises(UserError, match=r"x\.lock cannot be locked, its file system has no locks"):
+            lock(tmp_path / "x.lock")
+
+
+def test_a_session_on_a_file_system_without_locks_says_so(project):
+    with (project.path / "conftest.py").open("a") as file:
+        file.write("import fcntl\ndef flock(*_):\n    raise OSError(37, 'No locks available')\nfcntl.flock = flock\n")
+    result = project.run("--cases", CASES[1])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and not project.calls()
+    result.stderr.fnmatch_lines(["*.session.lock cannot be locked, its file system has no locks*let `output` be a*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_a_stage_that_cannot_be_started_has_an_end(project):
+    """Something is in the place of its folder; the next case goes on."""
+    folder = project.out / f"runs/{CASES[1]}_args/default_e1"
+    project.rules({"stage": "bootstrap_train", "case": CASES[1], "do": "file_for_test"})
+    result = project.run("--cases", f"{CASES[1]},{CASES[2]}")
+    result.assert_outcomes(passed=1, failed=1)
+    (end,) = [e for e in project.events() if e["event"] == "stage_end" and e["outcome"] != "ok"]
+    assert (end["stage"], end["outcome"], end["failure_class"]) == ("test", "failed", "failed")
+    assert end["message"].startswith("could not be started: ") and "exists" in end["message"]
+    assert project.rows()[CASES[1]]["note"] == "failed_in_test"
+    (folder / "test").unlink()
+    project.forget_calls()
+    assert project.run("--lf", "--cases", CASES[1]).ret == 0 and project.stages(CASES[1]) == ["test", "viz"]
 
 
 def test_a_disk_that_fills_up_ends_in_words(project):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from mimickit.util.failures import UserError
+from mimickit.util.files import write_json, write_text
+from mimickit.util.manifest import describe_file
 from tests.acceptance import merge as merging
 from tests.acceptance.cases import discover
 from tests.acceptance.ledger import Ledger
@@ -239,6 +241,18 @@ def test_a_recorded_end_counts_more_than_a_later_beginning(roots):
     state = Ledger(out, roots.repo).state().case(CASES[1])
     assert log_of(out) == "only" and f"no end: {CASES[1]}" in lines
     assert state.running is None and state.attempts["default", 1].note() == "interrupted_in_test"
+
+
+def test_a_merge_names_models_that_are_damaged(roots):
+    root = roots.make("a")
+    folder = root / f"runs/{CASES[1]}_args/default_e1/long_train"
+    write_text(folder / "model.pt", "weights")
+    write_json(folder / "result.json", {"model_file": "x/model.pt", "model": describe_file(folder / "model.pt")})
+    assert not [line for line in roots.merge(root)[1] if line.startswith("damaged")]
+    write_text(folder / "model.pt", "weighty")
+    _, lines = roots.merge(root, replace=True)
+    assert lines[0] == (f"damaged: {CASES[1]}: runs/{CASES[1]}_args/default_e1/long_train/model.pt is not what its "
+                        "training wrote; it can go on from a checkpoint")
 
 
 def test_a_case_that_only_waited_has_no_end(roots):

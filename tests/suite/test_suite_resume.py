@@ -84,6 +84,46 @@ def test_interrupted_then_lf(project, number, code):
     assert "=== " in (project.out / f"runs/{TRAINED}_args/default_e8/long_train.log").read_text().split("says hello")[1]
 
 
+def guard_of(pid):
+    """The guard above a stage's command."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("behaviour", ["slow", "spawn"])
+def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project, behaviour):
+    """Nobody goes on beside the successor, also no grandchild in a session of its own."""
+    project.rules({"stage": "long_train", "do": behaviour, "times": 1})
+    session = project.start("--cases", TRAINED, "--long-max-samples", "10000")
+    trainer = wait_for(lambda: running(project, "long_train"))
+    left = [trainer]
+    if behaviour == "spawn":
+        left.append(int(wait_for(lambda: (project.path / "sleeper.pid").read_text())))
+    os.kill(guard_of(trainer), signal.SIGKILL)
+    wait_for(lambda: len(project.stages()) > 2)
+    assert not any(alive(pid) for pid in left), "what the guard watched ends before its successor starts"
+    assert session.wait(30) == 0
+    ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
+    assert [(e["outcome"], e["failure_class"]) for e in ends] == [("failed", "preempted"), ("ok", "")]
+    assert "the stage's guard was killed" in ends[0]["message"]
+
+
+def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(project):
+    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
+    session = project.start("--cases", TRAINED)
+    trainer = wait_for(lambda: running(project, "long_train"))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    guard = guard_of(trainer)
+    os.kill(session.pid, signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
+    session.kill()
+    session.wait()
+    wait_for(lambda: not alive(trainer))
+    assert alive(sleeper), "nobody is left who knows of it"
+    assert project.run("--lf", "--cases", TRAINED).ret == 0
+    assert not alive(sleeper)
+
+
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
     project.rules({"stage": "long_train", "do": "spawn", "times": 1})
@@ -286,3 +326,49 @@ def test_xdist_interrupt_ends_stages_with_a_checkpoint(project):
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
     assert [e["outcome"] for e in ends] == ["interrupted"]
     assert ends[0]["result"]["outcome"] == "interrupted"
+
+
+def spoil_checkpoints(folder):
+    """One bit of each, in the manifest of one and the shared part of the other."""
+    for number, path in enumerate(sorted((folder / "checkpoints").iterdir())):
+        spoil(path / ("shared.pt", "manifest.json")[number % 2])
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("spoilt", "stages", "resumed"), [
+    (["long_train"], ["long_train", "test", "viz"], [256]),
+    (["long_train", "probe_train"], ["probe_train", "long_train", "test", "viz"], [0, 256])])
+def test_damaged_checkpoints_are_not_continued(project, spoilt, stages, resumed):
+    """long_train, else probe_train, else afresh: what is complete decides, not what is there."""
+    project.rules({"stage": "long_train", "do": "slow"})
+    session = project.start("--cases", TRAINED, "--long-max-samples", "100000")
+    folder = project.out / f"runs/{TRAINED}_args/default_e8"
+    wait_for(lambda: list(folder.glob("long_train/checkpoints/*/manifest.json.sha256")))
+    session.send_signal(signal.SIGINT)
+    session.wait(20)
+    for stage in spoilt:
+        spoil_checkpoints(folder / stage)
+    project.forget_calls()
+    project.rules()
+    assert project.run("--lf", "--cases", TRAINED, "--long-max-samples", "100000").ret == 0
+    assert project.stages() == stages
+    assert [call["resumed"] for call in project.calls()][:len(resumed)] == resumed
+
+
+def test_a_damaged_model_is_not_tested(project):
+    """Its training goes on from its checkpoint, where nothing is left to do, and writes it anew."""
+    project.rules({"stage": "viz", "do": "crash"})
+    assert project.run("--cases", TRAINED).ret == 1
+    project.rules()
+    model = project.out / f"runs/{TRAINED}_args/default_e8/long_train/model.pt"
+    whole = model.read_bytes()
+    spoil(model)
+    project.forget_calls()
+    assert project.run("--cases", TRAINED, "--lf").ret == 0
+    assert project.stages() == ["long_train", "test", "viz"]
+    assert project.calls()[0]["resumed"] == 1024 and model.read_bytes() == whole

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import threading
 
 import pytest
@@ -18,6 +19,7 @@ from mimickit.util.checkpoint import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.manifest import describe_file, is_complete, model_problem, write_manifest
 from tests.saving import disk_calls, write_checkpoint
 
 ALONE = Distributed.single()
@@ -73,9 +75,9 @@ def test_a_checkpoint_waits_for_the_one_before_it(tmp_path, monkeypatch):
     try:
         assert not first.exists()
         second = writer.save(2, {}, {"x": torch.zeros(2)}, {})
-        assert checkpoint.is_complete(first)
+        assert is_complete(first)
         writer.wait()
-        assert checkpoint.is_complete(second)
+        assert is_complete(second)
     finally:
         awaited.set()
 
@@ -91,6 +93,75 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
     assert ("fsync", folder) in calls[renamed:]
     manifest = next(i for i, call in enumerate(calls) if call[0] == "replace" and call[2] == aside / "manifest.json")
     assert ("fsync", calls[manifest][1]) in calls[:manifest] and manifest < renamed
+def flipped(path, place):
+    """``path`` with one bit (number ``place``) the other way round."""
+    data = bytearray(path.read_bytes())
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(tmp_path):
+    """200 of them, over all its files, the manifest and its digest included."""
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    files = sorted(newest.iterdir())
+    assert [path.name for path in files] == ["manifest.json", "manifest.json.sha256", "rank_0.pt", "shared.pt"]
+    generator = random.Random(1)
+    for number in range(200):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        flipped(path, generator.randrange(8 * len(whole)))
+        assert find_latest(tmp_path).name == "0000000001", path
+        path.write_bytes(whole)
+    assert find_latest(tmp_path) == newest
+
+
+def test_no_flipped_bit_of_a_model_goes_unnoticed(tmp_path):
+    path = tmp_path / "model.pt"
+    save_model(path, {"a": torch.arange(100.0)})
+    assert model_problem(path) == "", "nothing is known of it"
+    result = {"model_file": "elsewhere/model.pt", "model": describe_file(path)}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert model_problem(path) == ""
+    whole, generator = path.read_bytes(), random.Random(1)
+    for _ in range(200):
+        flipped(path, generator.randrange(8 * len(whole)))
+        assert "model.pt is damaged" in model_problem(path)
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-1])
+    assert "model.pt is damaged" in model_problem(path)
+    path.rename(tmp_path / "other.pt")
+    assert model_problem(tmp_path / "other.pt") == "", "the result is about another file"
+
+
+@pytest.mark.parametrize("change", [{"rank_1.pt": None}, {"shared.pt": None}, {"rank_0.pt": "gone"}])
+def test_every_part_belongs_to_a_checkpoint(tmp_path, change):
+    """A manifest that names too few or too many vouches for nothing."""
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    files = {**manifest["files"], **dict.fromkeys(change, manifest["files"]["rank_0.pt"])}
+    for name, to in change.items():
+        if to == "gone" or name == "shared.pt":
+            files.pop(name)
+    write_manifest(path, manifest, files)
+    assert not is_complete(path) and find_latest(tmp_path) is None
+
+
+def test_checkpoints_of_older_versions_are_read(tmp_path):
+    """They have no digest of the manifest."""
+    path = save(tmp_path, 1)
+    (path / "manifest.json.sha256").unlink()
+    assert find_latest(tmp_path) == path
+
+
+def test_a_run_that_went_on_from_before_keeps_what_it_writes(tmp_path):
+    """Later checkpoints, damaged ones among them, are of a training that this one does not continue."""
+    save(tmp_path, 90)
+    (save(tmp_path, 100) / "shared.pt").unlink()
+    new = save(tmp_path, 12)
+    assert find_latest(tmp_path) == new
+    save(tmp_path, 13)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000000012", "0000000013"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "no_manifest", "bad_manifest"])
@@ -133,7 +204,7 @@ def test_resolve_takes_a_run_folder_or_one_checkpoint(tmp_path):
 def test_another_number_of_processes_is_refused(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "world_size": 2}))
+    write_manifest(path, {**manifest, "world_size": 2}, {**manifest["files"], "rank_1.pt": {}})
     with pytest.raises(UserError, match=r"2 process.*this run has 1.*--model_file"):
         load_checkpoint(path, ALONE)
 

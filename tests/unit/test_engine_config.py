@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mimickit.engines.engine_config import CAPACITY_FILE, contact_capacity, load_engine_config, make_engine_config
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.failures import AssetMissingError, UserError, classify
 
 ENGINES = Path(__file__).resolve().parents[2] / "data" / "engines"
 MINIMAL = {"engine_name": "newton", "env_spacing": 5}
@@ -131,6 +133,37 @@ def test_one_process_a_combination_compiles_and_no_more_than_there_are_cores_for
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * len(keys)
     assert log.read_text().split() == expected
+
+
+@pytest.mark.parametrize(("error", "free", "words"), [
+    (OSError(errno.ENOSPC, "No space left on device"), 2**30, "is full, 1024.0 MiB are free: make room there"),
+    (Exception("build failed with error code 1"), 2**19, "is full, 0.5 MiB are free"),
+    (PermissionError(errno.EACCES, "Permission denied", "{cache}/wp_x"), 2**30, "cannot be written: Permission denied"),
+    (OSError(errno.ENOLCK, "No locks available"), 2**30, "cannot be locked: its file system has no locks"),
+    (NotImplementedError("use SoftFileLock"), 2**30, "cannot be locked"),
+])
+def test_a_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch, error, free, words):
+    from mimickit.engines import kernel_cache
+
+    if getattr(error, "filename", None):
+        error.filename = error.filename.format(cache=tmp_path)
+    monkeypatch.setattr(kernel_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(UserError) as caught, kernel_cache.compile_lock("a", tmp_path):
+        raise error
+    message = str(caught.value)
+    assert message.startswith(f"the folder of compiled kernels {tmp_path} {words}") and "WARP_CACHE_PATH" in message
+    assert classify(caught.value) == "disk" and not (tmp_path / "mimickit_compiled").exists()
+
+
+@pytest.mark.parametrize("error", [
+    UserError("a wrong key"), RuntimeError("no compiler"), FileNotFoundError(errno.ENOENT, "not found", "/a/mesh.stl"),
+    OSError(errno.ENOSPC, "No space left on device", "/elsewhere/file")])
+def test_other_errors_are_not_the_caches(tmp_path, error):
+    from mimickit.engines.kernel_cache import compile_lock
+
+    with pytest.raises(type(error)) as caught, compile_lock("a", tmp_path):
+        raise error
+    assert caught.value is error
 
 
 def test_compile_lock_is_per_key_and_not_marked_after_a_failure(tmp_path, capsys):

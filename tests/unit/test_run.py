@@ -1,18 +1,21 @@
 """What the run program says about flags and overrides before anything starts."""
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from mimickit import request, run
 from mimickit.learning.agents import parse_agent_config
 from mimickit.learning.dummy_agent import DummyConfig
 from mimickit.util.args import Args
+from mimickit.util.manifest import describe_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
@@ -51,6 +54,17 @@ def test_what_is_not_understood_is_an_error(refused):
     text = refused("walk", "--num_env", "3", "--mode", "test", "train")
     assert [part.partition(" (command line)")[0] for part in text.split("; ")[:3]] == [
         "error: 'walk'", "unknown flag --num_env", "--mode test train"]
+def test_a_damaged_model_is_refused(refused, tmp_path):
+    """It is not the file that its training's result tells of; a copy elsewhere is taken for what it is."""
+    model = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(9)}, model)
+    (tmp_path / "result.json").write_text(json.dumps({"model_file": "a/model.pt", "model": describe_file(model)}))
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    message = refused("--model_file", str(model))
+    assert message.startswith(f"error: --model_file {model} is damaged: it is not the file of {len(data)} bytes that ")
+    assert f"--resume {tmp_path} trains on from its newest checkpoint and writes the model anew" in message
 
 
 @pytest.mark.parametrize(("assignments", "message"), [

@@ -1,0 +1,29 @@
+"""Processes that end with the one that started them (prctl, Linux). No heavy imports."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PRCTL = ctypes.CDLL(None).prctl
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on the system kills this process (SIGKILL) when its parent ends, however that ends.
+
+    The system looks at the thread that started this process: it has to be one that lives as long as its process.
+
+    Args:
+        parent: pid of the parent; where it has ended already, this process ends here and now.
+    """
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """From now on what descendants leave behind when they end becomes a child of this process."""
+    _PRCTL(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
