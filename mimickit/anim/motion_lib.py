@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mimickit.anim.character import Character
-from mimickit.anim.motion import LoopMode, MotionClip, check_dofs, load_motion
+from mimickit.anim.motion import LoopMode, MotionClip, load_motion
 from mimickit.config import Config, build, load_yaml
 from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
@@ -83,9 +83,7 @@ def load_motions(motion_file: str | Path, character: Character) -> tuple[list[Mo
     clips, problems = [], []
     for path in paths:
         try:
-            clip = load_motion(path)
-            check_dofs(clip, character.model, path)
-            clips.append(clip)
+            clips.append(load_motion(path, character.model))
         except UserError as error:
             problems.append(str(error))
     if problems:
