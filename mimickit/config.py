@@ -100,13 +100,18 @@ class _BoundedLoader(yaml.SafeLoader):
         self.depth = self.nodes = 0
         self.sizes: dict[int, int] = {}  # nodes in a list or mapping that is read to its end, by identity
 
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_YAML_DEPTH:  # the scanner is far ahead of what is composed
+            raise _TooLargeError(self.flow_level + 1, MAX_YAML_DEPTH, _LEVELS)
+        super().fetch_flow_collection_start(kind)
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias = self.check_event(yaml.AliasEvent)
         before = self.nodes
         self.nodes += 1
         self.depth += 1
         if self.depth > MAX_YAML_DEPTH:
-            raise _TooLargeError(self.depth, MAX_YAML_DEPTH, "levels of lists and mappings")
+            raise _TooLargeError(self.depth, MAX_YAML_DEPTH, _LEVELS)
         event = self.peek_event()
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -154,6 +159,7 @@ class _BoundedLoader(yaml.SafeLoader):
             data[key] = value
 
 
+_LEVELS = "levels of lists and mappings"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TAGS = "tag:yaml.org,2002:"
 _BoundedLoader.yaml_implicit_resolvers = {

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.motion import KEYS, LoopMode, MotionClip, clip_from_values, read_clip_file
-from mimickit.anim.plain_data import RefusedError, StandIn, read_pickle
+from mimickit.anim.plain_data import RefusedError, StandIn, arrays_in, read_pickle
 from mimickit.util.failures import UserError
 from tools.convert_options import run
 
@@ -36,10 +36,9 @@ def convert(args: argparse.Namespace) -> MotionClip:
     """
     path = args.input_file
     try:
-        data = read_pickle(read_clip_file(path), unknown=lambda name: None)
+        return clip_from_object(read_pickle(read_clip_file(path), unknown=lambda name: None), path)
     except RefusedError as error:
         raise UserError(f"{path} was refused: {error}") from None
-    return clip_from_object(data, path)
 
 
 def clip_from_object(data: Any, path: Path) -> MotionClip:
@@ -50,7 +49,8 @@ def clip_from_object(data: Any, path: Path) -> MotionClip:
         for value in level:
             found = _named(value)
             if found is not None and all(key in found for key in KEYS):
-                return clip_from_values({**found, "loop_mode": _loop_mode(found["loop_mode"])}, path,
+                values = {key: arrays_in(found[key]) for key in KEYS}
+                return clip_from_values({**values, "loop_mode": _loop_mode(values["loop_mode"])}, path,
                                         empty_columns=True)
             outermost = found if outermost is None else outermost
             inside += list(_values(value))[:MAX_LOOKED_INTO]
@@ -69,9 +69,12 @@ def _kind(data: Any) -> str:
 def _named(data: Any) -> dict[str, Any] | None:
     """What an object or a dictionary holds, by name; None for other values."""
     if isinstance(data, StandIn):
-        # a tuple with names is made of its values alone, a class in old protocols of names that say nothing
-        given = dict(zip(KEYS, data.args)) if len(data.args) == len(KEYS) and not data.state else {}
-        data = {**given, **data.state}
+        values: Any = data.args  # a tuple with names is made of its values alone
+        if data.name.name == "_reconstructor":  # of old protocols: class, built-in base, the base's value
+            values = data.args[-1]
+        if isinstance(values, tuple):
+            values = dict(zip(KEYS, values)) if len(values) == len(KEYS) else {}
+        data = {**(values if isinstance(values, Mapping) else {}), **data.state}
     if not isinstance(data, Mapping):
         return None
     return {str(key)[:80].lstrip("_"): value for key, value in data.items()}

@@ -183,12 +183,7 @@ def _frames(rows: Any, path: Path, empty_columns: bool) -> np.ndarray:
     Raises:
         UserError: naming the first frame that is wrong.
     """
-    if isinstance(rows, np.ndarray) and rows.ndim:
-        frames = _from_array(rows, path)
-    elif isinstance(rows, (list, tuple)):
-        frames = _from_rows(rows, path)
-    else:
-        raise UserError(f"motion {path} has no frames, but {'one number' if _is_number(rows) else 'nothing like them'}")
+    frames = number_rows(rows, path, ROOT_COLUMNS, np.float32)
     if empty_columns:
         empty = np.isnan(frames[:, ROOT_COLUMNS:]).all(axis=0)
         checked = np.where(np.append(np.zeros(ROOT_COLUMNS, bool), empty), np.float32(0), frames)
@@ -204,11 +199,20 @@ def _frames(rows: Any, path: Path, empty_columns: bool) -> np.ndarray:
     return frames
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, np.ndarray) and not value.ndim)
+def number_rows(rows: Any, path: Path, least: int, dtype: type[np.floating]) -> np.ndarray:
+    """Rows of at least ``least`` numbers out of a file, an array or lists of numbers: [F, C] of ``dtype``, F > 0.
+
+    Raises:
+        UserError: something else, ragged rows, or more than the limits of :mod:`mimickit.util.reading`.
+    """
+    if isinstance(rows, np.ndarray) and rows.ndim:
+        return _from_array(rows, path, least, dtype)
+    if isinstance(rows, (list, tuple)):
+        return _from_rows(rows, path, least, dtype)
+    raise UserError(f"motion {path} has no frames, but a {type(rows).__name__} for them")
 
 
-def _from_array(rows: np.ndarray, path: Path) -> np.ndarray:
+def _from_array(rows: np.ndarray, path: Path, least: int, dtype: type[np.floating]) -> np.ndarray:
     if rows.dtype.kind not in "iuf":
         raise UserError(f"motion {path}: its frames are of the type {rows.dtype}; needed are numbers")
     if len(rows) == 0:
@@ -216,20 +220,20 @@ def _from_array(rows: np.ndarray, path: Path) -> np.ndarray:
     if rows.ndim != 2:
         raise UserError(f"motion {path}: frames must be rows of numbers, found the shape {list(rows.shape)}")
     _check_size(len(rows), rows.shape[1], path)
-    if rows.shape[1] < ROOT_COLUMNS:
-        raise _ragged(0, rows.shape[1], rows.shape[1], path)
+    if rows.shape[1] < least:
+        raise _ragged(0, rows.shape[1], rows.shape[1], path, least)
     with np.errstate(over="ignore"):
-        return np.array(rows, dtype=np.float32, order="C")
+        return np.array(rows, dtype=dtype, order="C")
 
 
-def _from_rows(rows: list | tuple, path: Path) -> np.ndarray:
+def _from_rows(rows: list | tuple, path: Path, least: int, dtype: type[np.floating]) -> np.ndarray:
     if len(rows) == 0:
         raise UserError(f"motion {path} has no frames")
     rows = [row.tolist() if isinstance(row, np.ndarray) and row.ndim == 1 else row for row in rows]
     lengths = [len(row) if isinstance(row, (list, tuple)) else 0 for row in rows]
-    odd = next((i for i, n in enumerate(lengths) if n != lengths[0] or n < ROOT_COLUMNS), None)
+    odd = next((i for i, n in enumerate(lengths) if n != lengths[0] or n < least), None)
     if odd is not None:
-        raise _ragged(odd, lengths[odd], lengths[0], path)
+        raise _ragged(odd, lengths[odd], lengths[0], path, least)
     _check_size(len(rows), lengths[0], path)
     for frame, row in enumerate(rows):
         if not _NUMBER_TYPES.issuperset(map(type, row)):
@@ -238,7 +242,7 @@ def _from_rows(rows: list | tuple, path: Path) -> np.ndarray:
                             f"{type(other).__name__}; needed are rows of numbers")
     try:
         with np.errstate(over="ignore"):
-            return np.array(rows, dtype=np.float32)
+            return np.array(rows, dtype=dtype)
     except OverflowError:
         raise UserError(f"motion {path}: its frames hold a whole number beyond all floats") from None
 
@@ -248,9 +252,9 @@ def _check_size(frames: int, columns: int, path: Path) -> None:
     at_most(f"motion {path}", frames * columns, MAX_CLIP_NUMBERS, "numbers")
 
 
-def _ragged(frame: int, length: int, first: int, path: Path) -> UserError:
+def _ragged(frame: int, length: int, first: int, path: Path, least: int) -> UserError:
     return UserError(f"motion {path}: frame {frame} has {length} numbers, frame 0 has {first}; needed are rows of one "
-                     f"length, at least {ROOT_COLUMNS}")
+                     f"length, at least {least}")
 
 
 def _without_empty_joints(clip: MotionClip, model: CharacterModel, path: Path) -> MotionClip:

@@ -7,6 +7,7 @@ and blends the poses. Lookups allocate by fixed shape only and can be captured i
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def list_motions(motion_file: str | Path) -> tuple[list[Path], list[float]]:
 
 def missing_motions(motion_file: str | Path) -> list[Path]:
     """The clips of a ``motion_file`` that do not exist (errors as :func:`list_motions`)."""
-    return [path for path in list_motions(motion_file)[0] if not path.is_file()]
+    return [path for path in list_motions(motion_file)[0] if not os.path.exists(path)]
 
 
 def load_motions(motion_file: str | Path, character: Character) -> tuple[list[MotionClip], list[float]]:
@@ -76,7 +77,7 @@ def load_motions(motion_file: str | Path, character: Character) -> tuple[list[Mo
         UserError: one message with every clip that is not readable or does not fit the character.
     """
     paths, weights = list_motions(motion_file)
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not os.path.exists(path)]
     if missing:
         raise AssetMissingError(f"{motion_file}: {len(missing)} of {len(paths)} motion files not found: "
                                 f"{', '.join(missing)} (data/motions/README.md says where clips come from)")

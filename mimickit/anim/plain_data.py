@@ -3,8 +3,8 @@
 Python's own unpickler can be made to write memory, to fill it, or to overflow the stack, also when it may look up
 hardly any name. So the operations of a pickle, as the standard library's ``pickletools`` reads them, are followed here:
 on the stack lie numbers, text, bytes, lists, tuples, dictionaries with plain keys, and stand-ins for the names of NumPy
-and torch by which arrays are pickled. Arrays are of booleans, integers and floats (kinds b, i, u, f); they are made from
-the bytes in the file once these are found to be as many as shape and type need.
+and torch by which arrays are pickled. Arrays are of booleans, integers and floats (kinds b, i, u, f); they are made
+from the bytes in the file once these are found to be as many as shape and type need.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ for _core in ("numpy.core", "numpy._core"):  # the name changed with NumPy 2
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
 
-# A list of floats as pickle writes it: the numbers of a frame, read at once. What names it (its memo), then its numbers.
+# A list of floats as pickle writes it, a frame that is read at once: what names it (its memo), then its numbers.
 _ROW = re.compile(rb"\](\x94|q.|r....|)\(((?:G.{8})+)e", re.DOTALL)
 _FLOAT = np.dtype([("operation", "u1"), ("value", ">f8")])
 _BATCH = 1000  # rows that are read at once
@@ -443,8 +443,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
 
 
 def read_pickle(data: bytes, unknown: Callable[[Name], None] = refuse_name) -> Any:
-    """What a pickle holds: plain values, arrays (also inside lists and dictionaries), and :class:`StandIn` for
-    instances of classes that ``unknown`` lets pass.
+    """What a pickle holds: plain values, arrays (also inside a list or a dictionary), and :class:`StandIn` for
+    instances of classes that ``unknown`` lets pass (:func:`arrays_in` makes arrays of what those hold).
 
     Raises:
         RefusedError: it is damaged, or holds anything else; the message says what.
@@ -458,18 +458,14 @@ def read_pickle(data: bytes, unknown: Callable[[Name], None] = refuse_name) -> A
 
 
 def _with_arrays(data: Any) -> Any:
-    """``data`` with arrays for their stand-ins: itself, or in the values of a dictionary or an object, or in lists
-    there. Deeper ones belong to no clip."""
-    if isinstance(data, StandIn):
-        data.args = tuple(_listed_arrays(value) for value in data.args)
-        data.state = {key: _listed_arrays(value) for key, value in data.state.items()}
-        return data
+    """``data`` with arrays for their stand-ins: itself, or in the values of a dictionary, or in lists there."""
     if type(data) is dict:
-        return {key: _listed_arrays(value) for key, value in data.items()}
-    return _listed_arrays(data)
+        return {key: arrays_in(value) for key, value in data.items()}
+    return arrays_in(data)
 
 
-def _listed_arrays(data: Any) -> Any:
+def arrays_in(data: Any) -> Any:
+    """``data`` with arrays for their stand-ins: itself, or in a list. Raises RefusedError for one without content."""
     if type(data) in (list, tuple) and any(isinstance(value, _Array) for value in data):
         return [_filled(value) for value in data]
     return _filled(data)

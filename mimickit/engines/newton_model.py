@@ -77,7 +77,7 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
         AssetMissingError: a character or object file does not exist.
         UserError: a file cannot be used (kinds of joints, body order, pose sizes).
     """
-    missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not Path(f).is_file()]
+    missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not os.path.exists(f)]
     if missing:
         raise AssetMissingError(f"missing model files: {', '.join(missing)}")
     builder = _new_builder()

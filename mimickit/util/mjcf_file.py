@@ -20,8 +20,8 @@ from mimickit.util.reading import (
     read_bytes,
 )
 
-_URDF = ("URDF states no gains of a position controller; convert it (MuJoCo reads URDF and saves MJCF: mj_saveLastXML) and "
-         "add stiffness, damping and actuatorfrcrange to its joints")
+_URDF = ("URDF states no gains of a position controller; convert it (MuJoCo reads URDF and saves MJCF: "
+         "mj_saveLastXML) and add stiffness, damping and actuatorfrcrange to its joints")
 _USD = ("USD twins of characters are made for Isaac Lab, which reads gains and torque limits from elsewhere; use the "
         "MJCF file beside it")
 FOREIGN = {".urdf": _URDF, ".usd": _USD, ".usda": _USD, ".usdc": _USD, ".usdz": _USD}  # suffix -> why it is not read
