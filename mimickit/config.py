@@ -206,7 +206,8 @@ def layers(path: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _add_layers(path: Path, above: tuple[Path, ...], read: list[Path], found: list[tuple[Path, dict[str, Any]]]) -> None:
+def _add_layers(path: Path, above: tuple[Path, ...], read: list[Path],
+                found: list[tuple[Path, dict[str, Any]]]) -> None:
     """Put the files that ``path`` stands on, then itself, into ``found``; ``above`` are those that stand on it."""
     if any(os.path.realpath(path) == os.path.realpath(file) for file in above):
         raise UserError(f"{above[-1]}: base {path.name} stands on this file itself")

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor

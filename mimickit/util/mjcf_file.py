@@ -94,7 +94,7 @@ def _include(element: ET.Element, path: Path, folder: Path, seen: set[Path], dep
             target = (folder / name).resolve()
         except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
             target = Path("/")
-        if not name or not target.is_relative_to(folder):
+        if not 0 < len(name) < 1000 or not target.is_relative_to(folder):
             raise UserError(f"{path}: include of '{name[:200]}'; included files must lie in {folder} or below it")
         if target in seen:
             raise UserError(f"{path}: '{name}' is included twice")

@@ -63,8 +63,8 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{str(path)[:500]} cannot be read: {error.strerror or error}") from None
     except ValueError:  # a NUL, or half of a character
-        raise UserError(f"{str(path)!r} cannot be the name of a file") from None
+        raise UserError(f"{str(path)[:500]!r} cannot be the name of a file") from None
     at_most(path, len(data), limit, "bytes")
     return data
