@@ -128,7 +128,8 @@ def test_args_files_with_a_nul(tmp_path):
 
 # --- MJCF -------------------------------------------------------------------------------------------------------------
 
-ARM = """<mujoco model="robot"><compiler angle="radian"/>{top}<worldbody><body name="base"><freejoint/><geom size="0.1"/>
+ARM = """<mujoco model="robot"><compiler angle="radian"/>{top}<worldbody><body name="base"><freejoint/>
+<geom size="0.1"/>
 <body name="arm" pos="0 0 1"><joint name="arm" axis="0 1 0" range="-1 1"/>{arm}</body></body></worldbody></mujoco>"""
 
 
