@@ -35,6 +35,7 @@ from mimickit.util.reading import (
 
 ROOT_COLUMNS = 6  # root position and exponential map
 KEYS = ("loop_mode", "fps", "frames")
+_ROW_TYPES = frozenset({list, tuple})
 _NUMBER_TYPES = frozenset({int, float})  # of the rows of a pickle; bool is neither
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -184,6 +185,8 @@ def _frames(rows: Any, path: Path, empty_columns: bool) -> np.ndarray:
         UserError: naming the first frame that is wrong.
     """
     frames = number_rows(rows, path, ROOT_COLUMNS, np.float32)
+    if -MAX_FRAME_VALUE <= frames.min() and frames.max() <= MAX_FRAME_VALUE:  # not where there is a NaN
+        return frames
     if empty_columns:
         empty = np.isnan(frames[:, ROOT_COLUMNS:]).all(axis=0)
         checked = np.where(np.append(np.zeros(ROOT_COLUMNS, bool), empty), np.float32(0), frames)
@@ -229,17 +232,19 @@ def _from_array(rows: np.ndarray, path: Path, least: int, dtype: type[np.floatin
 def _from_rows(rows: list | tuple, path: Path, least: int, dtype: type[np.floating]) -> np.ndarray:
     if len(rows) == 0:
         raise UserError(f"motion {path} has no frames")
-    rows = [row.tolist() if isinstance(row, np.ndarray) and row.ndim == 1 else row for row in rows]
-    lengths = [len(row) if isinstance(row, (list, tuple)) else 0 for row in rows]
-    odd = next((i for i, n in enumerate(lengths) if n != lengths[0] or n < least), None)
-    if odd is not None:
+    if not _ROW_TYPES.issuperset(map(type, rows)):
+        rows = [row.tolist() if isinstance(row, np.ndarray) and row.ndim == 1 else row for row in rows]
+        rows = [row if type(row) in _ROW_TYPES else () for row in rows]
+    lengths = list(map(len, rows))
+    if min(lengths) != max(lengths) or min(lengths) < least:
+        odd = next((i for i, n in enumerate(lengths) if n != lengths[0] or n < least))
         raise _ragged(odd, lengths[odd], lengths[0], path, least)
     _check_size(len(rows), lengths[0], path)
-    for frame, row in enumerate(rows):
-        if not _NUMBER_TYPES.issuperset(map(type, row)):
-            other = next(value for value in row if type(value) not in _NUMBER_TYPES)
-            raise UserError(f"motion {path}: frame {frame} holds something other than numbers: a "
-                            f"{type(other).__name__}; needed are rows of numbers")
+    if not _NUMBER_TYPES.issuperset(map(type, itertools.chain.from_iterable(rows))):
+        frame, kind = next((frame, type(value)) for frame, row in enumerate(rows) for value in row
+                           if type(value) not in _NUMBER_TYPES)
+        raise UserError(f"motion {path}: frame {frame} holds something other than numbers: a {kind.__name__}; needed "
+                        "are rows of numbers")
     try:
         with np.errstate(over="ignore"):
             return np.array(rows, dtype=dtype)
