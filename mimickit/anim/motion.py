@@ -185,7 +185,7 @@ def _frames(rows: Any, path: Path, empty_columns: bool) -> np.ndarray:
         UserError: naming the first frame that is wrong.
     """
     frames = number_rows(rows, path, ROOT_COLUMNS, np.float32)
-    if -MAX_FRAME_VALUE <= frames.min() and frames.max() <= MAX_FRAME_VALUE:  # not where there is a NaN
+    if frames.min() >= -MAX_FRAME_VALUE and frames.max() <= MAX_FRAME_VALUE:  # not where there is a NaN
         return frames
     if empty_columns:
         empty = np.isnan(frames[:, ROOT_COLUMNS:]).all(axis=0)
