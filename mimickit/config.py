@@ -7,6 +7,8 @@ the field's ``description``. Numbers written as text (``1e-4`` is text to YAML 1
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
+from mimickit.util.reading import (
+    MAX_LAYERS,
+    MAX_YAML_BYTES,
+    MAX_YAML_DEPTH,
+    MAX_YAML_DIGITS,
+    MAX_YAML_NODES,
+    at_most,
+    read_bytes,
+)
 
 
 class Config(BaseModel):
@@ -45,20 +56,126 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         AssetMissingError: the file does not exist.
-        UserError: it is not valid YAML, holds unsafe tags, or is not a mapping.
+        UserError: it is no regular file, too large, not valid YAML, holds unsafe tags, or is not a mapping.
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(read_bytes(path, MAX_YAML_BYTES), path)
     except FileNotFoundError:
         raise AssetMissingError(f"configuration file not found: {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}
     if not isinstance(data, Mapping):
         raise UserError(f"{path} must hold a mapping of keys to values, found {type(data).__name__}")
     return dict(data)
+
+
+def parse_yaml(text: str | bytes, where: object) -> Any:
+    """The value that YAML text (UTF-8) stands for: text, numbers, truth values, lists and mappings whose keys are text.
+
+    Raises:
+        UserError: not valid YAML, unsafe tags, or more than the limits of :mod:`mimickit.util.reading`.
+    """
+    try:
+        return yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _BoundedLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{where} is not readable as YAML: {' '.join(str(error).split())[:1000]}") from None
+    except _TooLargeError as error:
+        at_most(where, *error.args)
+        raise
+
+
+class _TooLargeError(Exception):
+    """(count, limit, things) as for :func:`at_most`."""
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with bounds on depth and size, aliases and merge keys counted as what they stand for.
+
+    Dates stay text, and text holds nothing that the name of a file cannot hold.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = self.nodes = 0
+        self.sizes: dict[int, int] = {}  # nodes in a list or mapping that is read to its end, by identity
+
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_YAML_DEPTH:  # the scanner is far ahead of what is composed
+            raise _TooLargeError(self.flow_level + 1, MAX_YAML_DEPTH, _LEVELS)
+        super().fetch_flow_collection_start(kind)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias = self.check_event(yaml.AliasEvent)
+        before = self.nodes
+        self.nodes += 1
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise _TooLargeError(self.depth, MAX_YAML_DEPTH, _LEVELS)
+        event = self.peek_event()
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias:
+            if id(node) not in self.sizes:
+                raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor} stands within what it names",
+                                                  event.start_mark)
+            self.nodes += self.sizes[id(node)]
+        else:
+            self.sizes[id(node)] = self.nodes - before
+        if self.nodes > MAX_YAML_NODES:
+            raise _TooLargeError(self.nodes, MAX_YAML_NODES, "values")
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        try:
+            if len(node.value) > MAX_YAML_DIGITS:
+                raise ValueError(f"a number of {len(node.value):,} characters; at most {MAX_YAML_DIGITS} are read")
+            is_whole = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        except (ValueError, IndexError) as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        value = self.construct_scalar(node)
+        if _NO_TEXT.search(value):
+            raise yaml.constructor.ConstructorError(None, None, "text with a NUL or half of a character",
+                                                    node.start_mark)
+        return value
+
+    def construct_truth(self, node: yaml.ScalarNode) -> bool:
+        value = self.construct_scalar(node).lower()
+        if value not in self.bool_values:
+            raise yaml.constructor.ConstructorError(None, None, f"{_SHORT.repr(value)} is no truth value",
+                                                    node.start_mark)
+        return self.bool_values[value]
+
+    def construct_text_mapping(self, node: yaml.MappingNode) -> Any:
+        data: dict[str, Any] = {}
+        yield data
+        for key, value in self.construct_mapping(node).items():
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {_SHORT.repr(key)} is not text",
+                                                        node.start_mark)
+            data[key] = value
+
+
+_LEVELS = "levels of lists and mappings"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_TAGS = "tag:yaml.org,2002:"
+_BoundedLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != f"{_TAGS}timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_BoundedLoader.yaml_constructors = {
+    f"{_TAGS}null": yaml.SafeLoader.construct_yaml_null,
+    f"{_TAGS}bool": _BoundedLoader.construct_truth,
+    f"{_TAGS}int": _BoundedLoader.construct_number,
+    f"{_TAGS}float": _BoundedLoader.construct_number,
+    f"{_TAGS}str": _BoundedLoader.construct_text,
+    f"{_TAGS}seq": yaml.SafeLoader.construct_yaml_seq,
+    f"{_TAGS}map": _BoundedLoader.construct_text_mapping,
+    None: yaml.SafeLoader.construct_undefined,
+}
 
 
 def load_layered(path: str | Path) -> dict[str, Any]:
@@ -79,24 +196,32 @@ def stacked(files: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
     return data
 
 
-def layers(path: str | Path, above: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
+def layers(path: str | Path) -> list[tuple[Path, dict[str, Any]]]:
     """The files that a file stands on, then itself, each with what it gives; of several, later ones win.
 
-    Raises as :func:`load_layered`.
-
-    Args:
-        above: files that stand on this one.
+    Raises as :func:`load_layered`; also where there are more than ``MAX_LAYERS``.
     """
-    path = Path(path)
-    if any(path.resolve() == file.resolve() for file in above):
+    found: list[tuple[Path, dict[str, Any]]] = []
+    _add_layers(Path(path), (), [], found)
+    return found
+
+
+def _add_layers(path: Path, above: tuple[Path, ...], read: list[Path],
+                found: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Put the files that ``path`` stands on, then itself, into ``found``; ``above`` are those that stand on it."""
+    if any(os.path.realpath(path) == os.path.realpath(file) for file in above):
         raise UserError(f"{above[-1]}: base {path.name} stands on this file itself")
+    read.append(path)
+    at_most((*above, path)[0], len(read), MAX_LAYERS, "files that it stands on")
     given = load_yaml(path)
     base = given.get("base", [])
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: key 'base' = {base!r} must be the name of a file beside it, or a list of names")
-    found = [layer for name in names for layer in layers(path.parent / name, (*above, path))]
-    return [*found, (path, given)]
+        raise UserError(f"{path}: key 'base' = {_SHORT.repr(base)} must be the name of a file beside it, or a list of "
+                        "names")
+    for name in names:
+        _add_layers(path.parent / name, (*above, path), read, found)
+    found.append((path, given))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mimickit.config import layers, merge, stacked
+from mimickit.config import layers, merge, parse_yaml, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
@@ -148,9 +148,9 @@ def read_request(args: Args) -> Request:
     files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
-    missing = [str(path) for path in files.values() if not path.is_file()]
+    missing = [str(path) for path in files.values() if not os.path.exists(path)]
     for flag in ("model_file", "resume"):
-        if (value := args.text(flag)) and not Path(value).exists():
+        if (value := args.text(flag)) and not os.path.exists(value):
             missing.append(value)
     if missing:
         raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
@@ -207,8 +207,6 @@ def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: not KEY=VALUE, or the key does not begin with ``env.``, ``engine.`` or ``agent.``.
     """
-    import yaml
-
     changes: dict[str, dict[str, Any]] = {"env": {}, "engine": {}, "agent": {}}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -221,10 +219,7 @@ def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
             target = target.setdefault(name, {})
             if not isinstance(target, dict):
                 raise UserError(f"--set {text}: another --set gives '{name}' a value that has no keys")
-        try:
-            target[names[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: the value is not readable as YAML") from None
+        target[names[-1]] = parse_yaml(value, f"--set {text}: the value")
     return changes
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mimickit.anim.motion import check_dofs, load_motion
+from mimickit.anim.motion import load_motion
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, AssetMissingError, UserError
 from tools.command import explains_mistakes
@@ -150,8 +150,7 @@ def _check(args: argparse.Namespace) -> bool:
             shapes[char_file] = Shape(char_file)
         shape = shapes[char_file]
         try:
-            clip = load_motion(path)
-            check_dofs(clip, shape.character.model, path)
+            clip = load_motion(path, shape.character.model)
         except UserError as error:
             failures.append(str(error))
             continue

@@ -3,14 +3,15 @@
     python tools/convert_class_clip.py --input_file old.pkl --output_file new.pkl
 
 The library refuses such files: unpickling an object may run anything. Here every class and function that the file names
-is replaced by an empty stand-in that only keeps what it is given, so nothing of it is imported or run; loop mode, rate
-and frames are then taken from what the stand-ins hold.
+is replaced by an empty stand-in that only keeps what it is given, so nothing of it is imported or run. Loop mode, rate
+and frames are then taken from what the stand-ins hold: attributes (with or without underscores in front, in
+``__dict__`` or ``__slots__``), the items of a dictionary, or the three values of a named tuple, of the pickled object
+itself or of one that it holds (``{"motion": ...}``, a list of one clip). Frames and rate may be tensors of torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,41 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mimickit.anim.motion import LoopMode, MotionClip, PlainUnpickler, clip_from_values
+from mimickit.anim.motion import KEYS, LoopMode, MotionClip, clip_from_values, read_clip_file
+from mimickit.anim.plain_data import RefusedError, StandIn, arrays_in, read_pickle
 from mimickit.util.failures import UserError
 from tools.convert_options import run
 
-
-class StandIn:
-    """In place of an instance: the arguments it was made with and the state it was given."""
-
-    def __new__(cls, *args: Any) -> StandIn:  # pickle makes objects without __init__
-        made = super().__new__(cls)
-        made.args, made.state = args, {}
-        return made
-
-    def __init__(self, *args: Any) -> None:
-        """Called where a pickle calls the class, or the function that this stands in for."""
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, Mapping):
-                self.state.update(part)
-
-    def append(self, item: Any) -> None:
-        """Lists of a foreign class."""
-
-    def extend(self, items: Any) -> None:
-        """Lists of a foreign class."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.state[key] = value
-
-
-class _StandInUnpickler(PlainUnpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        known = self.allowed.get((module, name))
-        return known if known is not None else type(name.rpartition(".")[2], (StandIn,), {})
+MAX_DEPTH = 3  # objects within objects that are looked into
+MAX_LOOKED_INTO = 100  # values of each
 
 
 def convert(args: argparse.Namespace) -> MotionClip:
@@ -63,23 +36,61 @@ def convert(args: argparse.Namespace) -> MotionClip:
     """
     path = args.input_file
     try:
-        data = _StandInUnpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle may raise nearly anything; nothing of it has an effect
-        raise UserError(f"{path} is damaged: {error or type(error).__name__}") from None
-    values = data.state if isinstance(data, StandIn) else data
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} holds a {type(data).__name__}, neither an object nor a dictionary")
-    named = {str(key).lstrip("_"): value for key, value in values.items()}
-    missing = [key for key in ("loop_mode", "fps", "frames") if key not in named]
-    if missing:
-        raise UserError(f"{path}: no {', '.join(missing)} in {type(data).__name__}, which has {', '.join(named)}")
-    return clip_from_values({**named, "loop_mode": _loop_mode(named["loop_mode"])}, path)
+        return clip_from_object(read_pickle(read_clip_file(path), unknown=lambda name: None), path)
+    except RefusedError as error:
+        raise UserError(f"{path} was refused: {error}") from None
+
+
+def clip_from_object(data: Any, path: Path) -> MotionClip:
+    """The clip in what :func:`read_pickle` made of a file. Raises UserError where there is none."""
+    level, outermost = [data], None
+    for _ in range(MAX_DEPTH):
+        inside: list[Any] = []
+        for value in level:
+            found = _named(value)
+            if found is not None and all(key in found for key in KEYS):
+                values = {key: arrays_in(found[key]) for key in KEYS}
+                return clip_from_values({**values, "loop_mode": _loop_mode(values["loop_mode"])}, path,
+                                        empty_columns=True)
+            outermost = found if outermost is None else outermost
+            inside += list(_values(value))[:MAX_LOOKED_INTO]
+        level = inside[:MAX_LOOKED_INTO]
+    if outermost is None:
+        raise UserError(f"{path} holds a {_kind(data)}, neither an object nor a dictionary")
+    missing = [key for key in KEYS if key not in outermost]
+    raise UserError(f"{path}: no {', '.join(missing)} in {_kind(data)}, which has "
+                    f"{', '.join(list(outermost)[:20]) or 'nothing'}")
+
+
+def _kind(data: Any) -> str:
+    return data.name.name.rpartition(".")[2] if isinstance(data, StandIn) else type(data).__name__
+
+
+def _named(data: Any) -> dict[str, Any] | None:
+    """What an object or a dictionary holds, by name; None for other values."""
+    if isinstance(data, StandIn):
+        values: Any = data.args  # a tuple with names is made of its values alone
+        if data.name.name == "_reconstructor":  # of old protocols: class, built-in base, the base's value
+            values = data.args[-1]
+        if isinstance(values, tuple):
+            values = dict(zip(KEYS, values)) if len(values) == len(KEYS) else {}
+        data = {**(values if isinstance(values, Mapping) else {}), **data.state}
+    if not isinstance(data, Mapping):
+        return None
+    return {str(key)[:80].lstrip("_"): value for key, value in data.items()}
+
+
+def _values(data: Any) -> Any:
+    if isinstance(data, StandIn):
+        return [*data.state.values(), *data.args, *data.items]
+    return data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
 
 
 def _loop_mode(value: Any) -> Any:
     """An enumeration's member is pickled as its class called with the value, or looked up by its name."""
-    if isinstance(value, StandIn) and value.args:
-        value = value.args[-1]
+    if isinstance(value, StandIn):
+        state = value.state.get("_value_", value.state.get("value"))
+        value = value.args[-1] if value.args and state is None else state
     if isinstance(value, str) and value.upper() in LoopMode.__members__:
         return int(LoopMode[value.upper()])
     return value

@@ -9,6 +9,7 @@ the robot's joint order). It is read without running anything in it. Unlike rela
 from __future__ import annotations
 
 import argparse
+import reprlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,20 +21,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.mjcf import load_character_model
-from mimickit.anim.motion import MotionClip, check_dofs, read_plain_pickle
+from mimickit.anim.motion import MotionClip, check_dofs, number_rows, read_plain_pickle
 from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
+from mimickit.util.reading import FPS_RANGE, MAX_FRAME_VALUE
 from tools.convert_options import LOOP_MODES, frame_range, make_parser, run, wanted_fps
 from tools.filters import lerp_rows, resample_grid, slerp_rows
 
 
 def _array(data: Mapping[str, Any], key: str, columns: int | None, path: Path) -> torch.Tensor:
     try:
-        values = np.asarray(data[key], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a GMR motion: {key}: {type(error).__name__} {error}") from None
-    if values.ndim != 2 or not len(values) or (columns and values.shape[1] != columns) or not np.isfinite(values).all():
-        raise UserError(f"{path}: {key} must be finite numbers [F, {columns or 'D'}], found the shape {values.shape}")
+        values = number_rows(data.get(key), path, 0, np.float64)
+    except UserError as error:
+        raise UserError(f"{path} is not a GMR motion: {key}: {error}") from None
+    if (columns and values.shape[1] != columns) or not (np.abs(values) <= MAX_FRAME_VALUE).all():
+        raise UserError(f"{path}: {key} must be finite numbers [F, {columns or 'D'}], found the shape {values.shape} "
+                        f"and {np.abs(values).max(initial=0):g} as the largest number")
     return torch.from_numpy(values)
 
 
@@ -54,8 +57,8 @@ def convert(args: argparse.Namespace) -> MotionClip:
     if turn.norm(dim=-1).min() < 1e-6:
         raise UserError(f"{path}: root_rot holds a quaternion of zeros")
     fps = data.get("fps")
-    if not isinstance(fps, (int, float, np.number)) or not 0 < fps < float("inf"):
-        raise UserError(f"{path}: fps must be a positive number, found {fps!r}")
+    if not isinstance(fps, (int, float)) or not FPS_RANGE[0] <= fps <= FPS_RANGE[1]:
+        raise UserError(f"{path}: fps must be a positive number from 1 to 1000, found {reprlib.repr(fps)}")
 
     keep = frame_range(args, len(pos))
     low, part, fps = resample_grid(len(pos[keep]), float(fps), wanted_fps(args, float(fps)))

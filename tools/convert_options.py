@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def run(convert: Callable[[argparse.Namespace], MotionClip], args: argparse.Name
     """Convert, save and say what was written; returns the exit code."""
     if args.output_file.suffix not in ENDINGS:
         raise UserError(f"--output_file {args.output_file}: clips can end in {', '.join(ENDINGS)}")
-    if not args.input_file.is_file():
+    if not os.path.exists(args.input_file):
         raise AssetMissingError(f"input file not found: {args.input_file}")
     clip = convert(args)
     save_motion(args.output_file, clip)

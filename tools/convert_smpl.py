@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mimickit.anim.motion import LoopMode, MotionClip
+from mimickit.anim.motion import LoopMode, MotionClip, read_clip_file
+from mimickit.anim.plain_data import RefusedError, read_npz
 from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
+from mimickit.util.reading import FPS_RANGE, MAX_FRAME_VALUE
 from tools.convert_options import LOOP_MODES, frame_range, make_parser, run, wanted_fps
 from tools.filters import lerp_rows, resample_grid, slerp_rows
 from tools.shape import ASSETS, CHARACTERS, Motion, Shape, pack
@@ -44,25 +45,26 @@ def read_smpl(path: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     Raises:
         UserError: the file is not a SMPL motion.
     """
-    if not zipfile.is_zipfile(path):
+    data = read_clip_file(path)
+    if not data.startswith(b"PK"):
         raise UserError(f"{path} is not a SMPL motion: no .npz archive; pickles and other formats are not read")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            rate = next((key for key in RATES if key in archive.files), None)
-            if rate is None:
-                raise UserError(f"{path} names no frame rate ({', '.join(RATES)})")
-            poses = np.asarray(archive["poses"], dtype=np.float64)
-            trans, fps = np.asarray(archive["trans"], dtype=np.float64), float(archive[rate])
-    except UserError:
-        raise
-    except Exception as error:  # a damaged archive may raise nearly anything
-        reason = "Python objects are not read" if "allow_pickle" in str(error) else error
-        raise UserError(f"{path} is not a SMPL motion (.npz with poses, trans, frame rate): {reason}") from None
+        archive = read_npz(data, ("poses", "trans", *RATES), path)
+        rate = next((key for key in RATES if key in archive), None)
+        if rate is None:
+            raise UserError(f"{path} names no frame rate ({', '.join(RATES)})")
+        poses = np.array(archive["poses"], dtype=np.float64)
+        trans, fps = np.array(archive["trans"], dtype=np.float64), float(archive[rate].reshape(()))
+    except (RefusedError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a SMPL motion (.npz with poses, trans, frame rate): {error}") from None
     if poses.ndim != 2 or poses.shape[1] < BODY_COLUMNS or trans.shape != (len(poses), 3) or not len(poses):
         raise UserError(f"{path}: needed are poses [F, >= {BODY_COLUMNS}] and trans [F, 3], found {poses.shape} and "
                         f"{trans.shape}")
-    if not (np.isfinite(poses).all() and np.isfinite(trans).all() and 0 < fps < float("inf")):
-        raise UserError(f"{path} holds numbers that are not finite, or a frame rate that is not positive")
+    low, high = FPS_RANGE
+    if not ((np.abs(poses) <= MAX_FRAME_VALUE).all() and (np.abs(trans) <= MAX_FRAME_VALUE).all()):
+        raise UserError(f"{path} holds numbers that are not finite, or beyond {MAX_FRAME_VALUE:g}")
+    if not low <= fps <= high:
+        raise UserError(f"{path} has the frame rate {fps:g}, which is not positive or not from {low:g} to {high:g}")
     columns = SMPL_COLUMNS if poses.shape[1] == SMPL_COLUMNS else BODY_COLUMNS
     angles = np.zeros((len(poses), SMPL_COLUMNS))
     angles[:, :columns] = poses[:, :columns]

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ from tools.command import explains_mistakes
 from tools.feet import Feet, feet_of, levelled, lock, soles, stances
 from tools.filters import blur, envelope, lerp_rows, resample_grid, slerp_rows
 from tools.measure import measure
-from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
+from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, compiled, pack, unpack
 
 SOURCES = PROJECT / "data/motions/humanoid"
 FPS = 60.0
@@ -261,7 +260,7 @@ class Solver:
 
     def __init__(self, robot: Robot, shape: Shape):
         self.mink, self.robot, self.shape = _mink(), robot, shape
-        self.model = mujoco.MjModel.from_xml_path(str(shape.character.model.file))
+        self.model = compiled(shape.character.model.file)
         self.names = shape.character.model.dof_names
         self.knees = [self.names.index(name) for name in robot.knees]
         for knee in robot.knees:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from mimickit.anim.character import Character
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip
 from mimickit.util import rotations as rot
-from mimickit.util.failures import AssetMissingError
+from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.mjcf_file import read_mjcf
 
 PROJECT = Path(__file__).resolve().parents[1]
 ASSETS = PROJECT / "data/assets"
@@ -82,7 +85,7 @@ class Shape:
         if not path.is_file():
             raise AssetMissingError(f"character file not found: {path}")
         self.character = Character(load_character_model(path), dtype=torch.float64)
-        model = mujoco.MjModel.from_xml_path(str(path))
+        model = compiled(path)
         body, centre, radius = [], [], []
         for geom in range(model.ngeom):
             points, r = _points(mujoco.mjtGeom(model.geom_type[geom]), model.geom_size[geom])
@@ -94,6 +97,8 @@ class Shape:
             centre.append(model.geom_pos[geom] + points @ matrix.reshape(3, 3).T)
             body += [self.character.model.body_index(name)] * len(points)
             radius += [r] * len(points)
+        if not centre:
+            raise UserError(f"{path}: no body has a sphere, capsule, box or cylinder, by which clips are measured")
         self.body, self.radius = torch.tensor(body), torch.tensor(radius, dtype=torch.float64)
         self.centre = torch.from_numpy(np.concatenate(centre))
         feet = FEET.get(path.stem, ())
@@ -145,6 +150,29 @@ class Shape:
     def kinematics(self, motion: Motion) -> tuple[Tensor, Tensor]:
         """Body poses [F, B, 3] and [F, B, 4] in the world."""
         return self.character.forward_kinematics(motion.root_pos, motion.root_rot, motion.joint_rot)
+
+
+def compiled(path: Path) -> mujoco.MjModel:
+    """The model as MuJoCo compiles it, with inertias repaired as the library does.
+
+    Raises:
+        AssetMissingError: a mesh or texture does not exist, by name. UserError: MuJoCo refuses the file.
+    """
+    root = read_mjcf(path)
+    folder = path.resolve().parent
+    compiler = ElementTree.SubElement(root, "compiler")  # the last one wins
+    for key, tags in (("meshdir", ("mesh", "hfield", "skin")), ("texturedir", ("texture",))):
+        named = [given for one in root.findall("compiler") for given in (one.get("assetdir"), one.get(key)) if given]
+        files = folder / (named[-1] if named else "")
+        missing = [str(files / name) for asset in root.findall("asset") for tag in tags for item in asset.findall(tag)
+                   if (name := item.get("file")) and not os.path.isfile(files / name)]
+        if missing:
+            raise AssetMissingError(f"{path} uses files that do not exist: {', '.join(missing[:20])}")
+        compiler.set(key, str(files))
+    try:
+        return mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
+    except ValueError as error:
+        raise UserError(f"{path}: MuJoCo cannot read it: {' '.join(str(error).split())[:500]}") from None
 
 
 def _points(kind: mujoco.mjtGeom, size: np.ndarray) -> tuple[np.ndarray, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mimickit.anim.mjcf import JointKind
 from mimickit.util import rotations as rot
-from tools.shape import Motion, Shape
+from tools.shape import Motion, Shape, compiled
 
 RANGE_MARGIN = 0.015  # rad, joints stay so far inside their ranges
 GRAVITY = 9.81  # m/s^2
@@ -85,7 +85,7 @@ class Bodies:
     """Masses and outline of a character: spheres (radius 0: corners) along capsules and at corners of boxes."""
 
     def __init__(self, shape: Shape) -> None:
-        model = mujoco.MjModel.from_xml_path(str(shape.character.model.file))
+        model = compiled(shape.character.model.file)
         names = shape.character.body_names
         self._place_masses(model, names)
         body, centre, radius = [], [], []

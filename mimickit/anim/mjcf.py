@@ -26,7 +26,7 @@ import numpy as np
 
 from mimickit.config import nearest
 from mimickit.util.failures import UserError
-from mimickit.util.mjcf_file import read_mjcf
+from mimickit.util.mjcf_file import FOREIGN, read_mjcf
 
 UNLIMITED_EFFORT = 1e6  # N m (hinge), where the file states no torque limit
 
@@ -197,7 +197,7 @@ class _Reader:
         self.mass_is_told = True  # False: the compiler's settings decide what has mass
 
     def read(self) -> CharacterModel:
-        if self.path.suffix.lower() != ".xml":
+        if self.path.suffix.lower() not in (".xml", *FOREIGN):
             raise UserError(f"character file {self.path}: only MJCF files (.xml) are supported")
         root = read_mjcf(self.path)
         self._read_compiler(root)
@@ -395,7 +395,7 @@ class _Reader:
             values = np.array([math.nan])
         if not np.isfinite(values).all() or len(values) == 0 or (count is not None and len(values) != count):
             needed = "finite numbers" if count is None else f"{count} finite numbers"
-            raise UserError(f"{self.path}: {where} has {key}=\"{text}\"; needed are {needed}")
+            raise UserError(f"{self.path}: {where} has {key}=\"{text[:200]}\"; needed are {needed}")
         return values
 
     def _default(self, tag: str, name: str, where: str) -> dict[str, str]:

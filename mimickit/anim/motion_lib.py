@@ -7,6 +7,7 @@ and blends the poses. Lookups allocate by fixed shape only and can be captured i
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mimickit.anim.character import Character
-from mimickit.anim.motion import LoopMode, MotionClip, check_dofs, load_motion
+from mimickit.anim.motion import LoopMode, MotionClip, load_motion
 from mimickit.config import Config, build, load_yaml
 from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
@@ -65,7 +66,7 @@ def list_motions(motion_file: str | Path) -> tuple[list[Path], list[float]]:
 
 def missing_motions(motion_file: str | Path) -> list[Path]:
     """The clips of a ``motion_file`` that do not exist (errors as :func:`list_motions`)."""
-    return [path for path in list_motions(motion_file)[0] if not path.is_file()]
+    return [path for path in list_motions(motion_file)[0] if not os.path.exists(path)]
 
 
 def load_motions(motion_file: str | Path, character: Character) -> tuple[list[MotionClip], list[float]]:
@@ -76,16 +77,14 @@ def load_motions(motion_file: str | Path, character: Character) -> tuple[list[Mo
         UserError: one message with every clip that is not readable or does not fit the character.
     """
     paths, weights = list_motions(motion_file)
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not os.path.exists(path)]
     if missing:
         raise AssetMissingError(f"{motion_file}: {len(missing)} of {len(paths)} motion files not found: "
                                 f"{', '.join(missing)} (data/motions/README.md says where clips come from)")
     clips, problems = [], []
     for path in paths:
         try:
-            clip = load_motion(path)
-            check_dofs(clip, character.model, path)
-            clips.append(clip)
+            clips.append(load_motion(path, character.model))
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -353,12 +353,15 @@ class NewtonEngine:
         self.total_mass = facts.total_mass
         with _no_garbage_collection(), compile_lock(_cache_key(spec, config, num_envs, self._wp_device), cache_dir):
             self.model = replicate(world, num_envs, self._wp_device)
-            self.solver = SolverMuJoCo(
-                self.model, solver="newton", integrator="implicitfast", cone="pyramidal", use_mujoco_contacts=True,
-                njmax=capacity.njmax, nconmax=capacity.nconmax, iterations=config.solver_iterations,
-                ls_iterations=config.solver_ls_iterations, impratio=config.impratio, tolerance=1e-8,
-                jacobian=config.jacobian, kinematic_switchable_roots=False,
-            )
+            try:
+                self.solver = SolverMuJoCo(
+                    self.model, solver="newton", integrator="implicitfast", cone="pyramidal", use_mujoco_contacts=True,
+                    njmax=capacity.njmax, nconmax=capacity.nconmax, iterations=config.solver_iterations,
+                    ls_iterations=config.solver_ls_iterations, impratio=config.impratio, tolerance=1e-8,
+                    jacobian=config.jacobian, kinematic_switchable_roots=False,
+                )
+            except ValueError as error:  # MuJoCo's compiler, which names the body
+                raise UserError(f"{spec.char_file}: the solver refuses it: {' '.join(str(error).split())}") from error
             self.solver.mjw_model.opt.warn_overflow = 0  # iteration limits would print from the device by the thousand
             self._allocate()
             self._synchronize()

@@ -6,6 +6,7 @@ What the model must look like is listed in environments.md 8; the layout of gene
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.mjcf_file import read_mjcf
+from mimickit.util.reading import MAX_MESH_BYTES, at_most
 
 # before any kernel is built: settings are part of the cache's keys
 wp.config.enable_backward = False  # nobody differentiates through physics; compiles 13 % faster
@@ -75,7 +77,7 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
         AssetMissingError: a character or object file does not exist.
         UserError: a file cannot be used (kinds of joints, body order, pose sizes).
     """
-    missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not Path(f).is_file()]
+    missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not os.path.exists(f)]
     if missing:
         raise AssetMissingError(f"missing model files: {', '.join(missing)}")
     builder = _new_builder()
@@ -148,6 +150,8 @@ def _add_mjcf(builder: newton.ModelBuilder, path: Path, root: ElementTree.Elemen
         raise UserError(
             f"{path} uses meshes, which need the Python package '{error.name}': pip install {error.name}"
         ) from error
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: the engine cannot read it: {type(error).__name__}: {str(error)[:500]}") from error
 
 
 def _inside(asset: Path, used_by: Path) -> str:
@@ -155,8 +159,9 @@ def _inside(asset: Path, used_by: Path) -> str:
     folder = Path(used_by).resolve().parent
     if not asset.resolve().is_relative_to(folder):
         raise UserError(f"{used_by} uses the file {asset}; meshes and textures must lie in {folder} or below it")
-    if not asset.is_file():
+    if not os.path.isfile(asset):
         raise AssetMissingError(f"{used_by} uses the file {asset}, which does not exist")
+    at_most(asset, asset.stat().st_size, MAX_MESH_BYTES, "bytes")
     return str(asset)
 
 

@@ -6,6 +6,7 @@ they stand in, before physics starts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -331,8 +332,8 @@ def check_files(config: EnvConfig) -> None:
         AssetMissingError: names all missing files at once and how to obtain them.
         UserError: a dataset file is malformed.
     """
-    missing = [] if config.char_file.is_file() else [f"character {config.char_file}"]
-    missing += [f"object {path}" for path in dict.fromkeys(config.object_files) if not path.is_file()]
+    missing = [] if os.path.exists(config.char_file) else [f"character {config.char_file}"]
+    missing += [f"object {path}" for path in dict.fromkeys(config.object_files) if not os.path.exists(path)]
     for path in config.motion_files:
         missing += _missing_clips(path)
     if missing:
@@ -345,11 +346,12 @@ def check_files(config: EnvConfig) -> None:
 
 
 def _missing_clips(path: Path) -> list[str]:
-    if not path.is_file():
+    if not os.path.exists(path):
         return [f"motion {path}"]
     if path.suffix not in (".yaml", ".yml"):
         return []
     entries = load_yaml(path).get("motions")
-    if not isinstance(entries, list) or not all(isinstance(e, Mapping) and "file" in e for e in entries):
+    if not isinstance(entries, list) or not all(
+            isinstance(e, Mapping) and isinstance(e.get("file"), str) for e in entries):
         raise UserError(f"{path}: a dataset needs the key 'motions', a list of mappings with 'file' and 'weight'")
-    return [f"motion {e['file']}" for e in entries if not Path(str(e["file"])).is_file()]
+    return [f"motion {e['file']}" for e in entries if not os.path.exists(e["file"])]

@@ -9,12 +9,14 @@ No heavy imports: the acceptance suite reads args files with this module.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
+from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
 
 TRUE_WORDS = frozenset({"true", "t", "1", "yes", "on"})
 FALSE_WORDS = frozenset({"false", "f", "0", "no", "off"})
@@ -173,13 +175,17 @@ def read_arg_file(path: str | Path) -> list[str]:
 
     Raises:
         AssetMissingError: no such file.
-        UserError: not a text file.
+        UserError: not a text file, no regular file, or larger than what is read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        if os.path.isdir(path):
+            raise FileNotFoundError
+        text = read_bytes(path, MAX_ARGS_BYTES).decode("utf-8")
+        if "\0" in text:
+            raise UnicodeError
+    except FileNotFoundError:
         raise AssetMissingError(f"args file not found: {path} (the shipped ones are in args/)") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError(f"--arg_file {path}: not a text file; args files hold flags and values, like those in args/"
                         ) from None
     tokens: list[str] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import shutil
 import sys
 import time
@@ -283,6 +285,13 @@ class Heartbeat:
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """One line on stderr, however often it is said; of several processes the first one says it."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        warn(message)
 
 
 def _collection(name: str, measures: set[str]) -> str:

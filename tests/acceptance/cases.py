@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mimickit.config import layers
+from mimickit.config import layers, load_yaml
 from mimickit.util.args import Args
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
@@ -185,7 +183,6 @@ def _layers(root: Path, path: str) -> list[str]:
 def _yaml(path: Path) -> dict[str, Any]:
     """A yaml mapping, or an empty one: a wrong file is the run program's business, which reports it in full."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return load_yaml(path)
+    except UserError:
         return {}
-    return data if isinstance(data, dict) else {}

@@ -164,7 +164,7 @@ def test_smpl_resamples(convert):
     (amass(mocap_framerate=-1.0), "not positive"),
     ({k: v for k, v in amass().items() if k != "mocap_framerate"}, "names no frame rate"),
     ({k: v for k, v in amass().items() if k != "poses"}, "not a SMPL motion"),
-    (amass(poses=np.array([{}])), "Python objects are not read"),
+    (amass(poses=np.array([{}])), "an array of the type |O; arrays of booleans, integers and floats"),
     (b"nonsense", "no .npz archive"),
     ([1, 2], "no .npz archive"),
 ])

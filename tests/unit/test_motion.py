@@ -114,7 +114,7 @@ def test_object_arrays_in_npz_are_refused(tmp_path):
     (clip_data(frames=[ROWS[0], [*ROWS[1][:-1], float("nan")]]), "frame 1, column 6 is not finite"),
     (clip_data(frames=[[1e300] * 6]), "frame 0, column 0 is not finite (as are 5 more)"),
     (clip_data(frames=[["a"] * 6]), "other than numbers"),
-    (clip_data(frames=[[[1.0]] * 6]), "rows of numbers, found the shape [1, 6, 1]"),
+    (clip_data(frames=[[[1.0]] * 6]), "frame 0 holds something other than numbers: a list"),
 ])
 def test_wrong_content(tmp_path, data, message):
     path = write(tmp_path / "clip.pkl", data)
