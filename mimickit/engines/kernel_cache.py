@@ -21,6 +21,7 @@ from pathlib import Path
 import warp as wp
 from filelock import FileLock, Timeout
 
+from mimickit.util.alive import ALIVE, WAITING
 from mimickit.util.files import write_text
 
 PROGRESS_INTERVAL_S = 15.0
@@ -59,7 +60,7 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         held.enter_context(_first_free([cache_dir / f"mimickit_compiler_{i}.lock" for i in range(slots)]))
         print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
         started = time.perf_counter()
-        with _progress(cache_dir):
+        with ALIVE.compiling(), _progress(cache_dir):
             yield True
         write_text(marker, "")
         print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
@@ -73,13 +74,17 @@ def warp_cache_dir() -> Path:
 
 @contextlib.contextmanager
 def _first_free(files: Sequence[Path]) -> Iterator[None]:
-    """Hold the first lock that is free; says so once if it has to wait for one."""
+    """Hold the first lock that is free; says so once if it has to wait for one, and beats as long as it waits."""
     locks, told = [FileLock(file) for file in files], False
     while (free := next(filter(_try_acquire, locks), None)) is None:
         if not told:
             print("another process compiles kernels; waiting for it...", flush=True)
+            ALIVE.enter(WAITING)
             told = True
+        ALIVE.beat()
         time.sleep(POLL_S)
+    if told:
+        ALIVE.enter("starting")
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ class Profile(Config):
     Attributes:
         enforce_gates: learning gates decide; otherwise they are only reported.
         hang_seconds: a process whose heartbeat is older than this hangs; 0: never.
-        startup_seconds: longest time until a training process' first heartbeat.
+        startup_seconds: longest silence of a process that has not met the others yet; 0: never.
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
         test_envs: episodes of a trainable case's test that statistics and gates are of, one in each of so many
             environments, or in fewer if training had fewer. At least ``test_episodes``.
