@@ -45,14 +45,14 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         what: for the messages.
     """
     cache_dir = Path(cache_dir) if cache_dir is not None else warp_cache_dir()
-    marker = cache_dir / "mimickit_compiled" / key
-    if marker.exists():
+    done = marker(key, cache_dir)
+    if done.exists():
         yield False
         return
     cache_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         held.enter_context(_first_free([cache_dir / f"mimickit_compile_{key}.lock"]))
-        if marker.exists():
+        if done.exists():
             held.close()
             yield False
             return
@@ -62,8 +62,13 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         started = time.perf_counter()
         with ALIVE.compiling(), _progress(cache_dir):
             yield True
-        write_text(marker, "")
+        write_text(done, "")
         print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def marker(key: str, cache_dir: Path | None = None) -> Path:
+    """A file that exists when these kernels were compiled."""
+    return (cache_dir or warp_cache_dir()) / "mimickit_compiled" / key
 
 
 def warp_cache_dir() -> Path:

@@ -36,7 +36,8 @@ def test_a_clock_set_ahead_makes_no_healthy_stage_a_hang(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "patience", "found"), [
-    ("rank_0", {"hang_seconds": 0.3}, "hang"), ("none", {"startup_seconds": 0.3}, "no_start"), ("rank_0", {}, "timeout")])
+    ("rank_0", {"hang_seconds": 0.3}, "hang"), ("none", {"startup_seconds": 0.3}, "no_start"),
+    ("rank_0", {}, "timeout")])
 def test_a_clock_set_back_hides_nothing(tmp_path, monkeypatch, name, patience, found):
     set_clock(monkeypatch, -200.0)
     limits = {"timeout": 1.0, "hang_seconds": 100.0, **patience}
