@@ -38,7 +38,8 @@ class LiveLine(threading.Thread):
         self.look, self.terminal = look, terminal
         self.ended = threading.Event()
         self.renewed = False  # there is a line that the next one replaces
-        self.written = -LINE_EVERY
+        self.written: float | None = None
+        self.begun = False
 
     def run(self) -> None:
         while not self.ended.wait(LOOK_EVERY):
@@ -47,12 +48,15 @@ class LiveLine(threading.Thread):
     def show(self) -> None:
         columns = width(self.terminal)
         line, ended = self.look(columns)
+        if (line or ended) and not self.begun:
+            self.terminal.write("\n")  # after what pytest has begun to write
+            self.begun = True
         if columns is not None:
             self.clear()
             self.terminal.write("".join(f"{text[:columns]}\n" for text in ended) + line[:columns])
             self.renewed = bool(line)
         else:
-            due = line and time.monotonic() - self.written >= LINE_EVERY
+            due = line and (self.written is None or time.monotonic() - self.written >= LINE_EVERY)
             lines = [*ended, *([line] if due else [])]
             self.terminal.write("".join(f"{text}\n" for text in lines))
             if due:

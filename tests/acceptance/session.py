@@ -191,6 +191,10 @@ class Session:
         if not self.idle and not self.worker and not distributes:
             self.begin_cases([name for name in self.selected if name not in self.passed_before])
 
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """No dots between our lines; with -v pytest says its words."""
+        return (report.outcome, "", report.outcome.upper()) if report.when == "call" else None
+
     def begin_cases(self, names: Sequence[str]) -> None:
         """Before the first case: compile kernels, say how long it will take, and show from now on what runs."""
         state, policy = self.ledger.state(), self.settings.resume_skip_status
