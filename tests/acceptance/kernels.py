@@ -111,7 +111,7 @@ def line(folder: Path, columns: int | None) -> tuple[str, list[str]]:
     told, phase = read_json(folder / "compiled.json"), read_json(folder / "progress.json").get("phase")
     if not told:
         return "", []
-    for_s = time.monotonic() - told["began"]
-    left = max(0.0, told["expected_s"] - for_s) + told["left_s"]
+    for_s, expected = time.monotonic() - told["began"], told["expected_s"]
+    left = max(expected - for_s, for_s / 4) + told["left_s"] * max(1.0, for_s / max(expected, 1.0))  # a busy machine
     words = phase if phase == WAITING else told["what"]
     return f"kernels [{told['done']}/{told['total']}] about {duration(left)} left | {words}, {duration(for_s)}", []

@@ -28,6 +28,7 @@ def test_all_three_cases_pass(project):
         *((case, stage) for case in CASES[1:] for stage in ("bootstrap_train", "test", "viz")),
     ]
     assert (project.path / "heavy.txt").read_text() == ""
+    assert "kernels" not in result.stdout.str(), "a runner of one's own compiles for itself"
     assert project.progress()["status"] == "finished"
     assert {k: project.progress()[k] for k in ("done", "total", "passed", "failed")} == {
         "done": 3, "total": 3, "passed": 3, "failed": 0}
