@@ -34,9 +34,13 @@ class Estimate:
                 for attempt in state.case(case.name).attempts.values()
                 for stage, event in attempt.stages.items() if event.get("outcome") == "ok"}
 
-    def stages(self, cases: Sequence[Case], state: State) -> dict[tuple[str, str], float]:
-        """Seconds of every stage of these cases."""
+    def stages(self, cases: Sequence[Case], state: State,
+               ages: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
+        """Seconds of every stage of these cases. One that runs for longer than expected counts as a record."""
         known = self.recorded(cases, state)
+        plan = {(case.name, stage): known.get((case.name, stage), self.expected(case, stage))
+                for case in cases for stage in case.stages}
+        known |= {key: 1.25 * age for key, age in ages.items() if 1.25 * age > plan.get(key, age)}
         by_name = {case.name: case for case in cases}
         planned = sum(self.expected(by_name[name], stage) for name, stage in known)
         pace = sum(known.values()) / planned if planned else 1.0
@@ -52,7 +56,7 @@ class Estimate:
             running: what runs by (case, stage), with the seconds that it says are left, if it does.
             ages: seconds for which it has run.
         """
-        seconds = self.stages(cases, state)
+        seconds = self.stages(cases, state, ages)
         of_cases = []
         for case in cases:
             if case.name in state.touched:

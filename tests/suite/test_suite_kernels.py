@@ -124,6 +124,8 @@ def test_what_was_recorded_counts_more(estimate):
     ages = {("amp_humanoid", "long_train"): 50.0}
     assert estimate.left(CASES_OF_IT[1:2], state, set(), running, ages) == 150.0 + 40.0
     assert estimate.left(CASES_OF_IT[1:2], state, set(), {("amp_humanoid", "long_train"): 7.0}, ages) == 7.0 + 40.0
+    late = {("amp_humanoid", "long_train"): 400.0}
+    assert estimate.left(CASES_OF_IT[1:2], state, set(), running, late) == 100.0 + 20.0 * (20 + 500) / 110
     state.touched.add("amp_humanoid")
     assert estimate.left(CASES_OF_IT[1:2], state, set(), {}, {}) == 0.0
     estimate.settings.resume_skip_status = "none"
