@@ -104,6 +104,8 @@ def misbehave(behaviour: str, out: Path) -> int | None:
         ledger = out.parents[3] / "ledger.jsonl"
         pid = next(json.loads(line)["pid"] for line in ledger.read_text().splitlines() if '"session_start"' in line)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (ledger.stat().st_size,) * 2)
+    if behaviour == "no_start":
+        time.sleep(1000)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour in ("hang", "spawn"):

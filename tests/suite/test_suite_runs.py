@@ -253,6 +253,15 @@ def test_transient_failures_get_one_more_chance(project, behaviour):
     assert project.stages() == ["probe_train", "long_train", "long_train"]
 
 
+def test_what_never_came_to_life_gets_one_more_chance(project):
+    project.profiles(startup_seconds=4, stop_grace=1)
+    project.rules({"stage": "probe_train", "do": "no_start", "times": 1})
+    assert project.run("--cases", TRAINED).ret == 0
+    assert project.stages() == ["probe_train", "probe_train", "long_train", "test", "viz"]
+    first = next(event for event in project.events() if event["event"] == "stage_end")
+    assert (first["failure_class"], first["message"][:30]) == ("no_start", "2 of 2 processes did not start")
+
+
 @pytest.mark.parametrize(("stage", "behaviour", "failure_class"), [
     ("test", "overflow", "overflow"), ("test", "nan_measure", "nan"), ("viz", "blank", "failed")])
 def test_what_exit_codes_do_not_tell(project, stage, behaviour, failure_class):

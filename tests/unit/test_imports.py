@@ -20,7 +20,8 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py", "request.py"))
+    return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in ("__init__.py", "run.py", "request.py",
+                                                                                        "kernels.py"))
 
 
 def imports(tree, top_level_only=False):
