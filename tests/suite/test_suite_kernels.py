@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import struct
 import termios
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ import pytest
 from tests.acceptance import report
 from tests.acceptance.cases import Case
 from tests.acceptance.estimate import Estimate
+from tests.acceptance.guard import descendants
 from tests.acceptance.ledger import State, fold
 from tests.acceptance.live import LiveLine
 from tests.suite.conftest import CASES, TRAINED
+from tests.suite.test_suite_resume import alive, wait_for
 
 # Stands in for mimickit/kernels.py: notes what it was asked for; fails, or makes the markers.
 COMPILER = """
@@ -27,6 +30,8 @@ with open("compiles.jsonl", "a") as file:
     file.write(json.dumps({**asked, "cases_began": started, "mps": os.environ.get("CUDA_MPS_PIPE_DIRECTORY")}) + "\\n")
 if os.path.exists("broken"):
     sys.exit("the compiler is broken")
+if os.path.exists("slow"):
+    import time; time.sleep(1000)
 pathlib.Path("cache").mkdir(exist_ok=True)
 markers = {name: [os.path.abspath(f"cache/{name.replace('/', '_')}")] for name in asked["runs"]}
 for files in markers.values():
@@ -70,6 +75,16 @@ def test_only_what_is_not_compiled_and_will_run_is(compiling):
     assert len(compiling.compiles()) == 1, "nothing was left to run"
     assert compiling.run("--resume-skip-status", "none", *cases).ret == 0
     assert set(compiling.compiles()[1]["runs"]) == {f"{CASES[1]}/bootstrap_train", f"{CASES[1]}/viz"}
+
+
+def test_compiling_ends_with_an_interrupted_session(compiling):
+    (compiling.path / "slow").touch()
+    session = compiling.start("-n", "2")
+    wait_for(lambda: (compiling.path / "compiles.jsonl").exists())
+    guards = descendants(session.pid)
+    session.send_signal(signal.SIGINT)
+    assert session.wait(30) == pytest.ExitCode.INTERRUPTED and not compiling.calls()
+    assert not [pid for pid in guards if alive(pid)]
 
 
 def test_cases_run_where_nothing_could_be_compiled_ahead(compiling):
