@@ -78,11 +78,16 @@ def compiled(markers: Sequence[str] | None) -> bool:
 
 
 def runs(settings: Settings, case: Case) -> dict[str, list[str]]:
-    """Flags of the run program by stage, as the case's first attempt will give them."""
+    """Flags of the run program by stage, as the case's first attempt will give them; stages alike in kernels once."""
     rung = case_rungs(settings, case)[0]
     inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
     attempt = Attempt(settings, case, inputs, rung, rung.num_envs, settings.pool[:settings.per_case])
-    return {stage: list(attempt.spec(stage).argv[len(settings.runner):]) for stage in (case.stages[0], "viz")}
+    found: dict[tuple[bool, bool], tuple[str, list[str]]] = {}
+    for stage in (case.stages[0], "viz", "test"):
+        flags = list(attempt.spec(stage).argv[len(settings.runner):])
+        one_world = flags[flags.index("--num_envs") + 1] == "1"
+        found.setdefault((one_world, stage == "viz"), (stage, flags))
+    return dict(found.values())
 
 
 def kinds(settings: Settings) -> list[str]:
