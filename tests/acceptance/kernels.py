@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mimickit.util.alive import WAITING
 from mimickit.util.files import read_json, write_json
-from tests.acceptance.cases import Case, read_inputs
+from tests.acceptance.cases import Case, Inputs, read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import gpu_names
 from tests.acceptance.environment import PACKAGES, version
@@ -33,14 +33,18 @@ def compile_kernels(settings: Settings, cases: Sequence[Case], terminal: IO[str]
                     stop_requested: Callable[[], bool] = lambda: False) -> StageResult | None:
     """Compile what these cases need and is not there, with progress; None when there was nothing to do."""
     file = settings.repo / KNOWN
-    known = read_json(file)
-    names = {case.name: needs(settings, case) for case in cases}
+    known, here = read_json(file), machine(settings)
+    names, flags = {}, {}
+    for case in cases:
+        inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
+        flags[case.name] = runs(settings, case, inputs)
+        names[case.name] = digest({**here, "sha256": dict(inputs.sha256), "runs": flags[case.name]})
     missing = [case for case in cases if not compiled(known.get(names[case.name]))]
     if not missing:
         return None
     folder = settings.out / "kernels"
-    job = {"runs": {f"{case.name}/{stage}": flags for case in missing for stage, flags in runs(settings, case).items()},
-           "devices": kinds(settings)}
+    job = {"runs": {f"{case.name}/{stage}": run for case in missing for stage, run in flags[case.name].items()},
+           "devices": here["devices"]}
     spec = StageSpec(
         stage="kernels", argv=(*PROGRAM, str(folder / "job.json")), cwd=settings.repo,
         env={**settings.profile.env, **settings.viz_env}, out_dir=folder, log=folder / "kernels.log",
@@ -59,7 +63,7 @@ def compile_kernels(settings: Settings, cases: Sequence[Case], terminal: IO[str]
     if result.ok:
         found = result.result["markers"]
         for case in missing:
-            markers = [found.get(f"{case.name}/{stage}") for stage in runs(settings, case)]
+            markers = [found.get(f"{case.name}/{stage}") for stage in flags[case.name]]
             if None not in markers:
                 known[names[case.name]] = sorted({marker for some in markers for marker in some})
         write_json(file, known)
@@ -77,16 +81,15 @@ def compiled(markers: Sequence[str] | None) -> bool:
     return markers is not None and all(map(os.path.exists, markers))
 
 
-def runs(settings: Settings, case: Case) -> dict[str, list[str]]:
+def runs(settings: Settings, case: Case, inputs: Inputs) -> dict[str, list[str]]:
     """Flags of the run program by stage, as the case's first attempt will give them; stages alike in kernels once."""
     rung = case_rungs(settings, case)[0]
-    inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
     attempt = Attempt(settings, case, inputs, rung, rung.num_envs, settings.pool[:settings.per_case])
     found: dict[tuple[bool, bool], tuple[str, list[str]]] = {}
     for stage in (case.stages[0], "viz", "test"):
-        flags = list(attempt.spec(stage).argv[len(settings.runner):])
-        one_world = flags[flags.index("--num_envs") + 1] == "1"
-        found.setdefault((one_world, stage == "viz"), (stage, flags))
+        run = list(attempt.spec(stage).argv[len(settings.runner):])
+        one_world = run[run.index("--num_envs") + 1] == "1"
+        found.setdefault((one_world, stage == "viz"), (stage, run))
     return dict(found.values())
 
 
@@ -101,14 +104,12 @@ def kinds(settings: Settings) -> list[str]:
     return list(by_kind.values())
 
 
-def needs(settings: Settings, case: Case) -> str:
-    """Name of all that the kernels of a case depend on."""
-    inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
-    return digest({
-        "sha256": dict(inputs.sha256), "runs": runs(settings, case), "devices": kinds(settings), "gpus": gpu_names(),
-        "versions": {name: version(name) for name in PACKAGES},
+def machine(settings: Settings) -> dict[str, Any]:
+    """What all kernels of a session depend on."""
+    return {
+        "devices": kinds(settings), "gpus": gpu_names(), "versions": {name: version(name) for name in PACKAGES},
         "cache": [os.environ.get(name) for name in ("WARP_CACHE_PATH", "XDG_CACHE_HOME", "HOME")],
-    })
+    }
 
 
 def line(folder: Path, columns: int | None) -> tuple[str, list[str]]:
