@@ -35,7 +35,7 @@ from datetime import date
 from pathlib import Path
 from unittest import mock
 
-START = time.time()
+START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
@@ -124,7 +124,7 @@ def make_request(job: dict) -> Request:
 
 def run_job(job: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        job = {**job, "result": f"{folder}/result.json", "out_dir": folder, "started": time.time()}
+        job = {**job, "result": f"{folder}/result.json", "out_dir": folder, "started": time.monotonic()}
         command = [str(Path(__file__).resolve()), "--worker", json.dumps(job)]
         if len(job["devices"]) > 1:
             command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(job["devices"])),
@@ -205,15 +205,15 @@ def worker(job: dict) -> None:
     from mimickit.util.distributed import ARRIVED, Distributed, seed_process
 
     request = make_request(job)
-    moments["imports"] = time.time()
+    moments["imports"] = time.monotonic()
     dist = Distributed.from_env(request.devices)
     seed_process(1, dist.rank)
     torch.zeros(1, device=dist.device)
-    moments["processes"] = time.time()
+    moments["processes"] = time.monotonic()
     env = build_env(request.env, request.engine, request.num_envs, dist.device)
-    moments["world"] = time.time()
+    moments["world"] = time.monotonic()
     agent = build_agent(env, request.agent, dist)
-    moments["agent"] = time.time()
+    moments["agent"] = time.monotonic()
     steps, per_iter = agent.config.steps_per_iter, agent.config.steps_per_iter * env.num_envs * dist.world_size
 
     def synchronize() -> None:
@@ -229,7 +229,7 @@ def worker(job: dict) -> None:
     env.reset()
     iterate()
     synchronize()
-    moments["iteration"] = time.time()
+    moments["iteration"] = time.monotonic()
     startup = moments["iteration"] - job["started"]
     begins = [job["started"], *moments.values()]
     startup_split = {name: round(end - begin, 2) for begin, (name, end) in zip(begins, moments.items())}

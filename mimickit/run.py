@@ -21,9 +21,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-PROCESS_START = time.time()
+PROCESS_START = time.monotonic()  # the same clock in all processes of a machine
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from mimickit.util.alive import ALIVE, watch_from_start
+
+watch_from_start()
 
 from mimickit.next_steps import after_test, after_training
 from mimickit.request import (
@@ -54,7 +58,7 @@ from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
 from mimickit.util.processes import end_with_parent
 
-STARTED = "MIMICKIT_STARTED"  # environment variable: time.time() when launch() was asked for processes
+STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
 LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
 SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
 
@@ -109,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error ({classify(error)}): {error}", file=sys.stderr)
         return EXIT_FAILED
     finally:
+        ALIVE.stop()
         claim.release()
 
 
@@ -179,6 +184,7 @@ def launch(argv: list[str], request: Request) -> int:
     argv = ["--out_dir", str(request.out_dir), *argv]
     if "rand_seed" not in request.args:
         argv = ["--rand_seed", str(request.seed), *argv]
+    ALIVE.stop()  # now the processes tell
     try:
         with tempfile.TemporaryDirectory(prefix="mimickit-") as folder:  # torchrun leaves its own behind
             torchrun([*where, "--log-dir", folder, "--nproc-per-node", str(len(request.devices)), script, *argv])
@@ -194,16 +200,28 @@ def launch(argv: list[str], request: Request) -> int:
 
 def join(request: Request) -> Any:
     """This process among those of the run (a ``Distributed``)."""
+    ALIVE.start()
     gc.disable()  # importing and building make millions of objects and no garbage: a second saved
     from mimickit.util.distributed import Distributed
 
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the watchdog asks for the stacks before it kills
-    return Distributed.from_env(request.devices)
+    return Distributed.from_env(request.devices, waiting=ALIVE.beat)
 
 
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
+    env, agent = build_stage(request, dist)
+    ALIVE.stop()  # from here on every iteration, or step, beats
+    mode = train_stage if request.mode == "train" else test_stage
+    code = mode(request, env, agent, dist)
+    env.close()
+    dist.shutdown()  # after a failure the process just ends: others may wait in a collective
+    return code
+
+
+def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
+    """Environment and agent of this process."""
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.agents import build_agent, load_agent_model
     from mimickit.util.distributed import seed_process
@@ -214,9 +232,7 @@ def run_stage(request: Request, dist: Any) -> int:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.world_size))
-    if dist.is_root:
-        request.out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(request.out_dir / "progress.json", {"phase": "starting", "time": time.time()})
+    ALIVE.begin(request.out_dir, dist.rank, dist.is_root)
     with naming_overrides(request.args.get("set"), "env"):
         env = build_env(request.env, request.engine, request.num_envs, dist.device)
     gc.freeze()
@@ -231,11 +247,7 @@ def run_stage(request: Request, dist: Any) -> int:
         load_agent_model(agent, model_file)
     if dist.is_root:
         warn_if_pointless(request, env)
-    mode = train_stage if request.mode == "train" else test_stage
-    code = mode(request, env, agent, dist)
-    env.close()
-    dist.shutdown()  # after a failure the process just ends: others may wait in a collective
-    return code
+    return env, agent
 
 
 def warn_if_pointless(request: Request, env: Any) -> None:
@@ -333,7 +345,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         write_result(request, {
             "ok": signals.received is None or (endless and result.test_episodes > 0),
             **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
-            "startup_s": time.time() - started_at(),
+            "startup_s": time.monotonic() - started_at(),
         })
         print(f"Mean return: {result.test_return:.6g}\nMean episode length: {result.test_episode_length:.6g}\n"
               f"Episodes: {result.test_episodes}", flush=True)
@@ -431,7 +443,7 @@ def versions() -> dict[str, str]:
 
 
 def started_at() -> float:
-    """time.time() when the command was given (the launcher's, if there is one)."""
+    """time.monotonic() when the command was given (the launcher's, if there is one)."""
     return float(os.environ.get(STARTED, PROCESS_START))
 
 

@@ -11,6 +11,41 @@ if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14
     exit 2
 fi
 
+# watched WHAT COMMAND...: run it with its output in a log, and show that it goes on: one line that renews itself on a
+# terminal, a line a minute elsewhere. When it fails, the end of its output follows.
+LOG=$(mktemp "${TMPDIR:-/tmp}/mimickit-setup.XXXXXX")
+trap 'rm -f "$LOG"' EXIT
+watched() {
+    what=$1; shift; seconds=0
+    : >"$LOG"
+    "$@" >"$LOG" 2>&1 </dev/null &
+    job=$!
+    trap 'kill "$job" 2>/dev/null; exit 130' INT TERM
+    [ -t 1 ] || echo "setup: $what"
+    while kill -0 "$job" 2>/dev/null; do
+        line=$(printf 'setup: %s, %d:%02d  %s' "$what" $((seconds / 60)) $((seconds % 60)) \
+            "$(tail -n 1 "$LOG" | tr -cd '[:print:]' | sed 's/^ *//')")
+        if [ -t 1 ]; then
+            columns=$(stty size 2>/dev/null </dev/tty | cut -d' ' -f2) || columns=""
+            [ "${columns:-0}" -gt 0 ] || columns=80
+            printf '\r\033[K%.*s' $((columns - 1)) "$line"
+        elif [ $((seconds % 60)) = 59 ]; then
+            printf '%.200s\n' "$line"
+        fi
+        sleep 1
+        seconds=$((seconds + 1))
+    done
+    [ ! -t 1 ] || printf '\r\033[K'
+    trap - INT TERM
+    if wait "$job"; then
+        printf 'setup: %s: done in %d:%02d\n' "$what" $((seconds / 60)) $((seconds % 60))
+    else
+        echo "setup: $what: failed" >&2
+        tail -n 20 "$LOG" >&2
+        return 1
+    fi
+}
+
 # --- off-screen rendering: the EGL loader, and Mesa's software renderer where no GPU driver brings one
 packages=""
 has() { ldconfig -p 2>/dev/null | grep -q "$1"; }
@@ -23,10 +58,10 @@ fi
 if [ -n "$packages" ]; then
     if command -v apt-get >/dev/null 2>&1 && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then
         as_root=""; [ "$(id -u)" = 0 ] || as_root="sudo -n"
-        echo "setup: installing Debian packages for off-screen rendering:$packages"
         # shellcheck disable=SC2086
-        $as_root apt-get -qq update && $as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get -qq install -y --no-install-recommends $packages >/dev/null ||
+        watched "Debian's list of packages" $as_root apt-get update &&
+            watched "Debian packages for off-screen rendering" $as_root env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -y --no-install-recommends $packages ||
             echo "setup: that failed; videos need:$packages" >&2
     else
         echo "setup: videos need these packages, please install them: apt-get install$packages" >&2
@@ -35,11 +70,12 @@ fi
 
 # --- Python packages, exactly as tested
 if [ ! -x "$VENV/bin/python" ]; then
-    echo "setup: creating $VENV with $("$PYTHON" -V)"
-    "$PYTHON" -m venv "$VENV"
+    watched "$VENV with $("$PYTHON" -V)" "$PYTHON" -m venv "$VENV"
 fi
-echo "setup: installing Python packages (some minutes the first time)"
 # torch first and alone: its build (CPU or CUDA) is then settled for everything that depends on it
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check "$(grep '^torch==' constraints.txt)" -c constraints.txt
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,tensorboard]"
+pip="$VENV/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt"
+# shellcheck disable=SC2086
+watched "torch (some minutes the first time)" $pip "$(grep '^torch==' constraints.txt)"
+# shellcheck disable=SC2086
+watched "all other Python packages" $pip -e ".[test,tensorboard]"
 echo "setup: done"

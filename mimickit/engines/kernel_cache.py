@@ -23,6 +23,7 @@ from pathlib import Path
 import warp as wp
 from filelock import FileLock, Timeout
 
+from mimickit.util.alive import ALIVE, WAITING
 from mimickit.util.failures import FailureClass, MimicKitError, UserError
 from mimickit.util.files import write_text
 
@@ -58,15 +59,15 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         KernelCacheError: the folder is full or cannot be written, or its file system has no locks.
     """
     cache_dir = Path(cache_dir) if cache_dir is not None else warp_cache_dir()
-    marker = cache_dir / "mimickit_compiled" / key
-    if marker.exists():
+    done = marker(key, cache_dir)
+    if done.exists():
         yield False
         return
     with contextlib.ExitStack() as held:
         held.enter_context(_naming_the_cache(cache_dir))
         cache_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(_first_free([cache_dir / f"mimickit_compile_{key}.lock"]))
-        if marker.exists():
+        if done.exists():
             held.close()
             yield False
             return
@@ -74,9 +75,9 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
         held.enter_context(_first_free([cache_dir / f"mimickit_compiler_{i}.lock" for i in range(slots)]))
         print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
         started = time.perf_counter()
-        with _progress(cache_dir):
+        with ALIVE.compiling(), _progress(cache_dir):
             yield True
-        write_text(marker, "")
+        write_text(done, "")
         print(f"{what} kernels ready after {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -102,6 +103,9 @@ def _naming_the_cache(folder: Path) -> Iterator[None]:
             raise
         raise KernelCacheError(f"the folder of compiled kernels {folder} {problem}, or let the environment variable "
                                f"WARP_CACHE_PATH name a folder on a local disk with room") from error
+def marker(key: str, cache_dir: Path | None = None) -> Path:
+    """A file that exists when these kernels were compiled."""
+    return (cache_dir or warp_cache_dir()) / "mimickit_compiled" / key
 
 
 def warp_cache_dir() -> Path:
@@ -112,13 +116,17 @@ def warp_cache_dir() -> Path:
 
 @contextlib.contextmanager
 def _first_free(files: Sequence[Path]) -> Iterator[None]:
-    """Hold the first lock that is free; says so once if it has to wait for one."""
+    """Hold the first lock that is free; says so once if it has to wait for one, and beats as long as it waits."""
     locks, told = [FileLock(file) for file in files], False
     while (free := next(filter(_try_acquire, locks), None)) is None:
         if not told:
             print("another process compiles kernels; waiting for it...", flush=True)
+            ALIVE.enter(WAITING)
             told = True
+        ALIVE.beat()
         time.sleep(POLL_S)
+    if told:
+        ALIVE.enter("starting")
     try:
         yield
     finally:

@@ -351,7 +351,7 @@ class NewtonEngine:
         self.body_names = facts.body_names
         self.num_dofs = facts.layout.num_dofs
         self.total_mass = facts.total_mass
-        with _no_garbage_collection(), compile_lock(_cache_key(spec, config, num_envs, self._wp_device), cache_dir):
+        with _no_garbage_collection(), compile_lock(engine_key(spec, config, num_envs, self._wp_device), cache_dir):
             self.model = replicate(world, num_envs, self._wp_device)
             try:
                 self.solver = SolverMuJoCo(
@@ -640,7 +640,7 @@ def _check_control(config: EngineConfig, layout: JointLayout, spec: WorldSpec) -
         )
 
 
-def _cache_key(spec: WorldSpec, config: EngineConfig, num_envs: int, device: str) -> str:
+def engine_key(spec: WorldSpec, config: EngineConfig, num_envs: int, device: str) -> str:
     """Kernels depend on the model's sizes, on the settings, on the kind of device, and on one world or several."""
     files = [Path(f).read_bytes() for f in (spec.char_file, *(o.file for o in spec.objects))]
     architecture = "cpu" if device == "cpu" else f"sm_{wp.get_device(device).arch}"

@@ -98,6 +98,11 @@ def newton_keys(symbol: int, paused: bool) -> tuple[int, ...]:
     return (symbol,)
 
 
+def picture_key(show_reference: bool) -> str:
+    """Name of the kernels that pictures need."""
+    return cache_key("viewer", show_reference)
+
+
 class _Scene:
     """World 0 in a viewer: the character, its reference beside it, objects, and a camera that follows.
 
@@ -119,7 +124,7 @@ class _Scene:
         self._num_bodies = len(engine.body_names)
         self._num_markers = len(markers)
         self._looks_at: np.ndarray | None = None  # m, the point on the ground that the camera was last moved to
-        with wp.ScopedDevice("cpu"), compile_lock(cache_key("viewer", show_reference), what="picture"):
+        with wp.ScopedDevice("cpu"), compile_lock(picture_key(show_reference), what="picture"):
             self.viewer = open_viewer(width, height, headless)
             model = _picture_model(engine.spec, engine.config, show_reference, markers)
             self.viewer.set_model(model)

@@ -68,7 +68,7 @@ class TrainOptions:
     log_measures: bool = True  # the environment's diagnostics as log columns
     configuration: Mapping[str, Any] = field(default_factory=dict)  # kept with checkpoints, compared on resume
     agent_config: Mapping[str, Any] = field(default_factory=dict)  # for W&B
-    started: float | None = None  # time.time() when the process started
+    started: float | None = None  # time.monotonic() when the process started
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ class _Training:
     def _start(self) -> None:
         options = self.options
         self.begun = self.last_output_time = time.monotonic()
-        self.startup_s = time.time() - options.started if options.started is not None else 0.0
+        self.startup_s = time.monotonic() - options.started if options.started is not None else 0.0
         self.heartbeat = Heartbeat(self.out_dir, self.dist.rank)
         self.env.set_mode(EnvMode.TRAIN)
         self.env.clear_health()

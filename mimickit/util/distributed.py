@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import torch.distributed as c10d
 from mimickit.util.failures import UserError
 
 SEED_STRIDE = 41
+MEETING_POLL = 0.05  # s
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -60,15 +62,18 @@ class Distributed:
         return Distributed(0, 1, 0, device)
 
     @staticmethod
-    def from_env(devices: str | Sequence[str] = "cpu", timeout_s: float = 600.0) -> Distributed:
+    def from_env(devices: str | Sequence[str] = "cpu", timeout_s: float = 600.0,
+                 waiting: Callable[[], None] = lambda: None) -> Distributed:
         """Join the process group that torchrun's variables describe, or stay alone when they are not set.
 
         Args:
             devices: one device per process of this host (entry ``LOCAL_RANK`` is ours), or one name without index
                 (``cuda``: GPU number ``LOCAL_RANK``; ``cpu``) for all.
-            timeout_s: a collective that waits longer than this fails.
+            timeout_s: a collective that waits longer than this fails, and so does waiting for the others to come.
+            waiting: called again and again while not all processes are here.
 
         Raises:
+            DistStoreError: not all processes came in time.
             UserError: torchrun's variables are incomplete, or the devices do not fit the number of processes.
         """
         devices = [devices] if isinstance(devices, str) else list(devices)
@@ -88,6 +93,7 @@ class Distributed:
             torch.cuda.set_device(device)
         c10d.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
+            store=_meet(rank, world_size, timeout_s, waiting),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
@@ -164,6 +170,21 @@ def seed_process(seed: int, rank: int) -> int:
     numpy.random.seed(own % 2**32)
     torch.manual_seed(own)
     return own
+
+
+def _meet(rank: int, world_size: int, timeout_s: float, waiting: Callable[[], None]) -> c10d.Store:
+    """Wait until all processes have come; the store where they met."""
+    limit = timedelta(seconds=timeout_s)
+    store, *_ = next(iter(c10d.rendezvous("env://", rank, world_size, timeout=limit)))
+    here = f"mimickit/here/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store.add(here, 1)
+    deadline = time.monotonic() + timeout_s
+    while (come := store.add(here, 0)) < world_size:
+        if time.monotonic() > deadline:
+            raise c10d.DistStoreError(f"only {come} of {world_size} processes came within {timeout_s:g} s")
+        waiting()
+        time.sleep(MEETING_POLL)
+    return store
 
 
 def _local_device(devices: list[str], local_rank: int) -> torch.device:

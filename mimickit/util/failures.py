@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 from mimickit.util.files import read_json, write_json
 
 FailureClass = Literal[
-    "oom_gpu", "oom_host", "cuda_fault", "nccl", "hang", "timeout", "nan", "overflow", "asset_missing",
+    "oom_gpu", "oom_host", "cuda_fault", "nccl", "no_start", "hang", "timeout", "nan", "overflow", "asset_missing",
     "config", "disk", "preempted", "viz_gl", "no_result", "failed",
 ]
 FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)

@@ -234,10 +234,11 @@ class Progress:
         self.write()
 
     def enter(self, phase: str) -> None:
-        """Change the phase: starting, compiling, training, evaluating, testing, done. Written soon."""
+        """Change the phase: starting, waiting for kernels, compiling, training, evaluating, testing, done; written
+        soon."""
         if phase != self.phase:
             self.phase = phase
-            self.write(now=phase in ("starting", "compiling", "testing", "done"))
+            self.write(now=phase not in ("training", "evaluating"))
 
     def write(self, now: bool = False) -> None:
         if not self._enabled or (not now and time.monotonic() - self._written < 1.0):
@@ -265,13 +266,16 @@ class Progress:
 
 
 class Heartbeat:
-    """``heartbeat/rank_<r>``: an empty file whose modification time is this process's sign of life.
+    """``heartbeat/rank_<r>``: an empty file, touched as this process's sign of life; ``start_<r>`` until it has met the
+    others, ``start`` before it has a rank.
 
-    Touched at most once a second, so that it may be called every step.
+    Touched at most once a second, so that it may be called every step. Watch for changes of its modification time: its
+    value is the wall clock's, which somebody may set.
     """
 
-    def __init__(self, out_dir: Path, rank: int) -> None:
-        self._path = Path(out_dir) / "heartbeat" / f"rank_{rank}"
+    def __init__(self, out_dir: Path, rank: int | None, starting: bool = False) -> None:
+        name = "start" if rank is None else f"{'start' if starting else 'rank'}_{rank}"
+        self._path = Path(out_dir) / "heartbeat" / name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._last = -math.inf
         self.beat()

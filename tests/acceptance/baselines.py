@@ -142,12 +142,12 @@ def case_entry(case: Case, episodes: int, seed: int, device: str) -> dict[str, A
     """One case's part of the file: the numbers and what they depend on."""
     from mimickit.run import versions
 
-    begin = time.time()
+    begin = time.monotonic()
     policies = measure_case(case, episodes, seed, device)
     inputs = read_inputs(ROOT, case, DEFAULT_ENGINE)
     return {
         "date": time.strftime("%Y-%m-%d"), "episodes": episodes, "seed": seed, "device": device,
-        "seconds": round(time.time() - begin),
+        "seconds": round(time.monotonic() - begin),
         "versions": {name: value for name, value in versions().items() if name in ("torch", "newton", "mujoco-warp")},
         "character": inputs.char_file, "motion": inputs.motion_file, "policies": policies,
     }

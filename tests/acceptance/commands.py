@@ -113,7 +113,7 @@ class Attempt:
         return StageSpec(
             stage=stage, argv=tuple(argv), cwd=settings.repo, env=env, out_dir=out_dir, log=self.log(stage),
             result_file=result_file, mode="train" if train else "test", timeout=timeout,
-            hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds if train else 0.0,
+            hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds,
             ranks=len(devices), grace=profile.stop_grace, key={"fingerprint": self.fingerprint, **key})
 
     def _train_flags(self, num_envs: int) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -162,7 +162,7 @@ def _turn(cost: float, lock_dir: Path) -> Iterator[None]:
     """Of those that come at the same time the dearest enters first: only then costs fill devices evenly."""
     asking = lock_dir / "asking"
     asking.mkdir(parents=True, exist_ok=True)
-    mine = asking / f"{cost}_{uuid.uuid4().hex}"
+    mine = asking / f"{cost}_{time.monotonic()}_{uuid.uuid4().hex}"
     mine.touch()
     try:
         time.sleep(GATHERING)
@@ -176,11 +176,11 @@ def _turn(cost: float, lock_dir: Path) -> Iterator[None]:
 def _asked_costs(asking: Path) -> Iterator[float]:
     """Costs of those that asked a moment ago; who asked longer ago has had its turn, or died."""
     for path in asking.iterdir():
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < LONGEST_TURN:
-                yield float(path.name.split("_")[0])
-            else:
-                path.unlink()
+        cost, asked, *_ = path.name.split("_")
+        if 0.0 <= time.monotonic() - float(asked) < LONGEST_TURN:  # negative: before the machine was started again
+            yield float(cost)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _take_free(pool: Sequence[str], count: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> list[str]:

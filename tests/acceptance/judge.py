@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ OVERFLOWS = ("contact_overflow", "constraint_overflow")
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """``pass``, ``fail`` or ``missing`` (no gate, or no such measure), and the sentence that explains it."""
+    """``pass``, ``fail``, ``missing`` (no gate, or no such measure) or ``not_judged`` (by a profile that does not judge
+    learning), and the sentence that explains it."""
 
-    verdict: Literal["pass", "fail", "missing"]
+    verdict: Literal["pass", "fail", "missing", "not_judged"]
     detail: str
 
 
@@ -128,6 +129,8 @@ def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], gates: S
     """final_ok of one case from the results of its stages (``order`` names all it needs)."""
     test = stages.get("test")
     gate = judge_gates(gates, test.result) if test is not None and test.ok else GateVerdict("missing", "not tested")
+    if not enforce_gates:
+        gate = replace(gate, verdict="not_judged")
     for name in order:
         stage = stages.get(name, StageResult(name, "not_run"))
         if not stage.ok:

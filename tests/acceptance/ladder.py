@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MEMORY = frozenset({"oom_gpu", "oom_host"})  # climb down
-TRANSIENT = frozenset({"nccl", "cuda_fault", "preempted"})  # try the same again, once
+TRANSIENT = frozenset({"nccl", "cuda_fault", "preempted", "no_start"})  # try the same again, once
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ def rungs(sizes: Mapping[str, Sequence[int]]) -> list[Rung]:
 def next_rung(ladder: Sequence[Rung], history: Sequence[Trial]) -> Rung | None:
     """The rung to try next, or None when the case's training has ended.
 
-    Only memory classes climb down; ``nccl``, ``cuda_fault`` and ``preempted`` get the same rung once more; success
-    and every other class end it.
+    Only memory classes climb down; transient ones get the same rung once more; success and every other class end it.
     """
     if not history:
         return ladder[0]

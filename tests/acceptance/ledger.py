@@ -229,9 +229,7 @@ def progress(state: State, repo: Path) -> dict[str, Any]:
 
 def running_stage(name: str, event: Mapping[str, Any], repo: Path) -> dict[str, Any]:
     """A running stage with the numbers of its own progress.json (None before it wrote any)."""
-    own = read_json(repo / event["out_dir"] / "progress.json")
-    if own.get("time", event["time"]) < event["time"]:
-        own = {}  # of an earlier run in the same folder
+    own = read_json(repo / event["out_dir"] / "progress.json")  # removed before a stage starts
     return {
         "case": name, "stage": event["stage"], "rung": f"{event['variant']}_e{event['num_envs']}",
         "samples": own.get("samples"), "max_samples": own.get("max_samples"), "phase": own.get("phase"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,17 +40,30 @@ def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Set
             resumable: bool = True) -> list[str]:
     """The lines at the end of a session: results per case, what failed, what never ran, and last the counts."""
     passed, failed, never = by_end(state, cases, reused)
-    lines = [f"tables: {settings.relative(settings.out)}/best_by_case.tsv, attempts and logs below runs/"]
-    lines += [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
+    lines = [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
     lines += [failed_line(state.case(case.name).row) for case in failed]
     lines += [never_line(case, state.case(case.name)) for case in never]
     if state.damaged:
         lines.append(damaged_lines(state.damaged))
     if not settings.profile.enforce_gates:
-        lines.append(f"profile {settings.profile_name}: learning gates are reported, not enforced")
-    if (never or failed) and resumable:
-        lines.append("continue with: pytest -m longcycle --lf (and the same options)")
+        lines.append(f"profile {settings.profile_name}: learning is not judged")
+    lines += whereabouts(settings, state, passed, bool(never or failed), resumable)
     return [*lines, counts(cases, {case.name for case in passed})]
+
+
+def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfinished: bool,
+                resumable: bool) -> list[str]:
+    """Where things are, and what the next command is."""
+    root, python = settings.relative(settings.out), settings.relative(sys.executable)
+    lines = [f"in {root}: summary.md, best_by_case.tsv; below runs/<case>_args/*/: logs, models, viz.mp4"]
+    if unfinished and resumable:
+        command = state.session.get("command") or ["", "-m", "longcycle"]
+        options = [word for word in command[1:] if word not in ("--lf", "--last-failed")]
+        lines.append(f"continue: {shlex.join([python, '-m', 'pytest', *options, '--lf'])}")
+    elif trained := [case for case in passed if case.trainable]:
+        folder = state.case(trained[0].name).row["long_out_dir"]
+        lines.append(f"curves: {python} tools/plot_log.py {folder}")
+    return lines
 
 
 def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Settings) -> str:
@@ -57,7 +72,7 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
     lines = [f"## longcycle: {counts(cases, {case.name for case in passed}) if cases else 'no case was selected'}", "",
              f"Profile {settings.profile_name}, files in `{settings.relative(settings.out)}`.", ""]
     if not settings.profile.enforce_gates:
-        lines[2] += " Learning gates are reported, not enforced."
+        lines[2] += " Learning is not judged."
     if cases:
         head = ["case", *STAGE_COLUMNS, "envs", "samples", "samples/s", "return", "gate", "verdict"]
         lines += [table_line(head), table_line(["---"] * len(head))]
@@ -69,7 +84,7 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
         verdict = "ok" if case in passed else f"**{row['failure_class']} in {row['failed_stage']}**"
         lines.append(table_line([
             case.name, *(stage_cell(row, short) for short in STAGE_COLUMNS), row["num_envs"], number(row["samples"]),
-            number(row["samples_per_s"]), number(row["test_return"]), row["gate_verdict"],
+            number(row["samples_per_s"]), number(row["test_return"]), str(row["gate_verdict"]).replace("_", " "),
             verdict + labels(row, case.name in reused)]))
     if failed:
         lines += ["", "### Failed", ""]
@@ -122,7 +137,8 @@ def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str
 def passed_line(case: Case, state: CaseState, reused: bool) -> str:
     row = state.row
     measures = f"return {number(row['test_return'])}, episode length {number(row['test_episode_length'])}"
-    words = [f"{row['variant']}_e{row['num_envs']}", measures, f"gate {row['gate_verdict']}"]
+    judged = "learning not judged" if row["gate_verdict"] == "not_judged" else f"gate {row['gate_verdict']}"
+    words = [f"{row['variant']}_e{row['num_envs']}", measures, judged]
     if row.get("samples_per_s"):
         words.insert(1, f"{number(row['samples'])} samples at {number(row['samples_per_s'])}/s")
     return f"ok       {case.name}: {', '.join(words)}{labels(row, reused)}"
@@ -174,24 +190,53 @@ def explain(case: Case, verdict: Verdict, stages: Mapping[str, StageResult], row
     return "\n".join([*lines, *(f"  | {line}" for line in tail.splitlines())])
 
 
-def live_line(progress: Mapping[str, Any]) -> str:
-    """One line about what runs now."""
-    done = f"[{progress['done'] + 1}/{progress['total']}]" if progress["total"] else ""
-    parts = []
-    for run in progress["running"]:
-        words = [done, run["case"], run["stage"], run["rung"]]
-        if run["phase"] and run["phase"] != "training":
-            words.append(f"({run['phase']})")
-        if run["samples"] is not None:
-            of = f"/{number(run['max_samples'])}" if run["max_samples"] else ""
-            words.append(f"{number(run['samples'])}{of} samples")
-        if run["samples_per_s"]:
-            words.append(f"{number(run['samples_per_s'])}/s")
-        if run["eta_s"]:
-            words.append(f"ETA {duration(run['eta_s'])}")
-        parts.append(" ".join([*words, f"running {duration(progress['time'] - run['since'])}"]))
+def live_line(progress: Mapping[str, Any], ages: Mapping[tuple[str, str], float], left_s: float,
+              columns: int | None) -> str:
+    """``[3/32] about 12:40 left | add_smpl long_train 45%, 1:12 | ...``: cases done, then what runs, as much as fits.
+
+    Args:
+        ages: seconds for which a stage has run, by (case, stage).
+        left_s: seconds until the session's end.
+        columns: width there is; None: any.
+    """
+    wide = columns is None or columns > 100
+    parts = [running_part(run, ages.get((run["case"], run["stage"]), 0.0), wide) for run in progress["running"]]
     parts += [f"{case} waits for a free device ({devices})" for case, devices in progress["waiting"].items()]
-    return " | ".join(parts)
+    if not parts:
+        return ""
+    line = f"[{progress['done']}/{progress['total']}] about {duration(left_s)} left"
+    for shown, part in enumerate(parts):
+        more = f" | +{len(parts) - shown} more"
+        last = shown == len(parts) - 1
+        if columns is not None and len(f"{line} | {part}") + (0 if last else len(more)) > columns:
+            return line + (more if shown else f" | {part}")
+        line += f" | {part}"
+    return line
+
+
+def running_part(run: Mapping[str, Any], age: float, with_rate: bool) -> str:
+    """``add_smpl long_train 45%, 1:12``: case, stage, how far or which phase, for how long, samples a second."""
+    words = [run["case"], run["stage"]]
+    if run["samples"] and run["max_samples"] and run["stage"] != "probe_train":
+        words.append(f"{100 * run['samples'] / run['max_samples']:.0f}%")
+    elif run["phase"] and run["phase"] not in ("training", "testing"):
+        words.append(f"({run['phase']})")
+    rate = f", {number(run['samples_per_s'])}/s" if with_rate and run["samples_per_s"] else ""
+    return f"{' '.join(words)}, {duration(age)}{rate}"
+
+
+def ended_lines(events: Sequence[Mapping[str, Any]], progress: Mapping[str, Any], every_stage: bool) -> list[str]:
+    """A line for each case that ended, and for each stage: every one, or only those that did not end well."""
+    lines = []
+    for event in events:
+        if event["event"] == "stage_end" and (every_stage or event["outcome"] != "ok"):
+            lines.append(f"{event['case']} {event['stage']}: {event['failure_class'] or event['outcome']} after "
+                         f"{duration(event['elapsed_s'])}")
+        elif event["event"] == "case_end":
+            row = event["row"]
+            end = "ok" if str(row["final_ok"]) == "1" else f"FAILED: {row['failure_class']} in {row['failed_stage']}"
+            lines.append(f"[{progress['done']}/{progress['total']}] {event['case']} {end}")
+    return lines
 
 
 def number(value: Any) -> str:

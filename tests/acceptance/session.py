@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import pytest
@@ -20,14 +20,17 @@ from tests.acceptance import report
 from tests.acceptance.cases import Case, manifest_rows
 from tests.acceptance.devices import try_lock
 from tests.acceptance.environment import describe
+from tests.acceptance.estimate import Estimate
 from tests.acceptance.gpu_sharing import shared_gpus
+from tests.acceptance.kernels import compile_kernels
 from tests.acceptance.ledger import Ledger, State
-from tests.acceptance.lifecycle import CaseRun, case_key, close_open_stages, passed
+from tests.acceptance.lifecycle import CaseRun, case_key, close_open_stages, passed, reusable
 from tests.acceptance.live import LiveLine, own_stdout
 from tests.acceptance.roots import ENVIRONMENTS, lock_session
 from tests.acceptance.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from tests.acceptance.settings import Settings
 from tests.acceptance.tables import read_tsv, write_tsv
+from tests.acceptance.watching import Watching
 
 CASE = "longcycle_case"  # the parameter that holds a test's case
 CASES_PER_DEVICE = "cases-per-device"
@@ -97,6 +100,12 @@ class Session:
         node.workerinput[CASES_PER_DEVICE] = self.settings.cases_per_device  # -n auto counts here, workers do not
         node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
         node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # one that replaces a dead worker selects the same
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        """The first worker has told which cases are selected; no worker has begun one."""
+        if not self.idle and self.live is None:
+            self.begin_cases([case_of(test) for test in ids])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str) -> None:
@@ -181,9 +190,27 @@ class Session:
     def pytest_runtestloop(self) -> None:
         if self.worker and self.config.workerinput.get(ONE_AT_A_TIME):
             run_without_waiting(self.config)
-        if not self.idle and not self.worker:
-            self.live = LiveLine(self.ledger, self.terminal)
-            self.live.start()
+        distributes = self.config.pluginmanager.has_plugin("dsession")  # then the workers tell what is selected
+        if not self.idle and not self.worker and not distributes:
+            self.begin_cases([name for name in self.selected if name not in self.passed_before])
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """No dots between our lines; with -v pytest says its words."""
+        return (report.outcome, "", report.outcome.upper()) if report.when == "call" else None
+
+    def begin_cases(self, names: Sequence[str]) -> None:
+        """Before the first case: compile kernels, say how long it will take, and show from now on what runs."""
+        state, policy = self.ledger.state(), self.settings.resume_skip_status
+        chosen = [case for case in self.cases if case.name in names
+                  and not reusable(state.case(case.name), case_key(self.settings, case), policy)]
+        if chosen and self.settings.compiles:
+            compile_kernels(self.settings, chosen, self.terminal)
+        workers = side_by_side(self.config)
+        self.watching = Watching(self.ledger, chosen, Estimate(self.settings, workers, len(os.sched_getaffinity(0))))
+        if chosen:
+            self.terminal.write(f"{self.watching.forecast()}\n")
+        self.live = LiveLine(self.watching.look, self.terminal)
+        self.live.start()
 
     # end
 
@@ -202,6 +229,8 @@ class Session:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.live is not None:
             self.live.stop()
+            with contextlib.suppress(OSError):
+                self.terminal.close()
         self.until_end.close()
         if self.worker or self.lock is None:
             return

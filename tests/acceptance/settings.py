@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PROFILES_FILE = HERE / "profiles.yaml"
 TARGETS_FILE = HERE / "targets.yaml"
 COST_WITHOUT_TRAINING = 0.2
+RUNNER = (sys.executable, "mimickit/run.py")
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 
 
@@ -31,7 +32,7 @@ class Profile(Config):
     Attributes:
         enforce_gates: learning gates decide; otherwise they are only reported.
         hang_seconds: a process whose heartbeat is older than this hangs; 0: never.
-        startup_seconds: longest time until a training process' first heartbeat.
+        startup_seconds: longest silence of a process that has not met the others yet; 0: never.
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
         test_envs: episodes of a trainable case's test that statistics and gates are of, one in each of so many
             environments, or in fewer if training had fewer. At least ``test_episodes``.
@@ -39,6 +40,7 @@ class Profile(Config):
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
+        stage_seconds: how long stages take, for the estimate at the start; of long_train at a cost of 1.
         env: environment of every stage; train_set, viz_set: ``--set`` values of trainable cases' training and film.
     """
 
@@ -69,6 +71,7 @@ class Profile(Config):
     env: dict[str, str]
     train_set: tuple[str, ...]
     viz_set: tuple[str, ...]
+    stage_seconds: dict[str, float]
     test_envs: int = 0
 
 
@@ -134,7 +137,7 @@ class Settings:
     cases_per_device: int = 1
     view_devices: tuple[str, ...] = ()
     engine_config: str = DEFAULT_ENGINE
-    runner: tuple[str, ...] = (sys.executable, "mimickit/run.py")
+    runner: tuple[str, ...] = RUNNER
     ladder: tuple[int, ...] | None = None
     variants: tuple[str, ...] = ()
     scale_steps: bool = True
@@ -147,6 +150,11 @@ class Settings:
     def lock_dir(self) -> Path:
         """Where devices are locked, for this host alone: a checkout may be on a file system that several share."""
         return self.repo / "output" / ".device_locks" / platform.node()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled before the first case: not for a runner of one's own."""
+        return self.runner == RUNNER
 
     @property
     def stop_file(self) -> Path:
@@ -254,5 +262,5 @@ def parse_list(text: str | None) -> list[str] | None:
 def parse_runner(text: str | None) -> tuple[str, ...]:
     """The program that runs a stage; ``{python}`` stands for the running interpreter."""
     if text is None:
-        return sys.executable, "mimickit/run.py"
+        return RUNNER
     return tuple(part.replace("{python}", sys.executable) for part in shlex.split(text))

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mimickit.util.alive import WAITING, WATCHED
 from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, classify, read_failures, root_cause
 from mimickit.util.files import read_json
 from mimickit.util.manifest import describe_file
@@ -53,7 +54,7 @@ class StageSpec:
         out_dir: the stage's own folder; log: its log file, appended to; result_file: what it writes at the end.
         mode: ``train`` or ``test``, which the result has to confirm.
         timeout: s, 0 for none; hang_seconds: oldest heartbeat allowed, 0 for any.
-        startup_seconds: a training process has to give its first sign of life within; 0 expects none.
+        startup_seconds: longest silence of a process before it has met the others; 0 for any.
         ranks: processes that have to give a sign of life.
         key: what the stage's outcome depends on; another key means that an earlier outcome does not count.
     """
@@ -110,7 +111,7 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
     stage gets SIGTERM and ``grace`` seconds to write a checkpoint, whatever is left is killed, the outcome is
     ``interrupted``, and the interruption goes on. ``stop_requested`` true counts as Ctrl-C.
     """
-    begin, oom_before = time.time(), oom_kills()
+    begin, oom_before = time.monotonic(), oom_kills()
     try:
         prepare(spec)
         offset = log_header(spec)
@@ -125,13 +126,13 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
 
     def finish(outcome: Outcome, failure_class: str, message: str) -> StageResult:
         done = StageResult(spec.stage, outcome, failure_class, message, exit_code(process.returncode),
-                           round(time.time() - begin, 2), read_json(spec.result_file), str(spec.log),
+                           round(time.monotonic() - begin, 2), read_json(spec.result_file), str(spec.log),
                            log_tail(spec.log, offset))
         record(done)
         return done
 
     try:
-        ending = watch(process, spec, begin, stop_requested)
+        ending = watch(process, spec, stop_requested)
         if ending is not None:
             ending = with_stopped(*ending, process)
             guard.dump_stacks(process.pid)
@@ -159,7 +160,7 @@ def start(spec: StageSpec) -> subprocess.Popen:
     with spec.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd,
-            env={**os.environ, **spec.env, guard.MARK: mark(spec)},
+            env={**os.environ, **spec.env, WATCHED: str(spec.out_dir), guard.MARK: mark(spec)},
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -173,37 +174,69 @@ def prepare(spec: StageSpec) -> None:
     guard.kill_marked(mark(spec))
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     spec.result_file.unlink(missing_ok=True)
+    (spec.out_dir / "progress.json").unlink(missing_ok=True)
     for folder in ("failures", "heartbeat"):
         shutil.rmtree(spec.out_dir / folder, ignore_errors=True)
 
 
-def watch(process: subprocess.Popen, spec: StageSpec, begin: float,
-          stop_requested: Callable[[], bool]) -> tuple[str, str] | None:
-    """Wait for the end; (class, message) when patience ran out first."""
+def watch(process: subprocess.Popen, spec: StageSpec, stop_requested: Callable[[], bool]) -> tuple[str, str] | None:
+    """Wait for the end; (class, message) when patience ran out first. Waiting for kernels that others compile costs
+    none of the stage's time."""
+    signs, lost, before = Signs(spec, time.monotonic()), 0.0, time.monotonic()
     while process.poll() is None:
         if stop_requested():
             raise KeyboardInterrupt
-        now = time.time()
-        if spec.timeout and now - begin > spec.timeout:
-            return "timeout", f"still running after {spec.timeout:g} s"
-        if silence := silent(spec, now - begin, now):
-            return "hang", silence
+        now = time.monotonic()
+        signs.look(now)
+        lost, before = lost + (now - before if signs.phase == WAITING else 0.0), now
+        if spec.timeout and now - signs.begin - lost > spec.timeout:
+            return "timeout", f"still running after {spec.timeout:g} s{signs.while_phase}"
+        if ending := signs.silence(now):
+            return ending
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL)
     return None
 
 
-def silent(spec: StageSpec, elapsed: float, now: float) -> str:
-    """Why the heartbeats mean a hang, or an empty string."""
-    beats = {}
-    for path in (spec.out_dir / "heartbeat").glob("rank_*"):
-        with contextlib.suppress(OSError):  # being replaced
-            beats[path.name] = now - path.stat().st_mtime
-    if late := sorted(name for name, age in beats.items() if age > spec.hang_seconds > 0):
-        return f"no sign of life from {', '.join(late)} for {max(beats.values()):.0f} s"
-    if spec.startup_seconds and len(beats) < spec.ranks and elapsed > spec.startup_seconds:
-        return f"{len(beats)} of {spec.ranks} processes gave a sign of life within {elapsed:.0f} s"
-    return ""
+class Signs:
+    """Signs of life of a stage's processes. What is measured is when a file changed, by this process's own monotonic
+    clock: modification times are the wall clock's, which may be set at any time."""
+
+    def __init__(self, spec: StageSpec, begin: float) -> None:
+        self.spec, self.begin = spec, begin
+        self.changed: dict[str, tuple[int, float]] = {}  # a file's modification time, and when it was first seen
+        self.phase = ""  # of progress.json
+
+    def look(self, now: float) -> None:
+        """Note which files have changed."""
+        for path in (*(self.spec.out_dir / "heartbeat").glob("*"), self.spec.out_dir / "progress.json"):
+            with contextlib.suppress(OSError):  # not there yet, or being replaced
+                stamp = path.stat().st_mtime_ns
+                if self.changed.get(path.name, (None,))[0] != stamp:
+                    self.changed[path.name] = stamp, now
+                    if path.name == "progress.json":
+                        self.phase = str(read_json(path).get("phase") or "")
+
+    @property
+    def while_phase(self) -> str:
+        """`` (compiling)``, for messages."""
+        return f" ({self.phase})" if self.phase else ""
+
+    def silence(self, now: float) -> tuple[str, str] | None:
+        """(class, message) where the silence means a hang: ``no_start`` of a process that never came to life."""
+        spec = self.spec
+        seen = {name: now - since for name, (_, since) in self.changed.items()}
+        late = {name: age for name, age in seen.items() if name.startswith("rank_") and age > spec.hang_seconds > 0}
+        if late:
+            return "hang", (f"no sign of life from {', '.join(sorted(late))} for {max(late.values()):.0f} s"
+                            f"{self.while_phase}")
+        first = seen.get("start", now - self.begin)  # of the process that was started, which starts the others
+        silent = [age for rank in range(spec.ranks) if f"rank_{rank}" not in seen
+                  and (age := seen.get(f"start_{rank}", first)) > spec.startup_seconds > 0]
+        if silent:
+            return "no_start", (f"{len(silent)} of {spec.ranks} processes did not start: no sign of life for "
+                                f"{max(silent):.0f} s{self.while_phase}")
+        return None
 
 
 def with_stopped(failure_class: str, message: str, process: subprocess.Popen) -> tuple[str, str]:
@@ -293,7 +326,7 @@ def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached:
 
     Except for ends that say something about the training itself (NaN, memory, wrong input, a full disk).
     """
-    forgivable = ("failed", "timeout", "hang", "nccl", "cuda_fault", "preempted", "no_result")
+    forgivable = ("failed", "timeout", "hang", "no_start", "nccl", "cuda_fault", "preempted", "no_result")
     if result.outcome == "failed" and result.failure_class in forgivable and target_reached \
             and (model := spec.out_dir / "model.pt").is_file():
         known = read_json(spec.out_dir / "progress.json")

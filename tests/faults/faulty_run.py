@@ -63,8 +63,8 @@ class Journal:
         self.path, self.stage = path, stage
 
     def write(self, event: str, **more: Any) -> None:
-        entry = {"event": event, "time": time.time(), "stage": self.stage, "rank": rank(), "pid": os.getpid(),
-                 "run": run_id(), **more}
+        entry = {"event": event, "time": time.time(), "monotonic": time.monotonic(), "stage": self.stage,
+                 "rank": rank(), "pid": os.getpid(), "run": run_id(), **more}
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 

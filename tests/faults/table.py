@@ -224,7 +224,7 @@ class Project:
 def run_scenario(name: str, scenario: Scenario, project: Project) -> Row:
     """Provoke the fault, wait for the session's end, remove the cause, continue with ``--lf``."""
     row, brief = Row(name, ",".join(project.devices)), project.options.brief
-    begin, memory = time.time(), gpu_memory(project.devices)
+    begin, memory = time.monotonic(), gpu_memory(project.devices)
     fault = adapted(scenario, project)
     with scenario.spoil(project):
         if fault is not None:
@@ -232,7 +232,8 @@ def run_scenario(name: str, scenario: Scenario, project: Project) -> Row:
         seen_enough = (lambda: went_on_after_failure(project)) if brief and not scenario.to_session else None
         wait(project.start(), project, scenario.to_session, seen_enough)
         row.processes_left = settled(lambda: len(processes_left(project.fault_file)))
-        row.gone_s = round(time.time() - project.journal("fault")[0]["time"], 1) if scenario.to_session else None
+        if scenario.to_session:
+            row.gone_s = round(time.monotonic() - project.journal("fault")[0]["monotonic"], 1)
         row.gpu_left_mib = settled(lambda: grown(memory, gpu_memory(project.devices))) if memory else None
         project.fault_file.unlink(missing_ok=True)
     before = len(project.events("stage_start"))
@@ -247,7 +248,7 @@ def run_scenario(name: str, scenario: Scenario, project: Project) -> Row:
         describe_end(row, scenario, project)
     row.lost_samples = lost_samples(project)
     row.stray_files = sorted({path.name for path in project.out.rglob(".*") if ".tmp" in path.name})
-    row.wall_s = round(time.time() - begin, 1)
+    row.wall_s = round(time.monotonic() - begin, 1)
     row.problems = problems(row, scenario, project)
     if project.options.keep:
         print(f"  files in {project.path}")

@@ -160,7 +160,7 @@ def test_all_silent_ranks_are_named(tmp_path):
 
 def test_every_class_a_machine_can_provoke_has_a_scenario():
     provoked = {scenario.failure_class for scenario in SCENARIOS.values()}
-    elsewhere = {"timeout", "config", "viz_gl", "no_result"}  # tests/suite and tests/sim/test_bad_input.py
+    elsewhere = {"timeout", "config", "viz_gl", "no_result", "no_start"}  # tests/suite and tests/sim/test_bad_input.py
     assert set(FAILURE_CLASSES) - elsewhere <= provoked
     assert [Scenario(None, name).then for name in ("oom_gpu", "nccl", "nan")] == ["smaller", "again", "end"]
 

@@ -106,6 +106,8 @@ def misbehave(behaviour: str, out: Path) -> int | None:
         ledger = out.parents[3] / "ledger.jsonl"
         pid = next(json.loads(line)["pid"] for line in ledger.read_text().splitlines() if '"session_start"' in line)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (ledger.stat().st_size,) * 2)
+    if behaviour == "no_start":
+        time.sleep(1000)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour in ("hang", "spawn"):
@@ -122,9 +124,9 @@ def misbehave(behaviour: str, out: Path) -> int | None:
 def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, per_step: int, behaviour: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: STOP.update(signal=number))
     target = args.integer("max_samples", 10**18)
-    end = time.time() + 3600 * args.number("time_budget_hours", 1e6)
+    end = time.monotonic() + 3600 * args.number("time_budget_hours", 1e6)
     iterations, limit = 0, args.integer("max_iters", 10**9)
-    while samples < target and iterations < limit and time.time() < end and not STOP["signal"]:
+    while samples < target and iterations < limit and time.monotonic() < end and not STOP["signal"]:
         samples, iterations = samples + 8 * per_step, iterations + 1
         if behaviour == "slow":
             time.sleep(0.05)

@@ -66,12 +66,22 @@ def test_of_cases_that_begin_together_the_dearest_choose_first(tmp_path):
 
 def test_nobody_waits_for_the_turn_of_one_that_died(tmp_path):
     (tmp_path / "asking").mkdir()
-    left = tmp_path / "asking" / "9.0_died"
+    left = tmp_path / "asking" / f"9.0_{time.monotonic()}_died"
     left.touch()
     started = time.monotonic()
     with devices.lease(["cuda:0"], 1, tmp_path, 2, give_up):
         assert time.monotonic() - started < devices.LONGEST_TURN + 1.0
     assert not left.exists()
+
+
+def test_a_clock_that_is_set_costs_nobody_its_turn(tmp_path, monkeypatch):
+    with devices._turn(9.0, tmp_path):
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 200.0)
+        assert list(devices._asked_costs(tmp_path / "asking")) == [9.0]
+    rebooted = tmp_path / "asking" / f"9.0_{time.monotonic() + 1000}_before"
+    rebooted.touch()
+    assert list(devices._asked_costs(tmp_path / "asking")) == [] and not rebooted.exists()
 
 
 def test_who_wants_a_device_alone_gets_it_alone(tmp_path):

@@ -133,7 +133,7 @@ def test_junit_holds_the_numbers_of_every_case(project, workers):
     values, failure = cases[TRAINED]
     assert failure is None and float(values["elapsed_s"]) > 0
     for name, value in {"outcome": "ok", "samples": "1024", "samples_per_s": "100.0", "variant": "default",
-                        "num_envs": "8", "gate_verdict": "fail", "probe_train": "ok", "long_train": "ok",
+                        "num_envs": "8", "gate_verdict": "not_judged", "probe_train": "ok", "long_train": "ok",
                         "test": "ok", "viz": "ok", "failed_stage": ""}.items():
         assert values[name] == value, name
     assert float(values["long_train_elapsed_s"]) > 0

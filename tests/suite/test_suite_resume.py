@@ -311,8 +311,13 @@ def test_live_progress_reaches_the_terminal(project):
     session = project.start("--cases", TRAINED, "--long-max-samples", "2000")
     session.wait(20)
     text = (project.path / "session.txt").read_text()
-    line = next(line for line in text.splitlines() if "long_train default_e8" in line and "samples" in line)
-    assert line.startswith(f"[1/1] {TRAINED}") and "100/s" in line and "ETA 1:00" in line
+    lines = text.splitlines()
+    live = next(line for line in lines if "left | " in line)
+    assert live.startswith("[0/1] about ") and f"left | {TRAINED} " in live, "none is done yet"
+    assert sum("left | " in line for line in lines) == 1, "a line a minute, and a line for what has ended"
+    ended = [line for line in lines if " after 0:0" in line]
+    assert [line.split()[1] for line in ended] == ["probe_train:", "long_train:", "test:", "viz:"]
+    assert f"[1/1] {TRAINED} ok" in lines
 
 
 def test_xdist_interrupt_ends_stages_with_a_checkpoint(project):

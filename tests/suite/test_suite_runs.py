@@ -16,7 +16,11 @@ def test_all_three_cases_pass(project):
     assert result.ret == 0
     result.stdout.fnmatch_lines([
         "*profile smoke (no CUDA device found), devices cpu cpu*",
-        "*gates are reported, not enforced*",
+        "3 cases, 10 stages, 1 at once: about *",
+        "*learning not judged*",
+        "*profile smoke: learning is not judged*",
+        "in output/train/longcycle_smoke: *viz.mp4*",
+        "curves: *tools/plot_log.py output/train/longcycle_smoke/runs/*/long_train",
         "*3/3 final_ok=1 | trainable 1/1 | nontrainable 2/2 | deepmimic 1/1 dof 1/1 view 1/1*",
     ])
     assert [(c["case"], c["stage"]) for c in project.calls()] == [
@@ -24,6 +28,7 @@ def test_all_three_cases_pass(project):
         *((case, stage) for case in CASES[1:] for stage in ("bootstrap_train", "test", "viz")),
     ]
     assert (project.path / "heavy.txt").read_text() == ""
+    assert "kernels" not in result.stdout.str(), "a runner of one's own compiles for itself"
     assert project.progress()["status"] == "finished"
     assert {k: project.progress()[k] for k in ("done", "total", "passed", "failed")} == {
         "done": 3, "total": 3, "passed": 3, "failed": 0}
@@ -61,7 +66,7 @@ def test_older_scripts_read_the_table(project):
     assert (row["method"], row["case_type"], row["variant"], row["num_envs"]) == (
         "deepmimic", "trainable", "default", "8")
     assert [row[f"{s}_{w}"] for s in ("probe", "long", "test", "viz") for w in ("ok", "rc")] == ["1", "0"] * 4
-    assert (row["test_return"], row["gate_verdict"], row["note"], row["samples"]) == ("9.0", "fail", "ok", "1024")
+    assert (row["test_return"], row["gate_verdict"], row["note"], row["samples"]) == ("9.0", "not_judged", "ok", "1024")
     assert float(row["long_elapsed_s"]) > 0 and row["samples_per_s"] == "100.0"
 
 
@@ -246,6 +251,15 @@ def test_transient_failures_get_one_more_chance(project, behaviour):
     project.forget_calls()
     assert project.run("--cases", TRAINED, "--root-out", "again").ret == 1
     assert project.stages() == ["probe_train", "long_train", "long_train"]
+
+
+def test_what_never_came_to_life_gets_one_more_chance(project):
+    project.profiles(startup_seconds=4, stop_grace=1)
+    project.rules({"stage": "probe_train", "do": "no_start", "times": 1})
+    assert project.run("--cases", TRAINED).ret == 0
+    assert project.stages() == ["probe_train", "probe_train", "long_train", "test", "viz"]
+    first = next(event for event in project.events() if event["event"] == "stage_end")
+    assert (first["failure_class"], first["message"][:30]) == ("no_start", "2 of 2 processes did not start")
 
 
 @pytest.mark.parametrize(("stage", "behaviour", "failure_class"), [

@@ -54,6 +54,19 @@ def test_incomplete_variables_are_named(monkeypatch):
         Distributed.from_env("cpu")
 
 
+def test_who_waits_for_the_others_tells_that_it_lives(monkeypatch):
+    """Of two processes that torchrun has started one never comes."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    values = (0, 2, 0, "127.0.0.1", store.port)
+    for name, value in zip(VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    beats = []
+    with pytest.raises(torch.distributed.DistStoreError, match=r"only 1 of 2 processes came within 0\.5 s"):
+        Distributed.from_env("cpu", timeout_s=0.5, waiting=lambda: beats.append(1))
+    assert len(beats) > 1
+
+
 def test_devices_of_two_kinds_are_refused():
     with pytest.raises(UserError, match="one kind"):
         Distributed.from_env(["cpu", "cuda:0"])
