@@ -17,7 +17,9 @@ ABOUT_RUN = ("arg_file", "engine_config", "env_config", "agent_config", "set")  
 def program() -> str:
     """How this program was called."""
     script = Path(sys.argv[0])
-    return f"python {script}" if script.suffix == ".py" else "mimickit"
+    if script.suffix != ".py":
+        return "mimickit"
+    return f"python {script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script}"
 
 
 def command(flags: Mapping[str, list[str]]) -> str:

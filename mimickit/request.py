@@ -42,7 +42,7 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "test_episodes": ("N [unlimited]", "test mode: episodes in all"),
     "statistics_episodes": ("N", "test mode: episodes for statistics and measures, the first of them --test_episodes"),
     "eval_envs": ("N [0]", "train mode: evaluate in so many worlds of every process while the others train; 0: pause"),
-    "max_episode_steps": ("N", "tests and evaluations: count an episode as ended after so many control steps"),
+    "max_episode_steps": ("N [10000]", "tests and evaluations: count an episode as ended after so many control steps"),
     "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
     "resume": ("[PATH]", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder; "
                          "without PATH from --out_dir"),

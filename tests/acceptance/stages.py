@@ -34,6 +34,7 @@ CRASHES = {128 + s: s.name for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGB
 # Last resort, for processes that died before they could write failures/rank_<r>.json: (pattern in the log, class).
 LOG_SIGNS = (
     *((rf"^error \({name}\): .*", name) for name in FAILURE_CLASSES),  # the run program's own words
+    (r"^error: .* is in use by .*: wait for it", "preempted"),  # by what is left of an attempt that was killed
     (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY|CUDA error( 2)?: out of memory", "oom_gpu"),
     (r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc", "oom_host"),
     (r"illegal memory access|device-side assert|CUDA_ERROR_|CUDA error", "cuda_fault"),

@@ -113,6 +113,8 @@ print({says!r}, flush=True)
     ("[]", "terminate called after throwing: CUDA error: device-side assert triggered", "os.abort()", "cuda_fault"),
     ("[]", "terminate called after throwing an instance of 'std::bad_alloc'", "os.abort()", "oom_host"),
     ("[]", "Traceback\nerror (disk): [Errno 28] no room", "os._exit(1)", "disk"),
+    ("[]", "error: out is in use by process 7 on here since today: wait for it or end it", "os._exit(2)", "preempted"),
+    ("[]", "error: out is a file", "os._exit(2)", "config"),
     ("[]", "", "os.kill(os.getpid(), signal.SIGSEGV)", "failed"),
     ("[]", CRASH.format("torch/cuda/graphs.py"), "os._exit(139)", "cuda_fault"),  # where an H200 crashed
     ("[]", CRASH.format("warp/context.py"), "os._exit(139)", "failed"),

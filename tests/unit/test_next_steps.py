@@ -20,7 +20,7 @@ GIVEN = shlex.split(
 def request_in(tmp_path, monkeypatch):
     """A training's request in a folder whose name needs quotes."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["mimickit/run.py"])
+    monkeypatch.setattr("sys.argv", [str(ROOT / "mimickit/run.py")])  # as the launcher names it
     return read_request(Args.from_argv(GIVEN)).moved(tmp_path / "my run")
 
 
