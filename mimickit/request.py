@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimickit.config import layers, merge, stacked
+from mimickit.config import layers, load_yaml, merge, stacked
 from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
 
@@ -106,6 +106,7 @@ class Request:
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
     agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
+    notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
 
     def configuration(self) -> dict[str, Any]:
         """The effective configuration, defaults and --set included: ``engine``, ``env`` and ``agent``."""
@@ -119,9 +120,9 @@ def read_request(args: Args) -> Request:
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
+    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
     from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
-    from mimickit.learning.agents import parse_agent_config
+    from mimickit.learning.agents import parse_agent_config, present_layout
 
     mode = args.text("mode", "train", choices=("train", "test"))
     args.text("logger", "txt", choices=("txt", "tb", "wandb"))
@@ -155,12 +156,18 @@ def read_request(args: Args) -> Request:
         env = load_env_config(files["env_config"], changes["env"])
         with naming_overrides(assignments, "engine"):
             engine = merge_engine_config(files["engine_config"], env, changes["engine"])
+    notes = []
+    if "engine_name" not in {**env.engine, **changes["engine"]}:
+        notes.append(for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1])
     agent_files = layers(files["agent_config"]) if "agent_config" in files else []
     if not agent_files and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
     agent_file = stacked(agent_files)
     agent_data = merge(agent_file, changes["agent"]) if agent_files else None
     with naming_overrides(assignments, "agent"):
+        if agent_data is not None:
+            agent_data, note = present_layout(agent_data, str(files["agent_config"]))
+            notes.append(note)
         agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
     with naming_overrides(assignments, "env"):
         check_files(env)
@@ -171,7 +178,7 @@ def read_request(args: Args) -> Request:
         result_file=Path(args.text("result_file", str(out_dir / "result.json"))),
         num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
-        agent_file=agent_file if len(agent_files) > 1 else None,
+        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)),
     )
 
 

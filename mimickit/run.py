@@ -63,15 +63,17 @@ def main(argv: list[str] | None = None) -> int:
             print(help_text())
             return EXIT_OK
         args = Args.from_argv(argv)
-        if rank == 0 and STARTED not in os.environ:  # else said already
-            for sentence in args.ignored(FLAGS, LIST_FLAGS):
-                warn(sentence)
+        first = rank == 0 and STARTED not in os.environ  # else said already
+        for sentence in args.ignored(FLAGS, LIST_FLAGS) if first else ():
+            warn(sentence)
         check_writable(args, "out_dir", OUT_DIR)
         out_dir = Path(args.text("out_dir", OUT_DIR))
         check_writable(args, "result_file")
         check_writable(args, "video_file")
         forget_last_end(args, out_dir)
         request = read_request(args)
+        for sentence in request.notes if first else ():
+            warn(sentence)
         if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
             return launch(argv, request)
         return run_stage(request)

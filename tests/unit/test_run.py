@@ -62,6 +62,24 @@ def test_what_has_no_effect_is_said_once(tmp_path, monkeypatch, capsys):
         "warning: 'walk'", "warning: unknown flag --num_env", "warning: --mode tets train"]
 
 
+def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, capsys):
+    """MimicKit's engine files and older agent files: one line each, from the process that a person started."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "run_stage", lambda request: request.engine.sim_freq)
+    data = yaml.safe_load((ROOT / AGENT).read_text())
+    older = {key: value for key, value in data.items() if not key.startswith(("actor", "critic"))}
+    older |= {"optimizer": {"type": "SGD", "learning_rate": 1e-4}, "update_epochs": 5, "batch_size": 4}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(older))
+    argv = ["--agent_config", str(tmp_path / "old.yaml"), "--engine_config", "data/engines/isaac_gym_engine.yaml"]
+    for started, expected in ((None, ["isaac_gym_engine.yaml is for engine", "old.yaml has the layout before"]),
+                              ("1.0", [])):
+        if started:
+            monkeypatch.setenv(run.STARTED, started)
+        assert run.main([*argv, *CASE, "--out_dir", str(tmp_path / "out")]) == 240
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said)), said
+
+
 @pytest.mark.parametrize(("assignments", "message"), [
     (["agent.steps_per_itr=8"], f"{AGENT}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
