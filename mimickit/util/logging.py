@@ -48,7 +48,8 @@ class Logger:
     Args:
         out_dir: run folder.
         kind: ``txt``, or ``tb`` / ``wandb`` beside it.
-        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations. None truncates.
+        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations, and those that an
+            end came before the evaluation of (``Test_Return`` nan). None truncates.
         config: agent configuration, for W&B.
         enabled: False (other ranks) writes nothing.
 
@@ -100,7 +101,7 @@ class Logger:
             file.write(header + format_row(cells))
         if self._sink is not None:
             measures = set(measures)
-            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if k in row}
+            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if not math.isnan(row.get(k, math.nan))}
             self._sink.write(tags, int(row["Samples"]))
 
     def close(self) -> None:
@@ -112,8 +113,9 @@ class Logger:
         if "Iteration" not in columns:
             write_text(self._path, "")
             return
-        index = columns.index("Iteration")
-        kept = [r for r in rows if len(r) == len(columns) and int(float(r[index])) < iteration]
+        rows = [dict(zip(columns, row)) for row in rows if len(row) == len(columns)]
+        kept = [list(row.values()) for row in rows
+                if int(float(row["Iteration"])) < iteration and row.get("Test_Return") != "nan"]
         self._columns = columns if kept else None
         write_text(self._path, "".join(format_row(r) for r in [columns, *kept]) if kept else "")
 
