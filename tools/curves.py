@@ -33,8 +33,11 @@ class Curves:
         return self.columns[name]
 
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-        """Points of ``y`` over ``x``; rows that were not evaluated have none. Logs with ``Test_Samples`` (until November
-        2026) repeat evaluations beside training: those stand once, where the policy was that they are of."""
+        """Points of ``y`` over ``x``; rows that were not evaluated have none.
+
+        Older logs have ``Test_Samples`` and repeat evaluations beside training: those stand once, at the samples that
+        their policy had learned from.
+        """
         across, values = self.column(x), self.column(y)
         if y.startswith("Test_") and {"Test_Samples", "Test_Episodes"} <= set(self.columns):
             of = self.columns["Test_Samples"]

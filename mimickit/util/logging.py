@@ -48,8 +48,8 @@ class Logger:
     Args:
         out_dir: run folder.
         kind: ``txt``, or ``tb`` / ``wandb`` beside it.
-        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations, and those that an
-            end came before the evaluation of (``Test_Return`` nan). None truncates.
+        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations, and rows that
+            were not evaluated before the end (``Test_Return`` nan). None truncates.
         config: agent configuration, for W&B.
         enabled: False (other ranks) writes nothing.
 
@@ -101,8 +101,8 @@ class Logger:
             file.write(header + format_row(cells))
         if self._sink is not None:
             measures = set(measures)
-            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if not math.isnan(row.get(k, math.nan))}
-            self._sink.write(tags, int(row["Samples"]))
+            known = {name: row[name] for name in self._columns if not math.isnan(row.get(name, math.nan))}
+            self._sink.write({f"{_collection(k, measures)}/{k}": v for k, v in known.items()}, int(row["Samples"]))
 
     def close(self) -> None:
         if self._sink is not None:
