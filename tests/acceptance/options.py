@@ -92,7 +92,8 @@ OPTIONS = {option.name: option for option in (
       for name, cases in zip(LADDERS, ("cases other than Pi Plus's", "add_pi_plus and deepmimic_pi_plus_ppo",
                                        "amp_pi_plus"), strict=True)),
     Option("allocation-profile-tsv", str, "table whose rows (case, status, variant, num_envs, agent_config) with "
-           "status ok say with which attempt a case begins; python -m tests.acceptance.allocation writes one", metavar="FILE"),
+           "status ok say with which attempt a case begins; python -m tests.acceptance.allocation writes one",
+           metavar="FILE"),
     Option("allocation-fallback", str, "ladder: when that attempt runs out of memory the usual ones follow; strict: "
            "none does", default="ladder", choices=("ladder", "strict")),
     Option("require-deps", str, "modules that must import before anything starts (default: none is tried)",

@@ -170,9 +170,11 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
 
 
 def end_budget(process: subprocess.Popen, budget: TimeBudget, stop_requested: Callable[[], bool]) -> str:
-    """Send what a training gets when its hours are used up and wait for its end; returns the older runner's word for
-    how it ended: ``long_budget_reached_<SIGNAL>``, ``long_budget_signal_failed_<SIGNAL>`` (it had just ended by itself),
-    ``long_budget_grace_term`` (by the SIGTERM after its grace), ``long_budget_force_kill``."""
+    """Send what a training gets when its hours are used up, wait for its end, and return how it ended.
+
+    ``long_budget_reached_<SIGNAL>``, ``long_budget_signal_failed_<SIGNAL>`` (it had just ended by itself),
+    ``long_budget_grace_term`` (by the SIGTERM after its grace) or ``long_budget_force_kill``.
+    """
     for number, patience, reason in (
         (signal.Signals[budget.signal], budget.grace, f"{BUDGET_REACHED}{budget.signal}"),
         (signal.SIGTERM, TERM_WAIT, GRACE_TERM),

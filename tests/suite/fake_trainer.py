@@ -118,7 +118,8 @@ def misbehave(behaviour: str, out: Path) -> int | None:
 
 
 def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, per_step: int, behaviour: str) -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: STOP.update(signal=number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: STOP.update(signal=number))
     target = args.integer("max_samples", 10**18)
     end = time.time() + 3600 * args.number("time_budget_hours", 1e6)
     iterations, limit = 0, args.integer("max_iters", 10**9)
