@@ -121,7 +121,7 @@ def read_request(args: Args) -> Request:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
     from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
-    from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
+    from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config, present_layout
 
     mode = args.text("mode", "train", choices=("train", "test"))
@@ -140,6 +140,12 @@ def read_request(args: Args) -> Request:
     files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
+    assignments = args.get("set")
+    changes = read_overrides(assignments or [])
+    if assignments == []:
+        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
+    if files["env_config"].is_file():  # before missing files: an environment to come needs none
+        check_env_name(merge(load_yaml(files["env_config"]), changes["env"]), str(files["env_config"]))
     missing = [str(path) for path in files.values() if not path.is_file()]
     for flag in ("model_file", "resume"):
         if (value := args.text(flag)) and not Path(value).exists():
@@ -148,10 +154,6 @@ def read_request(args: Args) -> Request:
         raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
                                 f"{Path.cwd()}; run from the project root)")
 
-    assignments = args.get("set")
-    changes = read_overrides(assignments or [])
-    if assignments == []:
-        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
     with naming_overrides(assignments, "env"):
         env = load_env_config(files["env_config"], changes["env"])
         with naming_overrides(assignments, "engine"):
