@@ -83,7 +83,7 @@ def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, ca
 def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
     """MimicKit's dodgeball names an agent file that it does not have."""
     (tmp_path / "ball.yaml").write_text("env_name: task_dodgeball\n")
-    text = refused("--env_config", str(tmp_path / "ball.yaml"), "--agent_config", "data/agents/smp_dodgeball_agent.yaml")
+    text = refused("--env_config", str(tmp_path / "ball.yaml"), "--agent_config", "data/agents/dodgeball_agent.yaml")
     assert "ball.yaml: env_name 'task_dodgeball' is not supported yet (of MimicKit, to come)" in text
 
 
