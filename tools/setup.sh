@@ -1,9 +1,10 @@
 #!/bin/sh
 # Sets up the virtual environment and names (or, where it may, installs) the Debian packages that off-screen rendering
-# needs. Called by make; PYTHON picks the interpreter, VENV the folder.
+# needs. Called by make; PYTHON picks the interpreter, VENV the folder, CONSTRAINTS the tested set (constraints.txt).
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
+CONSTRAINTS=${CONSTRAINTS:-constraints.txt}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
     echo "error: Python 3.11 to 3.13 is needed, $PYTHON is $("$PYTHON" -V 2>&1 || echo missing)." \
@@ -40,6 +41,7 @@ if [ ! -x "$VENV/bin/python" ]; then
 fi
 echo "setup: installing Python packages (some minutes the first time)"
 # torch first and alone: its build (CPU or CUDA) is then settled for everything that depends on it
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check "$(grep '^torch==' constraints.txt)" -c constraints.txt
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test,tensorboard]"
+"$VENV/bin/python" -m pip install -q --disable-pip-version-check "$(grep '^torch==' "$CONSTRAINTS")" \
+    -c "$CONSTRAINTS"
+"$VENV/bin/python" -m pip install -q --disable-pip-version-check -c "$CONSTRAINTS" -e ".[test,tensorboard]"
 echo "setup: done"
