@@ -13,6 +13,7 @@ from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+from tools.curves import read_curves
 
 ALONE = Distributed.single()
 
@@ -33,6 +34,8 @@ def test_it_measures_the_frozen_policy(tmp_path):
     assert list(found) == [i * per_iter for i in (3, 5, 7, 9)]  # episodes take two iterations
     assert math.isnan(found.pop(9 * per_iter)), "the last policy was not evaluated"
     assert result.evaluation["samples"] == list(found)[-1]
+    across, values = read_curves(tmp_path).line("Samples", "Test_Return")
+    assert dict(zip(across, values)) == found, "MimicKit's plotter reads the columns as they stand, ours the same points"
     env = ToyEnv(2000)
     judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
     for samples in found:
