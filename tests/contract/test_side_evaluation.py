@@ -35,7 +35,7 @@ def test_it_measures_the_frozen_policy(tmp_path):
     assert math.isnan(found.pop(9 * per_iter)), "the last policy was not evaluated"
     assert result.evaluation["samples"] == list(found)[-1]
     across, values = read_curves(tmp_path).line("Samples", "Test_Return")
-    assert dict(zip(across, values)) == found, "MimicKit's plotter reads the columns as they stand, ours the same points"
+    assert dict(zip(across, values)) == found, "as MimicKit reads the columns"
     env = ToyEnv(2000)
     judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
     for samples in found:
