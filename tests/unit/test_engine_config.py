@@ -42,7 +42,7 @@ def test_files_of_other_engines_run_on_newton(name):
     path = ENGINES / f"{name}_engine.yaml"
     config = load_engine_config(path)
     assert (config.engine_name, config.control_mode, config.control_freq, config.sim_freq) == ("newton", "pos", 30, 240)
-    assert config == load_engine_config(ENGINES / "newton_engine.yaml"), "MimicKit's args files run as this project's do"
+    assert config == load_engine_config(ENGINES / "newton_engine.yaml"), "as this project's own"
     data, told = for_newton({**load_yaml(path), "control_freq": 50, "control_mode": "vel"}, "x.yaml")
     assert (data["sim_freq"], data["control_freq"], data["control_mode"]) == (250, 50, "vel")
     assert told.startswith(f"x.yaml is for engine '{name}'; this runs on Newton with sim_freq 250")
