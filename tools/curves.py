@@ -41,6 +41,7 @@ class Curves:
         across, values = self.column(x), self.column(y)
         if y.startswith("Test_") and {"Test_Samples", "Test_Episodes"} <= set(self.columns):
             of = self.columns["Test_Samples"]
+            of = np.where(np.isnan(of), self.column("Samples"), of)  # rows of a newer run that continued
             new = (self.columns["Test_Episodes"] > 0.0) & (np.diff(of, prepend=-1.0) != 0.0)
             across, values = (of if x == "Samples" else across)[new], values[new]
         if y.startswith("Test_"):
