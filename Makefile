@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 PY := $(VENV)/bin/python
 
@@ -19,8 +20,8 @@ lint: setup
 	$(PY) -m ruff check .
 
 setup: $(VENV)/.ready
-$(VENV)/.ready: pyproject.toml constraints.txt tools/setup.sh
-	PYTHON=$(PYTHON) VENV=$(VENV) sh tools/setup.sh
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) CONSTRAINTS=$(CONSTRAINTS) sh tools/setup.sh
 	touch $@
 
 clean:

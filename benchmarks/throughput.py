@@ -44,7 +44,7 @@ from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
 from mimickit.request import Request, read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
-from tests.acceptance.cases import DEFAULT, TUNED, select  # noqa: E402
+from tests.acceptance.cases import DEFAULT, VARIANTS, select  # noqa: E402
 from tools.command import explains_mistakes  # noqa: E402
 
 
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
                         help=f"physics, from the project's root ({DEFAULT_ENGINE_FILE})")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE",
                         help="overrides as of the run program: env.KEY, engine.KEY, agent.KEY (none)")
-    parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, TUNED),
-                        help=f"hyper-parameters: the args file's own, or the _tuned file beside them ({DEFAULT})")
+    parser.add_argument("--variant", default=DEFAULT, choices=(DEFAULT, *VARIANTS),
+                        help=f"hyper-parameters: the args file's own, or the file _<variant> beside them ({DEFAULT})")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines file to append to (none)")
     parser.add_argument("--label", default="", metavar="TEXT", help="any text, kept with the results (empty)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

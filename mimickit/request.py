@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mimickit.config import layers, merge, parse_yaml, stacked
+from mimickit.config import layers, load_yaml, merge, parse_yaml, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
@@ -110,6 +110,7 @@ class Request:
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
     agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
+    notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
 
     def moved(self, out_dir: Path) -> Request:
         """The same in another run folder."""
@@ -128,9 +129,9 @@ def read_request(args: Args) -> Request:
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
-    from mimickit.envs.env_config import check_files, load_env_config, merge_engine_config
-    from mimickit.learning.agents import parse_agent_config
+    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
+    from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
+    from mimickit.learning.agents import parse_agent_config, present_layout
 
     mode = args.text("mode", "train", choices=("train", "test"))
     args.text("logger", "txt", choices=("txt", "tb", "wandb"))
@@ -148,6 +149,12 @@ def read_request(args: Args) -> Request:
     files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
+    assignments = args.get("set")
+    changes = read_overrides(assignments or [])
+    if assignments == []:
+        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
+    if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
+        check_env_name(merge(load_yaml(files["env_config"]), changes["env"]), str(files["env_config"]))
     missing = [str(path) for path in files.values() if not os.path.exists(path)]
     for flag in ("model_file", "resume"):
         if (value := args.text(flag)) and not os.path.exists(value):
@@ -160,20 +167,22 @@ def read_request(args: Args) -> Request:
         raise UserError(f"--model_file {problem}; --resume {Path(model_file).parent} trains on from its newest "
                         "checkpoint and writes the model anew")
 
-    assignments = args.get("set")
-    changes = read_overrides(assignments or [])
-    if assignments == []:
-        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
     with naming_overrides(assignments, "env"):
         env = load_env_config(files["env_config"], changes["env"])
         with naming_overrides(assignments, "engine"):
             engine = merge_engine_config(files["engine_config"], env, changes["engine"])
+    notes = []
+    if "engine_name" not in {**env.engine, **changes["engine"]}:
+        notes.append(for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1])
     agent_files = layers(files["agent_config"]) if "agent_config" in files else []
     if not agent_files and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
     agent_file = stacked(agent_files)
     agent_data = merge(agent_file, changes["agent"]) if agent_files else None
     with naming_overrides(assignments, "agent"):
+        if agent_data is not None:
+            agent_data, note = present_layout(agent_data, str(files["agent_config"]))
+            notes.append(note)
         agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
     with naming_overrides(assignments, "env"):
         check_files(env)
@@ -184,7 +193,7 @@ def read_request(args: Args) -> Request:
         result_file=result_file(args, out_dir),
         num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
-        agent_file=agent_file if len(agent_files) > 1 else None,
+        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)),
     )
     with naming_overrides(assignments, "agent"):
         check_request(request)

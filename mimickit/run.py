@@ -78,16 +78,19 @@ def main(argv: list[str] | None = None) -> int:
             return EXIT_OK
         args = Args.from_argv(argv)
         args.check(FLAGS, LIST_FLAGS)
-        if rank == 0 and STARTED not in os.environ:  # else said already
-            for sentence in args.remarks:
-                warn(sentence)
+        first = rank == 0 and STARTED not in os.environ  # else said already
+        for sentence in args.remarks if first else ():
+            warn(sentence)
         args = run_folder.choose(args)
         for flag in ("out_dir", "result_file", "video_file"):
             check_writable(args, flag)
         if rank == 0:
             look_at_folder(args, claim)
         out_dir = Path(args.text("out_dir"))
-        request = begin(read_request(args), claim, rank)
+        request = read_request(args)
+        for sentence in request.notes if first else ():
+            warn(sentence)
+        request = begin(request, claim, rank)
         begun = True
         out_dir = request.out_dir
         if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:

@@ -3,8 +3,10 @@
     python tools/check_motion.py                          # every clip below data/motions
     python tools/check_motion.py my_clip.pkl --char data/assets/g1/g1.xml --sheet /tmp
 
-The character follows from the folder (data/motions/g1 -> g1), or from --char. Prints a table; exit code 1 if a clip
-fails, 2 for wrong arguments. --sheet draws a strip of poses per clip (NAME.png), to be looked at by a person.
+The character follows from the folder (data/motions/g1 -> g1), or from --char. Prints a table. An error is what makes a
+clip unusable (it cannot be read, does not fit, is not in metres with Z up), a warning what makes it unclean: policies
+learn from such clips too. Exit code 1 if a clip has an error (with --strict, which this project's own clips pass, a
+warning), 2 for wrong arguments. --sheet draws a strip of poses per clip (NAME.png), to be looked at by a person.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ MAX_SINK = 0.02  # m, lowest point below the ground
 MAX_HOVER = 0.05  # m, lowest point of the whole clip above the ground
 MAX_SLIDE = 0.15  # m/s
 MAX_SEAM_ROT, MAX_SEAM_POS = 0.05, 0.01  # rad, m
+UNUSABLE_HEIGHT, UNUSABLE_SPEED = 0.25, 100.0  # m off the ground, m/s of the root: other units, or another axis is up
 
 
 class Exemption(Config):
@@ -57,8 +60,21 @@ def load_exemptions(path: Path = EXEMPTIONS) -> dict[str, Exemption]:
     return build(Exemptions, load_yaml(path), str(path)).clips if path.is_file() else {}
 
 
+def errors(report: Report) -> list[str]:
+    """What makes a clip unusable, in words with numbers."""
+    hint = "is Z up, are the units metres?"
+    rules = [
+        (report.frames < 2, f"{report.frames} frame; needed are at least 2"),
+        (abs(report.lowest) > UNUSABLE_HEIGHT,
+         f"its lowest point is {report.lowest:.2f} m from the ground (usable: {UNUSABLE_HEIGHT:g}; {hint})"),
+        (report.root_speed > UNUSABLE_SPEED,
+         f"the root moves with {report.root_speed:.0f} m/s (usable: {UNUSABLE_SPEED:g}; {hint})"),
+    ]
+    return [text for broken, text in rules if broken]
+
+
 def problems(report: Report, exemption: Exemption | None = None) -> list[str]:
-    """What is wrong with a clip, in words with numbers; empty if it passes."""
+    """What is wrong with a clip, in words with numbers, errors among it; empty if it is clean."""
     max_slide = exemption.max_slide if exemption else MAX_SLIDE
     rules = [
         (report.frames < 2, f"{report.frames} frame; needed are at least 2"),
@@ -134,15 +150,19 @@ def main(arguments: list[str] | None = None) -> int:
                         help="clips, or folders searched for clips (default: data/motions)")
     parser.add_argument("--char", type=Path, metavar="XML", help="character file of all clips named")
     parser.add_argument("--sheet", type=Path, metavar="DIR", help="draw a strip of poses per clip into this folder")
+    parser.add_argument("--strict", action="store_true", help="a warning decides the exit code too")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    return EXIT_OK if _check(args) else EXIT_FAILED
+    failed = _check(args)
+    return EXIT_FAILED if "error" in failed or (args.strict and failed) else EXIT_OK
 
 
-def _check(args: argparse.Namespace) -> bool:
+def _check(args: argparse.Namespace) -> set[str]:
+    """Print the table and what was found; returns the levels found, of ``error`` and ``warning``."""
     exemptions = load_exemptions()
     shapes: dict[Path, Shape] = {}
-    failures = []
+    levels: set[str] = set()
+    lines = []
     print(HEADER)
     for path in list_clips(args.clips or [MOTIONS]):
         char_file = args.char or character_of(path)
@@ -152,16 +172,20 @@ def _check(args: argparse.Namespace) -> bool:
         try:
             clip = load_motion(path, shape.character.model)
         except UserError as error:
-            failures.append(str(error))
+            levels.add("error")
+            lines.append(f"error: {error}")
             continue
         report = measure(clip, shape)
-        found = problems(report, exemptions.get(path.stem))
-        print(row(path.stem, report, "FAILS" if found else "exempt" if path.stem in exemptions else "ok"), flush=True)
-        failures += [f"{path}: {text}" for text in found]
+        unusable, unclean = errors(report), problems(report, exemptions.get(path.stem))
+        level = "error" if unusable else "warning" if unclean else ""
+        levels |= {level} - {""}
+        print(row(path.stem, report, level or ("exempt" if path.stem in exemptions else "ok")), flush=True)
+        lines += [f"error: {path}: {text}" for text in unusable]
+        lines += [f"warning: {path}: {text}" for text in unclean if text not in unusable]
         if args.sheet:
             draw_sheet(clip, shape, args.sheet / f"{path.stem}.png")
-    print("\n".join(failures), file=sys.stderr, end="\n" if failures else "")
-    return not failures
+    print("\n".join(lines), file=sys.stderr, end="\n" if lines else "")
+    return levels
 
 
 if __name__ == "__main__":

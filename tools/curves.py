@@ -33,12 +33,20 @@ class Curves:
         return self.columns[name]
 
     def line(self, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-        """Points of ``y`` over ``x``. Evaluations beside training stand where the policy was that they are of."""
+        """Points of ``y`` over ``x``; rows that were not evaluated have none.
+
+        Older logs have ``Test_Samples`` and repeat evaluations beside training: those stand once, at the samples that
+        their policy had learned from.
+        """
         across, values = self.column(x), self.column(y)
         if y.startswith("Test_") and {"Test_Samples", "Test_Episodes"} <= set(self.columns):
             of = self.columns["Test_Samples"]
+            of = np.where(np.isnan(of), self.column("Samples"), of)  # rows of a newer run that continued
             new = (self.columns["Test_Episodes"] > 0.0) & (np.diff(of, prepend=-1.0) != 0.0)
             across, values = (of if x == "Samples" else across)[new], values[new]
+        if y.startswith("Test_"):
+            there = ~np.isnan(values)
+            across, values = across[there], values[there]
         return across, values
 
 

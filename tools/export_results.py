@@ -191,7 +191,7 @@ def interesting_box(frames: Sequence[Any]) -> tuple[int, int, int, int]:
 
 def curve_row(runs: Sequence[Curves], title: str) -> list[Panel]:
     """A case's first informative columns, with a line for each attempt; empty without runs."""
-    columns = [c for c in CURVE_COLUMNS if any(c in run.columns and run.columns[c].any() for run in runs)]
+    columns = [c for c in CURVE_COLUMNS if any(c in run.columns and run.line("Samples", c)[1].any() for run in runs)]
     return [Panel(title, c, [run for run in runs if c in run.columns]) for c in columns[:CURVES_A_CASE]]
 
 

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Sets up the virtual environment and names (or, where it may, installs) the Debian packages that off-screen rendering
-# needs. Called by make; PYTHON picks the interpreter, VENV the folder.
+# needs. Called by make; PYTHON picks the interpreter, VENV the folder, CONSTRAINTS the tested set (constraints.txt).
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
+CONSTRAINTS=${CONSTRAINTS:-constraints.txt}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
     echo "error: Python 3.11 to 3.13 is needed, $PYTHON is $("$PYTHON" -V 2>&1 || echo missing)." \
@@ -73,9 +74,9 @@ if [ ! -x "$VENV/bin/python" ]; then
     watched "$VENV with $("$PYTHON" -V)" "$PYTHON" -m venv "$VENV"
 fi
 # torch first and alone: its build (CPU or CUDA) is then settled for everything that depends on it
-pip="$VENV/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt"
+pip="$VENV/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $CONSTRAINTS"
 # shellcheck disable=SC2086
-watched "torch (some minutes the first time)" $pip "$(grep '^torch==' constraints.txt)"
+watched "torch (some minutes the first time)" $pip "$(grep '^torch==' "$CONSTRAINTS")"
 # shellcheck disable=SC2086
 watched "all other Python packages" $pip -e ".[test,tensorboard]"
 echo "setup: done"

@@ -14,8 +14,10 @@ from mimickit.util.failures import UserError
 ControlMode = Literal["none", "pos", "vel", "torque", "pd_explicit"]
 
 SUPPORTED_ENGINES = ("newton",)
+OTHER_ENGINES = ("isaac_gym", "isaac_lab")  # MimicKit's, whose files are read for Newton
 DEFAULT_ENGINE_FILE = "data/engines/newton_engine.yaml"
-CAPACITY_FILE = Path(__file__).resolve().parents[2] / "data" / "engines" / "contact_capacity.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CAPACITY_FILE = ROOT / "data" / "engines" / "contact_capacity.yaml"
 
 
 class EngineConfig(Config):
@@ -74,8 +76,26 @@ def make_engine_config(data: Mapping[str, Any], where: str) -> EngineConfig:
     return build(EngineConfig, data, where)
 
 
+def for_newton(data: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str | None]:
+    """Content of an engine file, and a sentence about it if it was another engine's: then with Newton's physics rate,
+    rounded up to whole substeps, since another solver's rate says nothing about what Newton's needs."""
+    name = data.get("engine_name")
+    if name not in OTHER_ENGINES:
+        return data, None
+    default = load_engine_config(ROOT / DEFAULT_ENGINE_FILE)
+    control = data.get("control_freq", EngineConfig.model_fields["control_freq"].default)
+    rate = default.sim_freq
+    if isinstance(control, int) and control > 0:
+        rate = -(-rate // control) * control
+    return {**data, "engine_name": default.engine_name, "sim_freq": rate}, (
+        f"{where} is for engine '{name}'; this runs on Newton with sim_freq {rate} and the file's other keys "
+        f"(--engine_config {DEFAULT_ENGINE_FILE} names Newton's own file)")
+
+
 def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = None, where: str = "") -> EngineConfig:
     """Read an engine file; ``overrides`` (an env file's ``engine`` mapping, ``--set engine.x=...``) win over it.
+
+    A file of another engine is read as :func:`for_newton` says, unless ``overrides`` name the engine.
 
     Args:
         where: where all of it came from, for messages; the path if left out.
@@ -84,7 +104,10 @@ def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = N
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown key or wrong value.
     """
-    return make_engine_config({**load_yaml(path), **(overrides or {})}, where or str(path))
+    data, overrides = load_yaml(path), overrides or {}
+    if "engine_name" not in overrides:
+        data, _ = for_newton(data, str(path))
+    return make_engine_config({**data, **overrides}, where or str(path))
 
 
 class Capacity(Config):

@@ -301,14 +301,20 @@ def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None
     return make_env_config(merge(load_yaml(path), overrides or {}), str(path))
 
 
-def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
-    """Validate the settings of an environment that came from ``where``. Raises UserError."""
+def check_env_name(data: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an environment that is missing or unknown here, or one of MimicKit's that is still to come.
+    """
     name = data.get("env_name")
     if not isinstance(name, str) or name not in ENV_CONFIGS:
         given = "missing key 'env_name'" if name is None else f"env_name '{name}' is not supported"
-        hint = " yet" if name in NOT_YET else nearest(str(name), ENV_CONFIGS)
+        hint = " yet (of MimicKit, to come)" if name in NOT_YET else nearest(str(name), ENV_CONFIGS)
         raise UserError(f"{where}: {given}{hint}; supported: {', '.join(sorted(ENV_CONFIGS))}")
-    config = build(ENV_CONFIGS[name], data, where)
+
+
+def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
+    """Validate the settings of an environment that came from ``where``. Raises UserError."""
+    check_env_name(data, where)
+    config = build(ENV_CONFIGS[data["env_name"]], data, where)
     config._source = where
     return config
 

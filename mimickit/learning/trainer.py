@@ -145,6 +145,7 @@ class _Training:
         self.pending = False  # its evaluation and output are still to be made
         self.outcome: Outcome | None = None
         self.evaluation: Evaluation | None = None
+        self.waiting: dict[str, Number] | None = None  # log row whose policy is being evaluated beside training
         self.best = [-math.inf, -math.inf]  # return, episode length
         self.writer = CheckpointWriter(self.out_dir / "checkpoints", dist)
         self.checkpoint: Path | None = None
@@ -167,6 +168,8 @@ class _Training:
             if not self.pending:
                 self._iterate()
             self._conclude()
+        if self.side is not None and self.outcome != "interrupted":
+            self._log_unevaluated()
         self.writer.wait()
         self.dist.barrier()
         if not self.iterations_here:  # continued when nothing was left to do: the model may be what is missing
@@ -225,13 +228,17 @@ class _Training:
         self.progress.enter("training")
 
     def _output_beside(self, due: bool) -> None:
-        """Log and save; if the evaluation beside training has ended, take its result and begin the next."""
+        """Save; if the evaluation beside training has ended, log its result with its row and begin the next.
+
+        An output that falls into an evaluation is not evaluated itself and has a row only at the end of the run.
+        """
         before = None if due else snapshot(self._state_before_output(due))
         evaluation = self.side.result(self.dist)
-        self._publish(evaluation)
+        row = self._publish(evaluation)
         if due and evaluation is not None:
             self.env.reset(self.options.eval_envs)
             self.side.begin(self.samples, self.iteration)
+            self.waiting = row
         self._end_output(before)
 
     def _end_output(self, before: State | None) -> None:
@@ -242,8 +249,9 @@ class _Training:
         shared, local = self._state(self.iteration) if before is None else before
         self._save_checkpoint(({**shared, **self._evaluated()}, local))
 
-    def _publish(self, evaluation: Evaluation | None) -> None:
-        """Log, print and save the models of an output iteration. None: no new evaluation, the last one stands."""
+    def _publish(self, evaluation: Evaluation | None) -> dict[str, Number]:
+        """Log, print and save the models of an output iteration; returns its row. None: no new evaluation, the last one
+        stands. An evaluation beside training is of the row that waits for it."""
         improved = False
         if evaluation is not None:
             self.evaluation = evaluation
@@ -251,11 +259,25 @@ class _Training:
             improved = reached >= self.best
             self.best = max(self.best, reached)
         row = self._row()
-        self.logger.write(row, [column_name(name) for name in self._shown_measures()])
+        if self.side is None:
+            self.logger.write(row, [column_name(name) for name in self._shown_measures()])
+        elif evaluation is not None and self.waiting is not None:
+            self.logger.write({**self.waiting, **_test_columns(evaluation)})
+            self.waiting = None
         self._print(row)
         self._save_models(improved)
         self.last_output, self.last_output_time = [self.iteration, self.samples], time.monotonic()
         self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
+        return row
+
+    def _log_unevaluated(self) -> None:
+        """At the end of a run: the row that waits for its evaluation, and that of the last policy."""
+        rows = [] if self.waiting is None else [self.waiting]
+        evaluated = {row["Samples"] for row in rows} | ({self.evaluation.samples} if self.evaluation else set())
+        if self.report and self.samples not in evaluated:
+            rows.append({**self._row(), "Iteration": self.iteration - 1})
+        for row in rows:
+            self.logger.write({**row, **_test_columns(Evaluation(math.nan, math.nan))})
 
     # --- decisions
 
@@ -330,16 +352,13 @@ class _Training:
             "Iteration": self.iteration,
             "Wall_Time": self._wall_s() / 3600.0,
             "Samples": self.samples,
-            "Test_Return": evaluation.mean_return,
-            "Test_Episode_Length": evaluation.episode_length,
-            "Test_Episodes": evaluation.episodes,
+            **_test_columns(evaluation),
             "Train_Return": report["Train_Return"],
             "Train_Episode_Length": report["Train_Episode_Length"],
             "Train_Episodes": round(report["Train_Episodes"]),
             **_part(report, "method."),
             **{column_name(name): value for name, value in self._shown_measures().items()},
             **_part(report, "info."),
-            **({"Test_Samples": evaluation.samples} if self.side is not None else {}),
         }
 
     def _shown_measures(self) -> dict[str, float]:
@@ -373,7 +392,8 @@ class _Training:
                 self.side.begin(0, 0)
         else:
             self._resume(options.resume)
-        first_row = self.iteration if options.resume is not None else None
+        self.samples_before = self.samples
+        first_row = None if options.resume is None else int((self.waiting or {}).get("Iteration", self.iteration))
         self.logger = Logger(
             self.out_dir, options.logger, first_row, options.agent_config, self.dist.is_root, options.run)
         self.progress = Progress(self.out_dir, options.max_samples, self.dist.is_root)
@@ -400,7 +420,7 @@ class _Training:
             "health": self.health,
             **self._evaluated(),
             "last_output": self.last_output,
-            "side": self.side.shared_state() if self.side else None,
+            "side": {**self.side.shared_state(), "row": self.waiting} if self.side else None,
         }
         local = {
             "env": self.env.state_dict(),
@@ -441,6 +461,7 @@ class _Training:
         if self.side is not None and shared["side"] is not None:
             self.side.load_shared(shared["side"], str(found.path))
             fill_tensors(self.side.local_state(), local["side"], str(found.path))
+            self.waiting = shared["side"].get("row")
         elif self.side is not None:  # its evaluations paused training
             self.env.reset(self.options.eval_envs)
             self.side.begin(self.samples, max(self.iteration - 1, 0))
@@ -510,6 +531,11 @@ class _Training:
             peak_gpu_memory_bytes=max(self.peak_memory, _device_memory(self.dist.device)),
             signal=self.signal,
         )
+
+
+def _test_columns(evaluation: Evaluation) -> dict[str, Number]:
+    return {"Test_Return": evaluation.mean_return, "Test_Episode_Length": evaluation.episode_length,
+            "Test_Episodes": evaluation.episodes}
 
 
 def _part(report: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -51,7 +51,8 @@ class Logger:
     Args:
         out_dir: run folder.
         kind: ``txt``, or ``tb`` / ``wandb`` beside it.
-        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations. None truncates.
+        resume_iteration: continue an existing ``log.txt``, dropping rows of this and later iterations, and rows that
+            were not evaluated before the end (``Test_Return`` nan). None truncates.
             Lines that are no rows are dropped with a warning; a file that is no log at all is kept under another name.
         config: agent configuration, for W&B.
         enabled: False (other ranks) writes nothing.
@@ -107,8 +108,8 @@ class Logger:
             file.write(header + format_row(cells))
         if self._sink is not None:
             measures = set(measures)
-            tags = {f"{_collection(k, measures)}/{k}": row[k] for k in self._columns if k in row}
-            self._sink.write(tags, int(row["Samples"]))
+            known = {name: row[name] for name in self._columns if not math.isnan(row.get(name, math.nan))}
+            self._sink.write({f"{_collection(k, measures)}/{k}": v for k, v in known.items()}, int(row["Samples"]))
 
     def close(self) -> None:
         if self._sink is not None:
@@ -130,7 +131,8 @@ class Logger:
         if len(whole) < len(rows):
             warn(f"{self._path}: {len(rows) - len(whole)} of {len(rows)} lines are no rows of {len(columns)} numbers "
                  "(torn, or of another log) and are dropped")
-        kept = [r for r in whole if float(r[index]) < iteration]
+        tested = columns.index("Test_Return") if "Test_Return" in columns else index
+        kept = [r for r in whole if float(r[index]) < iteration and not math.isnan(float(r[tested]))]
         order = [float(r[index]) for r in kept]
         if order != sorted(set(order)):
             warn(f"{self._path} holds rows of more than one run: iterations do not rise from row to row; all are kept")

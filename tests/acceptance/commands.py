@@ -15,7 +15,7 @@ from mimickit.util.manifest import find_latest
 from tests.acceptance.cases import Case, Inputs
 from tests.acceptance.ladder import Rung, scaled_steps
 from tests.acceptance.settings import Settings
-from tests.acceptance.stages import StageSpec
+from tests.acceptance.stages import StageSpec, TimeBudget
 
 TRAIN_STAGES = ("probe_train", "long_train", "bootstrap_train")
 
@@ -88,7 +88,7 @@ class Attempt:
         """The stage's command, environment, folders and patience."""
         make = {"probe_train": self._probe, "long_train": self._long, "bootstrap_train": self._bootstrap,
                 "test": self._test, "viz": self._viz}[stage]
-        flags, key, timeout = make(budget_used_s) if stage == "long_train" else make()
+        flags, key, timeout = make()
         settings, profile = self.settings, self.settings.profile
         train = stage in TRAIN_STAGES
         out_dir = self.folder / stage
@@ -114,7 +114,15 @@ class Attempt:
             stage=stage, argv=tuple(argv), cwd=settings.repo, env=env, out_dir=out_dir, log=self.log(stage),
             result_file=result_file, mode="train" if train else "test", timeout=timeout,
             hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds,
-            ranks=len(devices), grace=profile.stop_grace, key={"fingerprint": self.fingerprint, **key})
+            ranks=len(devices), grace=profile.stop_grace, key={"fingerprint": self.fingerprint, **key},
+            budget=self._budget(budget_used_s) if stage == "long_train" else None)
+
+    def _budget(self, used_s: float) -> TimeBudget | None:
+        settings = self.settings
+        if settings.long_mode != "time_budget":
+            return None
+        left = max(3600 * settings.long_budget_hours - used_s, 0.0)
+        return TimeBudget(left, settings.long_budget_signal, settings.long_budget_grace)
 
     def _train_flags(self, num_envs: int) -> dict[str, list[str]]:
         values = self.train_values
@@ -125,7 +133,7 @@ class Attempt:
         flags = {**self._train_flags(self.rung.num_envs), "max_iters": [str(profile.probe_iters)]}
         return flags, {"max_iters": profile.probe_iters}, profile.probe_timeout
 
-    def _long(self, budget_used_s: float) -> tuple[dict, dict, float]:
+    def _long(self) -> tuple[dict, dict, float]:
         settings, profile = self.settings, self.settings.profile
         flags = {
             **self._train_flags(self.rung.num_envs),
@@ -133,8 +141,6 @@ class Attempt:
             "output_samples": [str(profile.output_samples)], "output_seconds": [f"{profile.output_seconds:g}"],
         }
         if settings.long_mode == "time_budget":
-            left = max(settings.long_budget_hours - budget_used_s / 3600, 1e-4)
-            flags["time_budget_hours"] = [f"{left:.6f}"]
             key = {"budget_hours": settings.long_budget_hours}
         else:
             flags["max_samples"] = [str(profile.long_max_samples)]

@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.util.files import read_json, write_json
+from tests.acceptance import old_runner
 from tests.acceptance.devices import file_lock
 from tests.acceptance.events import EventFile, to_line
 from tests.acceptance.tables import write_tsv
 
-STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
+STAGE_COLUMNS = old_runner.STAGES
 COLUMNS = (
-    "case", "method", "case_type", "variant", "num_envs",
-    *(f"{short}_{what}" for short in STAGE_COLUMNS for what in ("ok", "rc", "elapsed_s")),
+    *old_runner.COLUMNS, "learned",
+    *(f"{short}_elapsed_s" for short in STAGE_COLUMNS),
     "samples", "samples_per_s", "test_return", "test_episode_length", "test_episodes", "test_measures",
-    "gate_verdict", "gate_detail", "final_ok", "note",
-    "out_dir", "probe_out_dir", "long_out_dir", "probe_train_log", "long_train_log", "test_log", "viz_log",
+    "gate_verdict", "gate_detail",
     "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key", "session",
 )
 LEDGER = "ledger.jsonl"

@@ -11,12 +11,13 @@ from typing import Any
 
 from mimickit.util.files import read_json
 from mimickit.util.manifest import is_as_described
-from tests.acceptance import ladder
+from tests.acceptance import ladder, old_runner
 from tests.acceptance.cases import TUNED, Case, read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import file_lock, lease
 from tests.acceptance.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
 from tests.acceptance.ledger import STAGE_COLUMNS, AttemptState, CaseState, Ledger
+from tests.acceptance.old_runner import ladder_name
 from tests.acceptance.settings import Settings
 from tests.acceptance.stages import StageResult, StageSpec, run_stage, with_checkpoint_policy
 
@@ -69,7 +70,7 @@ class CaseRun:
         history = self._earlier_memory_trials(rungs) if self.settings.resume_skip_status != "none" else []
         result = StageResult(self._train_stage, "not_run")
         while (rung := ladder.next_rung(rungs, history)) is not None:
-            self.attempt = self._attempt(rung, rungs)
+            self.attempt = self._attempt(rung)
             result = self._train_attempt()
             history.append(ladder.Trial(rung, "ok" if result.ok else result.failure_class))
         return result
@@ -103,8 +104,8 @@ class CaseRun:
     def _state(self) -> CaseState:
         return self.ledger.state().case(self.case.name)
 
-    def _attempt(self, rung: ladder.Rung, rungs: Sequence[ladder.Rung]) -> Attempt:
-        first = next(known.num_envs for known in rungs if known.variant == rung.variant)
+    def _attempt(self, rung: ladder.Rung) -> Attempt:
+        first = first_envs(self.settings, self.case, rung)
         return Attempt(self.settings, self.case, self.inputs, rung, first, self.devices)
 
     def _attempt_state(self, attempt: Attempt | None = None) -> AttemptState | None:
@@ -120,7 +121,7 @@ class CaseRun:
         """
         history = []
         for rung in rungs:
-            known = self._attempt_state(self._attempt(rung, rungs))
+            known = self._attempt_state(self._attempt(rung))
             trained = [known.stages.get(stage, {}) for stage in self.case.stages[:-2]] if known is not None else []
             classes = ladder.MEMORY & {event.get("failure_class") for event in trained}
             if not classes:
@@ -257,7 +258,8 @@ class CaseRun:
             "samples_per_s": train.result.get("samples_per_s") if train else None,
             **{name: tested.get(name) for name in ("test_return", "test_episode_length", "test_episodes")},
             "test_measures": " ".join(f"{name}={measure(tested, name)}" for name in tested.get("measures") or {}),
-            **verdict_columns(verdict, attempt.degraded), "out_dir": settings.relative(attempt.folder),
+            **verdict_columns(verdict, attempt.degraded, learned(settings, case, verdict)),
+            "out_dir": settings.relative(attempt.folder),
             "probe_out_dir": settings.relative(attempt.folder / "probe_train") if case.trainable else "",
             "long_out_dir": settings.relative(attempt.folder / self._train_stage),
             "probe_train_log": settings.relative(attempt.log("probe_train")) if case.trainable else "",
@@ -276,15 +278,24 @@ class CaseRun:
             row[f"{short}_rc"] = done.rc if done is not None else None
             row[f"{short}_elapsed_s"] = done.elapsed_s if done is not None and done.outcome != "not_run" else None
         known = self._attempt_state()
-        if known is not None and known.train_seconds:
-            row["long_elapsed_s"] = round(known.train_seconds, 2)  # all sessions together
-        return row
+        trained = known.train_seconds if known is not None else 0.0
+        if trained:
+            row["long_elapsed_s"] = round(trained, 2)  # all sessions together
+        return row | old_runner.columns(settings, attempt, self.stages, trained)
 
 
-def verdict_columns(verdict: Verdict, degraded: bool) -> dict[str, Any]:
+def learned(settings: Settings, case: Case, verdict: Verdict) -> int | str:
+    """Whether the policy passed its learning gate: 1 or 0; ``-`` where nothing is learned or gates do not decide."""
+    if not case.trainable or not settings.profile.enforce_gates:
+        return "-"
+    return int(verdict.gate.verdict == "pass")
+
+
+def verdict_columns(verdict: Verdict, degraded: bool, learned: int | str) -> dict[str, Any]:
     """The columns of best_by_case.tsv that a verdict decides."""
     return {
         "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
+        "learned": learned,
         "note": note(verdict, degraded), "failed_stage": verdict.failed_stage,
         "failure_class": verdict.failure_class, "message": verdict.message,
     }
@@ -297,14 +308,31 @@ def note(verdict: Verdict, degraded: bool) -> str:
 
 
 def case_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
-    """Sizes to try, per variant: the option, the case's own list, the profile's list, or halving: from the args file's
+    """Attempts to make, in order: the usual ones, behind that of an allocation profile if there is one. What did not
+    fit with it does not fit with more environments, so those are left out."""
+    usual, given = usual_rungs(settings, case), settings.allocation.get(case.name)
+    if given is None:
+        return usual
+    first = ladder.Rung(given.variant, given.num_envs)
+    smaller = [rung for rung in usual if rung.variant != first.variant or rung.num_envs < first.num_envs]
+    return [first] if settings.allocation_only else [first, *smaller]
+
+
+def first_envs(settings: Settings, case: Case, rung: ladder.Rung) -> int:
+    """Environments of the usual first attempt with a rung's variant: with fewer an attempt is degraded."""
+    usual = [known.num_envs for known in usual_rungs(settings, case) if known.variant == rung.variant]
+    return usual[0] if usual else rung.num_envs
+
+
+def usual_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
+    """Sizes to try, per variant: an option, the case's own list, the profile's list, or halving: from the args file's
     size, for ``tuned`` from its share of the environments that it is tuned for.
     """
     profile = settings.profile
     if not case.trainable:
         return [ladder.Rung("default", profile.nontrainable_num_envs)]
     target = settings.target(case.name)
-    given = settings.ladder or target.env_ladder or profile.env_ladder
+    given = settings.ladders.get(ladder_name(case)) or settings.ladder or target.env_ladder or profile.env_ladder
     tuned = target.tuned_envs or profile.tuned_envs
     first = {TUNED: max(1, tuned // settings.per_case)} if tuned else {}
     return ladder.rungs({name: given or ladder.halving(first.get(name, case.num_envs))

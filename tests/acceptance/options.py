@@ -13,10 +13,15 @@ import pytest
 from mimickit.config import load_yaml
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
+from tests.acceptance.allocation import read_allocation
 from tests.acceptance.devices import visible_cuda
 from tests.acceptance.roots import BASE, find_root, recorded_profile
 from tests.acceptance.settings import (
+    BUDGET_HOURS,
+    BUDGET_SIGNALS,
     DEFAULT_ENGINE,
+    DEFAULT_LADDER,
+    LADDERS,
     PROFILES_FILE,
     TARGETS_FILE,
     Profile,
@@ -84,11 +89,26 @@ OPTIONS = {option.name: option for option in (
            metavar="D"),
     Option("env-ladder", str, "environments per device to try (default: the case's or, for tuned, its share of "
            "tuned_envs; halved down to 32)", metavar="N,N"),
+    *(Option(name, str, f"environments per device to try, of {cases} (as --env-ladder)", metavar="N,N")
+      for name, cases in zip(LADDERS, ("cases other than Pi Plus's", "add_pi_plus and deepmimic_pi_plus_ppo",
+                                       "amp_pi_plus"), strict=True)),
+    Option("allocation-profile-tsv", str, "table whose rows (case, status, variant, num_envs, agent_config) with "
+           "status ok say with which attempt a case begins; python -m tests.acceptance.allocation writes one",
+           metavar="FILE"),
+    Option("allocation-fallback", str, "ladder: when that attempt runs out of memory the usual ones follow; strict: "
+           "none does", default="ladder", choices=("ladder", "strict")),
+    Option("require-deps", str, "modules that must import before anything starts (default: none is tried)",
+           metavar="A,B"),
     Option("variants", str, "agent files to try, of tuned, hiutil and default (default: all there are, in this order)",
            metavar="A,B"),
     Option("no-scale-steps", bool, "keep steps_per_iter on smaller rungs of the ladder"),
     Option("long-mode", str, "when long_train ends", default="max_samples", choices=("max_samples", "time_budget")),
-    Option("long-budget-hours", float, "for --long-mode time_budget, all sessions together", metavar="H"),
+    Option("long-budget-hours", float, f"for --long-mode time_budget, all sessions together ({BUDGET_HOURS:g})",
+           metavar="H"),
+    Option("long-budget-signal", str, "what a training gets when its hours are used up", default=BUDGET_SIGNALS[0],
+           choices=BUDGET_SIGNALS),
+    Option("long-budget-grace-sec", float, "how long it may take to end then, before SIGTERM and 10 s later "
+           "SIGKILL (300)", default=300.0, metavar="S"),
     Option("long-success-policy", str,
            "budget_checkpoint: long_train counts when it used up its budget and left a model, however it ended",
            default="strict_exit", choices=("strict_exit", "budget_checkpoint")),
@@ -206,9 +226,12 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
     else:
         name, reason = choose_profile(values["longcycle-profile"], data.profiles, cuda)
     profile = with_sizes(data, name, values)
-    long_mode, hours = values["long-mode"], values["long-budget-hours"]
-    if (long_mode == "time_budget") != (hours is not None) or (hours is not None and hours <= 0):
-        raise UserError("--long-mode time_budget and --long-budget-hours H (above 0) belong together")
+    long_mode, hours, notes = *time_budget(values), []
+    if long_mode == "max_samples" and values["long-budget-hours"] is not None:
+        notes.append(f"--long-budget-hours {values['long-budget-hours']:g} is for --long-mode time_budget")
+    ladders = {name: found for name in LADDERS if (found := parse_ladder(values[name], name))}
+    if DEFAULT_LADDER in ladders and values["env-ladder"]:
+        raise UserError("--env-ladder and --default-ladder: give one of them")
     slots = 1 if values["cases-per-device"] is None else values["cases-per-device"]
     if slots < 1:
         raise UserError(f"--cases-per-device {slots}: at least 1")
@@ -222,10 +245,23 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
         cases_per_device=slots,
         view_devices=tuple(parse_list(values["devices-nontrainable"]) or ()),
         engine_config=values["engine-config"], runner=parse_runner(values["runner"]),
-        ladder=parse_ladder(values["env-ladder"]), variants=parse_variants(values["variants"]),
+        ladder=parse_ladder(values["env-ladder"]), ladders=ladders, variants=parse_variants(values["variants"]),
         scale_steps=not values["no-scale-steps"],
         long_mode=long_mode, long_budget_hours=hours, long_success_policy=values["long-success-policy"],
-        resume_skip_status=values["resume-skip-status"])
+        long_budget_signal=values["long-budget-signal"], long_budget_grace=values["long-budget-grace-sec"],
+        resume_skip_status=values["resume-skip-status"], notes=tuple(notes),
+        allocation=read_allocation(values["allocation-profile-tsv"], repo, parse_variants(values["variants"])),
+        allocation_only=values["allocation-fallback"] == "strict")
+
+
+def time_budget(values: Mapping[str, Any]) -> tuple[str, float | None]:
+    """``--long-mode``, and the hours if it is ``time_budget``. Raises UserError for hours or a grace that cannot be."""
+    mode, hours, grace = values["long-mode"], values["long-budget-hours"], values["long-budget-grace-sec"]
+    if hours is not None and hours <= 0:
+        raise UserError(f"--long-budget-hours {hours:g}: must be above 0")
+    if grace < 0:
+        raise UserError(f"--long-budget-grace-sec {grace:g}: must not be negative")
+    return mode, (BUDGET_HOURS if hours is None else hours) if mode == "time_budget" else None
 
 
 def with_sizes(data: ProfilesFile, name: str, values: Mapping[str, Any]) -> Profile:

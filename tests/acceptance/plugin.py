@@ -18,6 +18,7 @@ from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 from tests.acceptance.cases import Case, select
 from tests.acceptance.environment import smallest_gpu
+from tests.acceptance.old_runner import require_modules
 from tests.acceptance.options import NAME, add_options, automatic, make_settings, option_values
 from tests.acceptance.recorded import RecordedSession
 from tests.acceptance.session import CASE, CASES_PER_DEVICE, Session, side_by_side
@@ -51,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if not values["from-results"]:
             check_gates(settings, cases, values["longcycle-targets"])
             load_engine_config(config.rootpath / settings.engine_config)  # wrong for one case, wrong for all
+            if values["require-deps"] and not hasattr(config, "workerinput"):
+                require_modules(parse_list(values["require-deps"]))
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
     kind = RecordedSession if values["from-results"] else Session

@@ -12,7 +12,7 @@ from tests.acceptance.cases import Case
 from tests.acceptance.events import EventFile
 from tests.acceptance.judge import GateVerdict, Verdict, judge_case
 from tests.acceptance.ledger import CaseState, State, fold
-from tests.acceptance.lifecycle import verdict_columns
+from tests.acceptance.lifecycle import learned, verdict_columns
 from tests.acceptance.roots import LEDGER, rebased
 from tests.acceptance.session import NOTHING, is_case
 from tests.acceptance.settings import Settings
@@ -39,7 +39,8 @@ class RecordedCase:
         events = attempts[rung].stages if rung in attempts else {}
         self.stages = {stage: recorded_stage(stage, events.get(stage)) for stage in case.stages}
         self.reused_row = self.final_row = None if self.row is None else {
-            **self.row, **verdict_columns(self.finish(), str(self.row.get("degraded")) == "1")}
+            **self.row, **verdict_columns(self.finish(), str(self.row.get("degraded")) == "1",
+                                        learned(settings, case, self.finish()))}
 
     def __enter__(self) -> RecordedCase:
         return self

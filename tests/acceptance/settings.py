@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,9 @@ TARGETS_FILE = HERE / "targets.yaml"
 COST_WITHOUT_TRAINING = 0.2
 RUNNER = (sys.executable, "mimickit/run.py")
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
+DEFAULT_LADDER, PI_PLUS, AMP_PI_PLUS = LADDERS = ("default-ladder", "pi-plus-ladder", "amp-pi-plus-ladder")
+BUDGET_HOURS = 24.0
+BUDGET_SIGNALS = ("SIGINT", "SIGTERM")
 
 
 class Profile(Config):
@@ -110,6 +113,15 @@ class Target(Config):
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """The attempt with which an allocation profile lets a case begin."""
+
+    variant: str
+    num_envs: int  # per device
+    agent_config: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """One session's decisions; the same in every pytest-xdist worker.
 
@@ -120,7 +132,10 @@ class Settings:
         pool, per_case: devices to lease from, and how many a trainable case takes.
         cases_per_device: cases that may use a GPU at once.
         view_devices: devices of nontrainable cases; empty means the first of the leased ones.
-        ladder: the ``--env-ladder`` option.
+        ladder: the ``--env-ladder`` option; ladders: those of groups of cases, by the name of their option.
+        long_budget_signal, long_budget_grace: what a training gets when its hours are used up, and s to end after it.
+        allocation: first attempts by case; allocation_only: there is no other after it.
+        notes: what the header says besides.
         variants: the ``--variants`` option; empty: all.
     """
 
@@ -139,12 +154,18 @@ class Settings:
     engine_config: str = DEFAULT_ENGINE
     runner: tuple[str, ...] = RUNNER
     ladder: tuple[int, ...] | None = None
+    ladders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
     scale_steps: bool = True
     long_mode: Literal["max_samples", "time_budget"] = "max_samples"
     long_budget_hours: float | None = None
+    long_budget_signal: str = BUDGET_SIGNALS[0]
+    long_budget_grace: float = 300.0
     long_success_policy: Literal["strict_exit", "budget_checkpoint"] = "strict_exit"
     resume_skip_status: Literal["ok", "all", "none"] = "ok"
+    allocation: Mapping[str, Allocation] = field(default_factory=dict)
+    allocation_only: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def lock_dir(self) -> Path:
@@ -173,7 +194,8 @@ class Settings:
         if self.cases_per_device > 1:
             devices += f" ({self.cases_per_device} cases each)"
         where = self.relative(self.out)
-        return f"profile {self.profile_name} ({self.profile_reason}), devices {devices}, files in {where}"
+        words = f"profile {self.profile_name} ({self.profile_reason}), devices {devices}, files in {where}"
+        return "; ".join([words, *self.notes])
 
     def relative(self, path: Path | str) -> str:
         """A path relative to the repository root, for tables and messages."""
@@ -241,8 +263,8 @@ def parse_variants(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def parse_ladder(text: str | None) -> tuple[int, ...] | None:
-    """``4096,1024,256`` as integers. Raises UserError for anything else."""
+def parse_ladder(text: str | None, option: str = "env-ladder") -> tuple[int, ...] | None:
+    """``4096,1024,256`` as integers. Raises UserError for anything else, naming the option."""
     if text is None:
         return None
     try:
@@ -250,7 +272,7 @@ def parse_ladder(text: str | None) -> tuple[int, ...] | None:
     except ValueError:
         ladder = ()
     if not ladder or min(ladder) < 1 or len(set(ladder)) < len(ladder):
-        raise UserError(f"--env-ladder {text}: give different positive whole numbers separated by commas, "
+        raise UserError(f"--{option} {text}: give different positive whole numbers separated by commas, "
                         "4096,2048,1024")
     return ladder
 

@@ -25,7 +25,10 @@ from tests.acceptance import guard
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
 POLL = 0.05  # s
 KILL_WAIT = 15.0  # s, for the guard to kill what is below it
+TERM_WAIT = 10.0  # s, between SIGTERM and SIGKILL of a training that outlived its budget's grace
 TAIL_LINES = 15
+USED_UP = ("budget", "used up")
+BUDGET_REACHED, GRACE_TERM, FORCE_KILL = "long_budget_reached_", "long_budget_grace_term", "long_budget_force_kill"
 
 NO_SPACE = 2**20  # bytes: with less a disk counts as full
 KILLED, ENDED = 128 + signal.SIGKILL, (128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -46,6 +49,19 @@ LOG_SIGNS = (
 
 
 @dataclass(frozen=True)
+class TimeBudget:
+    """The hours of a training: after ``seconds`` it gets ``signal`` and has ``grace`` seconds to end, then SIGTERM and
+    ``TERM_WAIT`` more. They count from the process' start, but no signal comes before it trains."""
+
+    seconds: float
+    signal: str  # SIGINT or SIGTERM
+    grace: float
+
+    def used_up(self, elapsed: float, spec: StageSpec) -> bool:
+        return elapsed > self.seconds and "samples" in read_json(spec.out_dir / "progress.json")
+
+
+@dataclass(frozen=True)
 class StageSpec:
     """What to run and how to watch it.
 
@@ -58,6 +74,7 @@ class StageSpec:
         startup_seconds: longest silence of a process before it has met the others; 0 for any.
         ranks: processes that have to give a sign of life.
         key: what the stage's outcome depends on; another key means that an earlier outcome does not count.
+        budget: of a training that ends when its hours are used up.
     """
 
     stage: str
@@ -74,11 +91,13 @@ class StageSpec:
     ranks: int
     grace: float
     key: Mapping[str, Any] = field(default_factory=dict)
+    budget: TimeBudget | None = None
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended. ``result`` is its result file's content, {} when it wrote none."""
+    """How a stage ended. ``result`` is its result file's content, {} when it wrote none; ``stop_reason`` how its budget
+    ended it, see :func:`end_budget`, else empty."""
 
     stage: str
     outcome: Outcome
@@ -90,6 +109,7 @@ class StageResult:
     log: str = ""
     tail: str = ""
     reused: bool = False
+    stop_reason: str = ""
 
     @property
     def ok(self) -> bool:
@@ -125,15 +145,19 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
         record(StageResult(spec.stage, "interrupted", message=f"stopped by {type(interruption).__name__}"))
         raise
 
+    stop_reason = ""
+
     def finish(outcome: Outcome, failure_class: str, message: str) -> StageResult:
         done = StageResult(spec.stage, outcome, failure_class, message, exit_code(process.returncode),
                            round(time.monotonic() - begin, 2), read_json(spec.result_file), str(spec.log),
-                           log_tail(spec.log, offset))
+                           log_tail(spec.log, offset), stop_reason=stop_reason)
         record(done)
         return done
 
     try:
         ending = watch(process, spec, stop_requested)
+        if ending == USED_UP:
+            ending, stop_reason = None, end_budget(process, spec.budget, stop_requested)
         if ending is not None:
             ending = with_stopped(*ending, process)
             guard.dump_stacks(process.pid)
@@ -148,7 +172,35 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
         raise
     if ending is not None:
         return finish("failed", *ending)
-    return finish(*judge_end(spec, process.returncode, offset, oom_kills() > oom_before))
+    if stop_reason in (GRACE_TERM, FORCE_KILL):
+        return finish("failed", "timeout", f"its hours were used up, but it did not end within {spec.budget.grace:g} s "
+                                           f"of {spec.budget.signal} ({stop_reason})")
+    asked = stop_reason.startswith(BUDGET_REACHED)
+    return finish(*judge_end(spec, process.returncode, offset, oom_kills() > oom_before, asked))
+
+
+def end_budget(process: subprocess.Popen, budget: TimeBudget, stop_requested: Callable[[], bool]) -> str:
+    """Send what a training gets when its hours are used up, wait for its end, and return how it ended.
+
+    ``long_budget_reached_<SIGNAL>``, ``long_budget_signal_failed_<SIGNAL>`` (it had just ended by itself),
+    ``long_budget_grace_term`` (by the SIGTERM after its grace) or ``long_budget_force_kill``.
+    """
+    for number, patience, reason in (
+        (signal.Signals[budget.signal], budget.grace, f"{BUDGET_REACHED}{budget.signal}"),
+        (signal.SIGTERM, TERM_WAIT, GRACE_TERM),
+    ):
+        if process.poll() is not None:
+            return f"long_budget_signal_failed_{budget.signal}"
+        process.send_signal(number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if stop_requested():
+                raise KeyboardInterrupt
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+                return reason
+    kill(process)
+    return FORCE_KILL
 
 
 def mark(spec: StageSpec) -> str:
@@ -181,8 +233,8 @@ def prepare(spec: StageSpec) -> None:
 
 
 def watch(process: subprocess.Popen, spec: StageSpec, stop_requested: Callable[[], bool]) -> tuple[str, str] | None:
-    """Wait for the end; (class, message) when patience ran out first. Waiting for kernels that others compile costs
-    none of the stage's time."""
+    """Wait for the end; (class, message) when patience ran out first, ``USED_UP`` when its budget did. Waiting for
+    kernels that others compile costs none of the stage's patience."""
     signs, lost, before = Signs(spec, time.monotonic()), 0.0, time.monotonic()
     while process.poll() is None:
         if stop_requested():
@@ -194,6 +246,8 @@ def watch(process: subprocess.Popen, spec: StageSpec, stop_requested: Callable[[
             return "timeout", f"still running after {spec.timeout:g} s{signs.while_phase}"
         if ending := signs.silence(now):
             return ending
+        if spec.budget is not None and spec.budget.used_up(now - signs.begin, spec):
+            return USED_UP
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL)
     return None
@@ -270,14 +324,15 @@ def kill(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool) -> tuple[Outcome, str, str]:
-    """(outcome, failure class, message) of a process that ended by itself."""
+def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool, asked: bool = False) -> tuple[Outcome, str, str]:
+    """(outcome, failure class, message) of a process that ended by itself; ``asked``: by a signal, as it was to."""
     result, failures = read_json(spec.result_file), read_failures(spec.out_dir)
-    if rc == 0 and not result:
-        return "failed", "no_result", f"exit code 0, but no readable {spec.result_file.name}"
-    if rc == 0 and result.get("mode") != spec.mode:
+    good = rc == 0 or (asked and rc in ENDED)
+    if good and not result:
+        return "failed", "no_result", f"exit code {rc}, but no readable {spec.result_file.name}"
+    if good and result.get("mode") != spec.mode:
         return "failed", "no_result", f"the result is of mode {result.get('mode')!r}, expected {spec.mode!r}"
-    if rc == 0 and result.get("ok") is True:
+    if good and result.get("ok") is True:
         return "ok", "", str(result.get("outcome", ""))
     root = root_cause(failures)
     if root is not None and root.get("failure_class") not in ("nccl", "failed"):

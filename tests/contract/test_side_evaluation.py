@@ -14,6 +14,7 @@ from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
 from tests.contract.toy_style_env import StyleEnv, agent_config
+from tools.curves import read_curves
 
 ALONE = Distributed.single()
 
@@ -26,20 +27,52 @@ def run(folder, num_envs=256, **options):
 
 
 def test_it_measures_the_frozen_policy(tmp_path):
-    """Every evaluation agrees with one of many episodes of the model that was saved when it began."""
+    """Every row's evaluation agrees with one of many episodes of the model that was saved with the row."""
     result, _, _ = run(tmp_path, max_iters=9, eval_envs=128, save_int_models=True)
     columns, rows = read_log(tmp_path / "log.txt")
-    found = {int(row[columns.index("Test_Samples")]): float(row[columns.index("Test_Return")]) for row in rows}
+    found = {int(row[columns.index("Samples")]): float(row[columns.index("Test_Return")]) for row in rows}
     per_iter = 256 * 16
-    assert list(found) == [i * per_iter for i in (0, 3, 5, 7)]  # episodes take two iterations
+    assert list(found) == [i * per_iter for i in (3, 5, 7, 9)]  # episodes take two iterations
+    assert math.isnan(found.pop(9 * per_iter)), "the last policy was not evaluated"
     assert result.evaluation["samples"] == list(found)[-1]
+    across, values = read_curves(tmp_path).line("Samples", "Test_Return")
+    assert dict(zip(across, values)) == found, "as MimicKit reads the columns"
     env = ToyEnv(2000)
     judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
-    for samples in list(found)[1:]:
+    for samples in found:
         load_agent_model(judge, tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
         expected = evaluate(env, judge, ALONE, 2000).mean_return
         assert found[samples] == pytest.approx(expected, abs=4 * 3.0 / math.sqrt(128))
-    assert found[7 * per_iter] > found[0] + 1.0
+    assert found[7 * per_iter] > found[3 * per_iter] + 0.3
+
+
+@pytest.mark.parametrize("eval_envs", [0, 4])
+def test_every_row_is_whole_and_of_its_own_policy(tmp_path, eval_envs):
+    """The log has the same columns however evaluations are made, and training's figures are those of the row."""
+    run(tmp_path, num_envs=16, max_iters=7, eval_envs=eval_envs)
+    columns, rows = read_log(tmp_path / "log.txt")
+    assert columns[:6] == ["Iteration", "Wall_Time", "Samples", "Test_Return", "Test_Episode_Length", "Test_Episodes"]
+    assert columns[-1] == "Exp_Prob"
+    assert [int(row[2]) for row in rows] == [(int(row[0]) + 1) * 16 * 16 for row in rows]
+    episodes = [int(float(row[5])) for row in rows]
+    assert episodes == ([4, 4, 0] if eval_envs else [AGENT_CONFIG["test_episodes"]] * 4)
+
+
+def test_a_continued_run_replaces_rows_that_were_not_evaluated(tmp_path):
+    """Rows of a run that ended, went on past a checkpoint, and was continued from it: each once, all evaluated."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, num_envs=16, max_iters=12, eval_envs=4)
+    run(parts, num_envs=16, max_iters=8, eval_envs=4)
+    before = read_log(parts / "log.txt")[1]
+    assert [row[0] for row in before] == ["2", "4", "6", "7"] and [row[3] == "nan" for row in before] == [0, 0, 1, 1]
+    checkpoint = sorted((parts / "checkpoints").glob("0*"))[0]
+    for resume in (checkpoint, parts):
+        run(parts, num_envs=16, max_samples=12 * 16 * 16, eval_envs=4, resume=resume)
+        columns, rows = read_log(parts / "log.txt")
+        assert [row[0] for row in rows] == ["2", "4", "6", "8", "10", "11"]
+        timeless = [i for i, name in enumerate(columns) if name != "Wall_Time"]
+        assert [[row[i] for i in timeless] for row in rows] == [
+            [row[i] for i in timeless] for row in read_log(whole / "log.txt")[1]]
 
 
 def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):

@@ -72,8 +72,9 @@ def test_malicious_pickle(tmp_path):
 
 
 def test_unsupported_engine(tmp_path):
-    text = refused(tmp_path, "--engine_config", "data/engines/isaac_gym_engine.yaml")
-    assert "'isaac_gym' is not supported" in text and "newton" in text and "--engine_config data/engines/" in text
+    (tmp_path / "engine.yaml").write_text("engine_name: bullet\nenv_spacing: 5\n")
+    text = refused(tmp_path, "--engine_config", str(tmp_path / "engine.yaml"))
+    assert "'bullet' is not supported" in text and "newton" in text and "--engine_config data/engines/" in text
 
 
 @pytest.mark.parametrize("devices", [["cuda:7"], ["gpu"], ["cpu", "cuda:0"]])

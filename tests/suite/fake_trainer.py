@@ -122,16 +122,17 @@ def misbehave(behaviour: str, out: Path) -> int | None:
 
 
 def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, per_step: int, behaviour: str) -> int:
-    signal.signal(signal.SIGTERM, lambda number, frame: STOP.update(signal=number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: STOP.update(signal=number))
     target = args.integer("max_samples", 10**18)
-    end = time.monotonic() + 3600 * args.number("time_budget_hours", 1e6)
     iterations, limit = 0, args.integer("max_iters", 10**9)
-    while samples < target and iterations < limit and time.monotonic() < end and not STOP["signal"]:
+    while samples < target and iterations < limit and not STOP["signal"]:
         samples, iterations = samples + 8 * per_step, iterations + 1
         if behaviour == "slow":
             time.sleep(0.05)
         (out / "heartbeat").mkdir(exist_ok=True)
-        (out / "heartbeat/rank_0").touch()
+        for rank in range(len(args.get("devices"))):
+            (out / f"heartbeat/rank_{rank}").touch()
         write_json(out / "progress.json", {"samples": samples, "max_samples": target, "samples_per_s": 100.0,
                                            "eta_s": 60.0, "phase": "training", "time": time.time()})
         if behaviour == "slow" and samples >= 600:

@@ -121,7 +121,11 @@ def test_unknown_case_names_the_nearest(project):
     (["--env-ladder", "4k"], "*--env-ladder 4k*"),
     (["--env-ladder", "64,64"], "*--env-ladder 64,64: give different*"),
     (["--devices-train", "cuda:0,cuda:0"], "*cuda:0 is named twice*"),
-    (["--long-mode", "time_budget"], "*--long-budget-hours*"),
+    (["--long-mode", "time_budget", "--long-budget-hours", "0"], "*--long-budget-hours 0: must be above 0*"),
+    (["--pi-plus-ladder", "40,x"], "*--pi-plus-ladder 40,x: give different*"),
+    (["--env-ladder", "8", "--default-ladder", "8"], "*--env-ladder and --default-ladder: give one*"),
+    (["--allocation-profile-tsv", "none.tsv"], "*--allocation-profile-tsv none.tsv: no such file*"),
+    (["--require-deps", "torch,no_such_module,nor_this"], "*cannot import no_such_module (*; nor_this (*"),
     (["--root-out", "../elsewhere"], "*folder name below output/train*"),
     (["--train-env", "NCCL"], "*'NCCL' is not KEY=VALUE*"),
     (["--probe-iters", "-1"], "*must not be negative*"),
@@ -308,9 +312,13 @@ def test_time_budget_is_counted_over_sessions(project):
     used = sum(e["elapsed_s"] for e in events if e["event"] == "stage_end" and e["stage"] == "long_train")
     project.rules({"stage": "long_train", "do": "nan"})
     project.run(*budget)
-    first, second = (c for c in project.calls() if c["stage"] == "long_train")
-    assert first["flags"]["time_budget_hours"] == ["1.000000"] and "max_samples" not in first["flags"]
-    assert float(second["flags"]["time_budget_hours"][0]) == pytest.approx(1 - used / 3600, abs=1e-6)
+    first, _ = (c for c in project.calls() if c["stage"] == "long_train")
+    assert "max_samples" not in first["flags"] and "time_budget_hours" not in first["flags"]
+    row = project.rows()[TRAINED]
+    assert float(row["long_budget_elapsed_sec"]) > used > 0
+    assert (row["long_mode"], row["long_max_samples"], row["long_budget_hours"], row["long_budget_target_sec"],
+            row["long_budget_reached"], row["long_budget_signal"], row["long_stop_reason"]) == (
+        "time_budget", "", "1.0", "3600.0", "0", "SIGINT", "long_exit")
 
 
 def test_xdist_runs_cases_side_by_side(project):

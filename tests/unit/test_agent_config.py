@@ -87,8 +87,8 @@ def changed(**keys):
     (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
     ({k: v for k, v in load_yaml(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
     (changed(actor_optimizer={"type": "Sgd", "learning_rate": 1}), r"actor_optimizer\.type.*'SGD' or 'Adam'"),
-    (changed(optimizer={}, update_epochs=5), r"older layout.*'optimizer' became actor_opt.*'update_epochs'"),
-    (changed(batch_size=4, critic_loss_weight=1.0), r"'batch_size' became actor_batch_size.*'critic_loss_weight'"),
+    ({"agent_name": "LCP"}, r"x\.yaml: agent_name 'LCP': Lipschitz-constrained policies .* not part of this project"),
+    ({"agent_name": "SMP"}, r"x\.yaml: agent_name 'SMP': score-matching motion priors .* not part of this project"),
 ])
 def test_mistakes_are_named(data, message):
     with pytest.raises(UserError, match=message):

@@ -13,7 +13,7 @@ from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion, save_motion
 from mimickit.anim.motion_lib import MotionLib
 from mimickit.util.failures import UserError
-from tools.check_motion import MOTIONS, character_of, list_clips, load_exemptions, main, problems
+from tools.check_motion import MOTIONS, character_of, errors, list_clips, load_exemptions, main, problems
 from tools.feet import Feet, feet_of, lock, soles, stances
 from tools.measure import measure
 from tools.shape import ASSETS, CHARACTERS, Shape, unpack
@@ -52,7 +52,7 @@ def changed(clip, column, change, rows=slice(None)):
 
 
 def test_every_shipped_clip_passes(capsys):
-    assert main([]) == 0, capsys.readouterr().err
+    assert main(["--strict"]) == 0, capsys.readouterr().err
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(list_clips([MOTIONS])) and len(lines) > 60
 
@@ -92,6 +92,17 @@ def test_each_rule_finds_its_fault(go2, pace, change, text):
     assert text in "; ".join(problems(measure(change(pace), go2)))
 
 
+@pytest.mark.parametrize(("change", "text"), [
+    (lambda c: replace(c, frames=c.frames[:1]), "1 frame; needed are at least 2"),
+    (lambda c: changed(c, 2, 1.0), "its lowest point is 1.00 m from the ground"),
+    (lambda c: changed(c, 0, np.arange(len(c.frames)) * 2.0), "the root moves with 12"),
+])
+def test_what_makes_a_clip_unusable(go2, pace, change, text):
+    report = measure(change(pace), go2)
+    assert text in "; ".join(errors(report)) and problems(report)
+    assert errors(measure(pace, go2)) == errors(measure(changed(pace, 2, -0.03), go2)) == []
+
+
 def test_limits_name_the_joint(go2, pace):
     low = go2.character.model.dof_low[2]
     bad = changed(pace, 8, low - 0.1 - pace.frames[5, 8], 5)
@@ -103,7 +114,7 @@ def test_y_up_is_found(humanoid):
     y_up = replace(clip, frames=clip.frames.copy())
     y_up.frames[:, [1, 2]] = clip.frames[:, [2, 1]] * (1, -1)  # a quarter turn about x
     y_up.frames[:, 3:6] = (-np.pi / 2, 0, 0)
-    assert "is Z up" in "; ".join(problems(measure(y_up, humanoid)))
+    assert "is Z up" in "; ".join(errors(measure(y_up, humanoid)))
 
 
 def test_exemptions_raise_the_limit_and_need_a_reason(go2, pace, tmp_path):
@@ -125,11 +136,17 @@ def test_command_line(tmp_path, capsys, pace):
     assert "| good | 34 | 60 | wrap |" in capsys.readouterr().out
     with Image.open(tmp_path / "good.png") as sheet:
         assert len(sheet.getcolors(100_000)) > 5  # limbs were drawn
+    assert main([str(good), str(bad)]) == 0, "unclean, not unusable"
+    out = capsys.readouterr()
+    assert "| bad |" in out.out and "| warning |" in out.out and f"warning: {bad}: sinks" in out.err
+    assert main([str(good), str(bad), "--strict"]) == 1
+    capsys.readouterr()
+    save_motion(bad, changed(pace, 2, -0.3))
     assert main([str(good), str(bad)]) == 1
     out = capsys.readouterr()
-    assert "| bad |" in out.out and "bad.pkl: sinks" in out.err
+    assert "| error |" in out.out and f"error: {bad}: its lowest point is -0.3" in out.err
     assert main([str(alien)]) == 1
-    assert "has 12 dofs" in capsys.readouterr().err
+    assert "error: " in (said := capsys.readouterr().err) and "has 12 dofs" in said
     assert main([str(alien), "--char", str(ASSETS / CHARACTERS["go2"])]) == 0
     assert main([str(tmp_path / "nothing")]) == 2 and "not found" in capsys.readouterr().err
 

@@ -11,7 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mimickit.engines.engine_config import CAPACITY_FILE, contact_capacity, load_engine_config, make_engine_config
+from mimickit.config import load_yaml
+from mimickit.engines.engine_config import (
+    CAPACITY_FILE,
+    contact_capacity,
+    for_newton,
+    load_engine_config,
+    make_engine_config,
+)
 from mimickit.util.failures import AssetMissingError, UserError, classify
 
 ENGINES = Path(__file__).resolve().parents[2] / "data" / "engines"
@@ -33,14 +40,21 @@ def test_defaults_are_upstreams():
 
 
 @pytest.mark.parametrize("name", ["isaac_gym", "isaac_lab"])
-def test_other_engines_are_refused_by_name(name):
-    with pytest.raises(UserError) as caught:
-        load_engine_config(ENGINES / f"{name}_engine.yaml")
-    message = str(caught.value)
-    assert f"'{name}' is not supported" in message
-    assert "supported: newton" in message
-    assert "--engine_config data/engines/newton_engine.yaml" in message
-    assert f"{name}_engine.yaml" in message
+def test_files_of_other_engines_run_on_newton(name):
+    path = ENGINES / f"{name}_engine.yaml"
+    config = load_engine_config(path)
+    assert (config.engine_name, config.control_mode, config.control_freq, config.sim_freq) == ("newton", "pos", 30, 240)
+    assert config == load_engine_config(ENGINES / "newton_engine.yaml"), "as this project's own"
+    data, told = for_newton({**load_yaml(path), "control_freq": 50, "control_mode": "vel"}, "x.yaml")
+    assert (data["sim_freq"], data["control_freq"], data["control_mode"]) == (250, 50, "vel")
+    assert told.startswith(f"x.yaml is for engine '{name}'; this runs on Newton with sim_freq 250")
+    assert for_newton(load_yaml(ENGINES / "newton_engine.yaml"), "x.yaml")[1] is None
+
+
+def test_unknown_engines_are_refused_by_name():
+    with pytest.raises(UserError, match=r"x\.yaml: engine_name 'bullet' is not supported; supported: newton.* Use "
+                                        r"--engine_config data/engines/newton_engine\.yaml"):
+        make_engine_config({"engine_name": "bullet"}, "x.yaml")
 
 
 def test_an_environments_engine_block_wins():

@@ -122,7 +122,7 @@ def test_wrong_lengths(tmp_path):
 
 
 def test_environments_to_come():
-    assert "env_name 'smp' is not supported yet; supported: add, amp" in message(env_name="smp")
+    assert "env_name 'smp' is not supported yet (of MimicKit, to come); supported: add, amp" in message(env_name="smp")
 
 
 def test_engine_block_of_the_environment(tmp_path):

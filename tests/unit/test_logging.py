@@ -1,6 +1,7 @@
 """The log table, progress and heartbeat files."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -190,3 +191,14 @@ def test_heartbeat_is_touched_at_most_once_a_second(tmp_path, monkeypatch):
     now[0] = 101.5
     heartbeat.beat()
     assert path.stat().st_mtime > 1.0
+
+
+def test_rows_that_were_not_evaluated(tmp_path):
+    """They have no tags elsewhere, and a continued run drops them."""
+    logger, seen = Logger(tmp_path), []
+    logger._sink = SimpleNamespace(write=lambda tags, step: seen.append(sorted(tags)), close=lambda: None)
+    logger.write(row(0))
+    logger.write(row(1, Test_Return=math.nan))
+    assert [tag for tag in seen[0] if tag not in seen[1]] == ["0_Main/Test_Return"]
+    Logger(tmp_path, resume_iteration=2).write(row(2))
+    assert [r[0] for r in read_log(tmp_path / "log.txt")[1]] == ["0", "2"]

@@ -67,6 +67,31 @@ def test_a_damaged_model_is_refused(refused, tmp_path):
     assert f"--resume {tmp_path} trains on from its newest checkpoint and writes the model anew" in message
 
 
+def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, capsys):
+    """MimicKit's engine files and older agent files: one line each, from the process that a person started."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "run_stage", lambda request: request.engine.sim_freq)
+    data = yaml.safe_load((ROOT / AGENT).read_text())
+    older = {key: value for key, value in data.items() if not key.startswith(("actor", "critic"))}
+    older |= {"optimizer": {"type": "SGD", "learning_rate": 1e-4}, "update_epochs": 5, "batch_size": 4}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(older))
+    argv = ["--agent_config", str(tmp_path / "old.yaml"), "--engine_config", "data/engines/isaac_gym_engine.yaml"]
+    for started, expected in ((None, ["isaac_gym_engine.yaml is for engine", "old.yaml has the layout before"]),
+                              ("1.0", [])):
+        if started:
+            monkeypatch.setenv(run.STARTED, started)
+        assert run.main([*argv, *CASE, "--out_dir", str(tmp_path / "out")]) == 240
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said)), said
+
+
+def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
+    """MimicKit's dodgeball names an agent file that it does not have."""
+    (tmp_path / "ball.yaml").write_text("env_name: task_dodgeball\n")
+    text = refused("--env_config", str(tmp_path / "ball.yaml"), "--agent_config", "data/agents/dodgeball_agent.yaml")
+    assert "ball.yaml: env_name 'task_dodgeball' is not supported yet (of MimicKit, to come)" in text
+
+
 @pytest.mark.parametrize(("assignments", "message"), [
     (["agent.steps_per_itr=8"], f"{AGENT}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],

@@ -131,6 +131,7 @@ def test_the_repair_in_the_documents_repairs(tmp_path, capsys):
     save_motion(tmp_path / "my_clip.pkl", clip)
     exec(code.replace("my_clip", f"{tmp_path}/my_clip").replace("data/assets", f"{ROOT}/data/assets"), {})
     character = ["--char", str(ROOT / "data/assets/humanoid/humanoid.xml")]
+    character.append("--strict")
     assert check_motion.main([str(tmp_path / "my_clip.pkl"), *character]) == 1
     error = capsys.readouterr().err
     assert all(text in error for text in ("sinks 0.040", "feet slide", "ends are 0.200"))
