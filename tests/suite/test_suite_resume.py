@@ -68,18 +68,15 @@ def guard_of(pid):
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.parametrize("behaviour", ["slow", "spawn"])
-def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project, behaviour):
+def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project):
     """Nobody goes on beside the successor, also no grandchild in a session of its own."""
-    project.rules({"stage": "long_train", "do": behaviour, "times": 1})
-    session = project.start("--cases", TRAINED, "--long-max-samples", "10000")
+    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
+    session = project.start("--cases", TRAINED)
     trainer = wait_for(lambda: running(project, "long_train"))
-    left = [trainer]
-    if behaviour == "spawn":
-        left.append(int(wait_for(lambda: (project.path / "sleeper.pid").read_text())))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
     os.kill(guard_of(trainer), signal.SIGKILL)
     wait_for(lambda: len(project.stages()) > 2)
-    assert not any(alive(pid) for pid in left), "what the guard watched ends before its successor starts"
+    assert not alive(trainer) and not alive(sleeper), "what the guard watched ends before its successor starts"
     assert session.wait(30) == 0
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
     assert [(e["outcome"], e["failure_class"]) for e in ends] == [("failed", "preempted"), ("ok", "")]
