@@ -95,8 +95,11 @@ def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(pr
     session.wait()
     wait_for(lambda: not alive(trainer))
     assert alive(sleeper), "nobody is left who knows of it"
+    half = [project.out / name for name in (".progress.json.ab12.tmp", f"runs/{TRAINED}_args/.attempts.json.x_.tmp")]
+    for path in half:
+        path.write_text("half")
     assert project.run("--lf", "--cases", TRAINED).ret == 0
-    assert not alive(sleeper)
+    assert not alive(sleeper) and not any(path.exists() for path in half)
 
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
