@@ -55,6 +55,13 @@ class FullDiskError(OSError):
     """A full disk, quota or size limit; the message names the file and sizes."""
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove what processes that were killed in :func:`atomic_path` left below a folder in which nobody writes now."""
+    for path in Path(folder).rglob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def fsync(path: Path) -> None:
     """Flush a file or a folder entry to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 
 from mimickit.util.failures import UserError
-from mimickit.util.files import write_json, write_text
+from mimickit.util.files import remove_half_written, write_json, write_text
 from mimickit.util.processes import end_with_parent
 from tests.acceptance import report
 from tests.acceptance.cases import Case, manifest_rows
@@ -130,6 +130,7 @@ class Session:
                 raise pytest.UsageError(f"another session works in {self.settings.relative(self.settings.out)}; "
                                         "wait for it, or give --root-out NAME")
             self.settings.stop_file.unlink(missing_ok=True)
+            remove_half_written(self.settings.out)
             close_open_stages(self.ledger)
         self.session_before = self.ledger.state().session.get("session")
         gpus = any(device.startswith("cuda") for device in self.settings.pool)

@@ -64,7 +64,8 @@ class Loop:
         """The next session; with more to train when the last one had nothing left to do."""
         if self.session is not None and self.session.returncode == 0:
             self.samples += FIRST_SAMPLES
-        self.session = self.project.start("--lf", "--long-max-samples", str(self.samples))
+        no_timeouts = [word for stage in ("probe", "long", "test", "viz") for word in (f"--{stage}-timeout", "0")]
+        self.session = self.project.start("--lf", "--long-max-samples", str(self.samples), *no_timeouts)
 
     def let_end(self, stages: int) -> None:
         """Wait until so many stages have ended, so that later ones are hit too."""

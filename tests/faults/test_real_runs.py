@@ -92,7 +92,7 @@ def test_a_killed_guard_takes_launcher_and_ranks_along(tmp_path):
     with (tmp_path / "stage.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd, stdout=log,
                                    stderr=log, env={**os.environ, **spec.env}, stdin=subprocess.PIPE)
-    assert process.wait(120) == -signal.SIGKILL, (tmp_path / "stage.log").read_text()
+    assert process.wait(400) == -signal.SIGKILL, (tmp_path / "stage.log").read_text()
     deadline = time.monotonic() + 10.0
     while (left := processes_left(tmp_path / "fault.json")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -90,18 +90,15 @@ def guard_of(pid):
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.parametrize("behaviour", ["slow", "spawn"])
-def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project, behaviour):
+def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project):
     """Nobody goes on beside the successor, also no grandchild in a session of its own."""
-    project.rules({"stage": "long_train", "do": behaviour, "times": 1})
-    session = project.start("--cases", TRAINED, "--long-max-samples", "10000")
+    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
+    session = project.start("--cases", TRAINED)
     trainer = wait_for(lambda: running(project, "long_train"))
-    left = [trainer]
-    if behaviour == "spawn":
-        left.append(int(wait_for(lambda: (project.path / "sleeper.pid").read_text())))
+    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
     os.kill(guard_of(trainer), signal.SIGKILL)
     wait_for(lambda: len(project.stages()) > 2)
-    assert not any(alive(pid) for pid in left), "what the guard watched ends before its successor starts"
+    assert not alive(trainer) and not alive(sleeper), "what the guard watched ends before its successor starts"
     assert session.wait(30) == 0
     ends = [e for e in project.events() if e["event"] == "stage_end" and e["stage"] == "long_train"]
     assert [(e["outcome"], e["failure_class"]) for e in ends] == [("failed", "preempted"), ("ok", "")]
@@ -120,8 +117,11 @@ def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(pr
     session.wait()
     wait_for(lambda: not alive(trainer))
     assert alive(sleeper), "nobody is left who knows of it"
+    half = [project.out / name for name in (".progress.json.ab12.tmp", f"runs/{TRAINED}_args/.attempts.json.x_.tmp")]
+    for path in half:
+        path.write_text("half")
     assert project.run("--lf", "--cases", TRAINED).ret == 0
-    assert not alive(sleeper)
+    assert not alive(sleeper) and not any(path.exists() for path in half)
 
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
