@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
+from tests.acceptance.events import to_line
 from tests.acceptance.judge import sample
 from tests.acceptance.ledger import read_events
 from tests.acceptance.roots import ENVIRONMENTS
@@ -240,7 +241,7 @@ def recorded_text(file: Path) -> str:
     if file.suffix == ".json":
         return json.dumps(without_machine(read_json(file)), indent=1)
     if file.suffix == ".jsonl":
-        return "".join(json.dumps(event) + "\n" for event in without_machine(read_events(file)))
+        return "".join(to_line(event).decode() for event in without_machine(read_events(file)))
     return "\n".join(without_machine(file.read_text(encoding="utf-8").split("\n")))
 
 

@@ -35,9 +35,13 @@ def format_row(cells: Iterable[str]) -> str:
     return "".join(f"{cell:<{CELL}}" if len(cell) < CELL else f"{cell} " for cell in cells) + "\n"
 
 
-def read_log(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of a ``log.txt``; carriage returns are accepted as row ends, commas as separators."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+def read_log(path: Path, errors: str = "strict") -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of a ``log.txt``; carriage returns are accepted as row ends, commas as separators.
+
+    Raises:
+        UnicodeDecodeError: it is no text, unless ``errors`` (as of :meth:`bytes.decode`) says otherwise.
+    """
+    text = path.read_text(encoding="utf-8", errors=errors)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     return (rows[0], rows[1:]) if rows else ([], [])
@@ -116,7 +120,7 @@ class Logger:
             self._sink.close()
 
     def _keep_rows_before(self, iteration: int) -> None:
-        columns, rows = read_log(self._path)
+        columns, rows = read_log(self._path, errors="replace")
         if "Iteration" not in columns or "Samples" not in columns:
             if columns:
                 aside = _free_name(self._path)

@@ -89,8 +89,8 @@ def test_speed_is_that_of_the_whole_training(tmp_path):
     before = last_checkpoint(tmp_path).shared["wall_s"]
     last, _, _ = run(tmp_path, max_iters=1, resume=tmp_path)
     assert last.samples == 7 * PER_ITER and before > 0.0
-    assert last.total_wall_s == pytest.approx(before + last.wall_s, abs=0.01)
-    assert last.samples_per_s == pytest.approx(last.samples / last.total_wall_s)
+    assert last.total_wall_s == pytest.approx(before + last.wall_s, abs=0.05)
+    assert last.samples_per_s == pytest.approx(last.samples / last.total_wall_s, rel=0.01)
 
 
 def test_a_continued_run_says_where_it_goes_on(tmp_path, capsys):

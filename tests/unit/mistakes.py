@@ -55,7 +55,6 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--logger tensorboard CASE", "allowed are txt, tb, wandb"),
     ("--logger wandb CASE", "--logger wandb needs the package wandb: pip install wandb"),
     ("--video_file film.avi --mode test CASE", "videos are MP4"),
-    ("--engine_config data/engines/isaac_gym_engine.yaml CASE", "engine_name 'isaac_gym' is not supported"),
     ("--engine_config data/engines/none.yaml CASE", "not found: data/engines/none.yaml"),
     ("--env_config {tmp}/misspelt_env.yaml CASE", "unknown key 'episode_lenght' (did you mean 'episode_length'?)"),
     ("--env_config {tmp}/noclip_env.yaml CASE", "motion data/motions/none.pkl"),

@@ -241,7 +241,7 @@ def side_evaluation(dist):
     """It ends when the last process' episodes do, and is the mean of all."""
     env = Episodes(*[(2, 9, 9), (4, 6, 9)][dist.rank])
     beside = SideEvaluation(env, DummyAgent(env, DummyConfig(), dist), 2)
-    beside.begin(7)
+    beside.begin(7, 0)
     for step in range(1, 10):
         env.step(None)
         beside.update()

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mimickit.util.failures import AssetMissingError, UserError
+from tests.acceptance.ledger import read_events
 from tests.acceptance.tables import write_tsv
 from tools import export_results, plot_log
 from tools.curves import joined, read_curves, smooth
@@ -220,13 +221,13 @@ def test_not_a_root(tmp_path, capsys):
 def test_records_are_a_root(root, tmp_path):
     """Unpacked they give the same page, with the pictures that are there."""
     (root / "ledger.jsonl").write_text(
-        '{"event": "session_start", "folder": "/home/me/x/output/train/nightly"}\n{"event": "stage_')  # a power cut
+        '{"event": "session_start", "time": 1.0, "cases": [], "folder": "/home/me/x/output/train/nightly"}\n{"event": "sta')  # a power cut
     (root / f"runs/{CASE}_args/default_e8/long_train.log").write_text("much")
     export_results.main([str(root), "--out", str(tmp_path / "first")])
     with tarfile.open(tmp_path / "first/records.tar.xz") as archive:
         archive.extractall(tmp_path / "other", filter="data")
     copy = tmp_path / "other" / root.name
-    assert json.loads((copy / "ledger.jsonl").read_text())["folder"] == "output/train/nightly"
+    assert [event["folder"] for event in read_events(copy / "ledger.jsonl")] == ["output/train/nightly"]
     assert not [*copy.rglob("*.mp4"), *copy.rglob("*.log")]
     page = (tmp_path / "first/README.md").read_text()
     export_results.main([str(copy), "--out", str(tmp_path / "first")])

@@ -15,6 +15,7 @@ from mimickit import request, run
 from mimickit.learning.agents import parse_agent_config
 from mimickit.learning.dummy_agent import DummyConfig
 from mimickit.util.args import Args
+from mimickit.util.distributed import Distributed
 from mimickit.util.manifest import describe_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,8 @@ def test_a_damaged_model_is_refused(refused, tmp_path):
 def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, capsys):
     """MimicKit's engine files and older agent files: one line each, from the process that a person started."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(run, "run_stage", lambda request: request.engine.sim_freq)
+    monkeypatch.setattr(run, "join", lambda request: Distributed.single())
+    monkeypatch.setattr(run, "run_stage", lambda request, dist: request.engine.sim_freq)
     data = yaml.safe_load((ROOT / AGENT).read_text())
     older = {key: value for key, value in data.items() if not key.startswith(("actor", "critic"))}
     older |= {"optimizer": {"type": "SGD", "learning_rate": 1e-4}, "update_epochs": 5, "batch_size": 4}

@@ -21,6 +21,7 @@ from mimickit.util.checkpoint import find_latest
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import NonFiniteError, UserError
 from mimickit.util.files import FullDiskError, read_json, write_json
+from mimickit.util.manifest import describe_file, part_names, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGS_FILE = "args/deepmimic_humanoid_ppo_args.txt"
@@ -30,9 +31,13 @@ TODAY = time.strftime("%Y-%m-%d")
 
 
 def write_checkpoint(folder, iteration, **entries):
-    """A complete checkpoint without a single file in it."""
+    """A complete checkpoint with nothing in its files."""
     path = folder / "checkpoints" / f"{iteration:010d}"
-    write_json(path / "manifest.json", {"files": {}, "world_size": 1, "num_envs": 2, "iteration": iteration, **entries})
+    path.mkdir(parents=True)
+    for name in part_names(1):
+        (path / name).touch()
+    write_manifest(path, {"world_size": 1, "num_envs": 2, "iteration": iteration, **entries},
+                   {name: describe_file(path / name) for name in part_names(1)})
     return path
 
 
