@@ -220,8 +220,8 @@ def test_not_a_root(tmp_path, capsys):
 
 def test_records_are_a_root(root, tmp_path):
     """Unpacked they give the same page, with the pictures that are there."""
-    (root / "ledger.jsonl").write_text(
-        '{"event": "session_start", "time": 1.0, "cases": [], "folder": "/home/me/x/output/train/nightly"}\n{"event": "sta')  # a power cut
+    event = {"event": "session_start", "time": 1.0, "cases": [], "folder": "/home/me/x/output/train/nightly"}
+    (root / "ledger.jsonl").write_text(json.dumps(event) + '\n{"event": "stage_')  # a power cut
     (root / f"runs/{CASE}_args/default_e8/long_train.log").write_text("much")
     export_results.main([str(root), "--out", str(tmp_path / "first")])
     with tarfile.open(tmp_path / "first/records.tar.xz") as archive:
