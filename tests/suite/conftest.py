@@ -20,7 +20,7 @@ CASES = ("deepmimic_humanoid_ppo", "dof_test_humanoid", "view_motion_humanoid")
 TRAINED = "deepmimic_humanoid_ppo"
 HEAVY = ("torch", "warp", "newton", "mujoco", "pyglet")
 INNER_SECONDS = 240.0  # longer than any inner pytest takes, shorter than pytest.ini allows a test
-SMALL = {"probe_timeout": 20, "long_timeout": 20, "test_timeout": 20, "viz_timeout": 20, "env_ladder": [8],
+SMALL = {"probe_timeout": 60, "long_timeout": 60, "test_timeout": 60, "viz_timeout": 60, "env_ladder": [8],
          "long_max_samples": 1000, "hang_seconds": 20}
 
 INI = """[pytest]

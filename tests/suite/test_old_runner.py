@@ -104,7 +104,8 @@ def test_a_training_whose_hours_are_used_up_gets_the_signal(project, number):
 
 
 BEATING = ("import signal, time, pathlib; {}; pathlib.Path('out/heartbeat').mkdir(); "
-           "pathlib.Path('out/heartbeat/rank_0').touch(); time.sleep(100)")
+           "pathlib.Path('out/heartbeat/rank_0').touch(); "
+           "pathlib.Path('out/progress.json').write_text('{{\"samples\": 1}}'); time.sleep(100)")
 
 
 @pytest.mark.parametrize(("deaf_to", "reason", "rc"), [

@@ -114,7 +114,7 @@ def estimate():
 
 def ended(name, stage, seconds, outcome="ok"):
     about = {"case": name, "variant": "default", "num_envs": 8, "stage": stage, "fingerprint": "f", "afresh": False,
-             "devices": [], "degraded": False, "folder": "", "time": 0.0}
+             "devices": [], "degraded": False, "folder": "", "time": 0.0, "started": 0.0}
     return [{"event": "stage_start", **about}, {"event": "stage_end", **about, "elapsed_s": seconds, "outcome": outcome,
                                                 "failure_class": ""}]
 

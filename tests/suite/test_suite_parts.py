@@ -228,7 +228,8 @@ def test_all_hours_before_an_interruption_count():
     def event(kind, stage, seconds=0.0, outcome="interrupted", afresh=False, fingerprint="f"):
         return {"event": kind, "time": 0.0, "case": TRAINED, "variant": "default", "num_envs": 8, "stage": stage,
                 "fingerprint": fingerprint, "afresh": afresh, "devices": ["cpu"], "degraded": False, "folder": "x",
-                "out_dir": "x", "log": "x", "outcome": outcome, "failure_class": "", "elapsed_s": seconds}
+                "started": 0.0, "out_dir": "x", "log": "x", "outcome": outcome, "failure_class": "",
+                "elapsed_s": seconds}
 
     def used(*events):
         return ledger.fold(events).case(TRAINED).attempts["default", 8].train_seconds
