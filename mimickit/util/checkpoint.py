@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,12 +255,17 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         AssetMissingError: no such file.
-        UserError: not a mapping from names to tensors.
+        UserError: a folder, damaged, or not a mapping from names to tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        model = path / "model.pt"
+        raise UserError(f"{path} is a folder, not a model file" + (f": give {model}" if model.is_file() else ""))
     if not path.is_file():
         raise AssetMissingError(f"model file not found: {path}")
     loaded = _load(path, "model file")
+    if damaged := _damaged_part(path):
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
     if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} must hold a flat mapping from names to tensors")
     return dict(loaded)
@@ -349,6 +355,17 @@ def _load(path: Path, what: str = "checkpoint file") -> Any:
             raise
         raise UserError(f"{path} is not a readable {what}: it is damaged, or not one at all ({_reason(error)})"
                         ) from None
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part of a file in torch's format whose checksum is wrong; torch does not look at them."""
+    if not zipfile.is_zipfile(path):  # written by a torch before 1.6, without checksums
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError):  # flags that torch does not use
+        return "its directory"
 
 
 def _reason(error: Exception) -> str:

@@ -244,6 +244,25 @@ def test_unreadable_model_files(tmp_path):
         load_model(tmp_path / "model.pt", {})
 
 
+def test_a_folder_is_no_model_file_and_its_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, not a model file$"):
+        load_model(tmp_path, {})
+    save_model(tmp_path / "model.pt", {"a": torch.ones(2)})
+    with pytest.raises(UserError, match=r"is a folder, not a model file: give .*/model\.pt$"):
+        load_model(tmp_path, {})
+
+
+def test_a_flipped_bit_of_a_model_is_noticed_without_its_result(tmp_path):
+    """torch does not look at the checksums that it writes."""
+    path = tmp_path / "model.pt"
+    save_model(path, {"a": torch.arange(1000.0)})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.pt is damaged: the checksum of .* is wrong"):
+        load_model(path, {"a": torch.zeros(1000)})
+
+
 class Foreign:
     """Something that torch does not unpickle."""
 
