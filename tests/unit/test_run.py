@@ -185,3 +185,8 @@ def test_a_test_without_end_says_so(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("running until Ctrl-C (no window") and len(lines) == 3
     assert lines[2].startswith("still running: 2 control steps in 4 worlds")
+
+
+def test_what_is_said_of_processes_that_failed():
+    assert run.how_it_ended(0, 1) == "process 0 failed (exit code 1)"
+    assert run.how_it_ended(1, -9) == "process 1 was killed (SIGKILL)"
