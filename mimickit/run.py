@@ -193,6 +193,8 @@ def launch(argv: list[str], request: Request) -> int:
             torchrun([*where, "--log-dir", folder, "--nproc-per-node", str(len(request.devices)), script, *argv])
     except ChildFailedError as error:
         ends = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # torchrun sends SIGTERM to the others when one has failed
+        ends = {rank: code for rank, code in ends.items() if code != -signal.SIGTERM} or ends
         codes = [128 - code if code < 0 else code for code in ends.values()]
         print(f"error: {'; '.join(how_it_ended(rank, code) for rank, code in sorted(ends.items()))}; what they said: "
               f"{request.out_dir / 'failures'}", file=sys.stderr)
