@@ -233,6 +233,18 @@ def test_model_that_does_not_fit_changes_nothing(tmp_path):
     assert torch.equal(target["a"], torch.zeros(2))
 
 
+def test_what_is_said_of_damaged_checkpoints(tmp_path, capsys):
+    good, damaged = save(tmp_path, 1), save(tmp_path, 2)
+    (damaged / "shared.pt").write_bytes(b"x")
+    assert resolve_checkpoint(tmp_path, ALONE) == good
+    assert capsys.readouterr().err == f"warning: {damaged} is damaged or incomplete and is passed over\n"
+    with pytest.raises(AssetMissingError, match=r"0000000002 is damaged or incomplete: --resume .* continues from"):
+        resolve_checkpoint(damaged, ALONE)
+    (good / "shared.pt").write_bytes(b"x")
+    with pytest.raises(AssetMissingError, match=r"2, .*1 are damaged or incomplete: .*--model_file .*/model\.pt"):
+        resolve_checkpoint(tmp_path, ALONE)
+
+
 def test_unreadable_model_files(tmp_path):
     with pytest.raises(AssetMissingError, match="not found"):
         load_model(tmp_path / "model.pt", {})

@@ -307,7 +307,7 @@ def test_processes_of_a_torchrun_work_in_the_folder_that_the_first_one_made(prog
 
 
 def test_overwriting_takes_no_sign_of_life_and_no_failure_of_the_processes_that_start(tmp_path):
-    """Process 0 clears the folder when the others may have begun: one that beat next found its folder gone and ended."""
+    """Process 0 clears the folder when others may have begun: one that beat next found its folder gone and ended."""
     heartbeat = Heartbeat(tmp_path, 1, starting=True)
     write_failure(tmp_path, 1, RuntimeError("the root cause"))
     (tmp_path / "model.pt").write_bytes(b"x")
