@@ -152,11 +152,12 @@ class _BoundedLoader(yaml.SafeLoader):
     def construct_text_mapping(self, node: yaml.MappingNode) -> Any:
         data: dict[str, Any] = {}
         yield data
-        for key, value in self.construct_mapping(node).items():
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {_SHORT.repr(key)} is not text",
-                                                        node.start_mark)
-            data[key] = value
+        self.flatten_mapping(node)  # merge keys
+        for key, _ in node.value:  # before a dictionary is made: numbers can all be given the same hash
+            if key.tag != f"{_TAGS}str":
+                shown = key.value[:80] if isinstance(key, yaml.ScalarNode) else "that is a list or a mapping"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {shown} is not text", key.start_mark)
+        data.update(self.construct_mapping(node))
 
 
 _LEVELS = "levels of lists and mappings"

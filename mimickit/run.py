@@ -192,13 +192,23 @@ def launch(argv: list[str], request: Request) -> int:
         with tempfile.TemporaryDirectory(prefix="mimickit-") as folder:  # torchrun leaves its own behind
             torchrun([*where, "--log-dir", folder, "--nproc-per-node", str(len(request.devices)), script, *argv])
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        codes = [128 - code if code < 0 else code for code in codes]
-        print(f"error: a process failed (exit codes {codes}); see {request.out_dir / 'failures'}", file=sys.stderr)
+        ends = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # torchrun sends SIGTERM to the others when one has failed
+        ends = {rank: code for rank, code in ends.items() if code != -signal.SIGTERM} or ends
+        codes = [128 - code if code < 0 else code for code in ends.values()]
+        print(f"error: {'; '.join(how_it_ended(rank, code) for rank, code in sorted(ends.items()))}; what they said: "
+              f"{request.out_dir / 'failures'}", file=sys.stderr)
         return next((code for code in codes if code == EXIT_USER_ERROR or code > 128), EXIT_FAILED)
     except SignalException as error:
         return 128 + error.sigval
     return EXIT_OK
+
+
+def how_it_ended(rank: int, code: int) -> str:
+    """``process 1 was killed (SIGKILL)``; ``code`` as of :mod:`subprocess`."""
+    if code >= 0:
+        return f"process {rank} failed (exit code {code})"
+    return f"process {rank} was killed ({signal.Signals(-code).name})"
 
 
 def join(request: Request) -> Any:

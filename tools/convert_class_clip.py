@@ -70,7 +70,7 @@ def _named(data: Any) -> dict[str, Any] | None:
     """What an object or a dictionary holds, by name; None for other values."""
     if isinstance(data, StandIn):
         values: Any = data.args  # a tuple with names is made of its values alone
-        if data.name.name == "_reconstructor":  # of old protocols: class, built-in base, the base's value
+        if data.name.name == "_reconstructor" and data.args:  # of old protocols: class, built-in base, the base's value
             values = data.args[-1]
         if isinstance(values, tuple):
             values = dict(zip(KEYS, values)) if len(values) == len(KEYS) else {}

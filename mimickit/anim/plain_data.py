@@ -143,7 +143,7 @@ def _scalar(dtype: Any, raw: Any) -> bool | int | float:
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     """``_codecs.encode``, by which old protocols spell bytes."""
     if encoding not in ("latin1", "latin-1", "utf-8") or not isinstance(text, str):
-        raise RefusedError(f"encoding '{str(encoding)[:_SHOWN]}' is not allowed")
+        raise RefusedError("text in an encoding other than latin-1 and utf-8")
     return text.encode(encoding)
 
 
@@ -213,14 +213,15 @@ for _core in ("numpy.core", "numpy._core"):  # the name changed with NumPy 2
 # A list of floats as pickle writes it, a frame that is read at once: what names it (its memo), then its numbers.
 _ROW = re.compile(rb"\](\x94|q.|r....|)\(((?:G.{8})+)e", re.DOTALL)
 _FLOAT = np.dtype([("operation", "u1"), ("value", ">f8")])
-_BATCH = 1000  # rows that are read at once
+_BATCH = 1000  # rows that are read at once, at most
 _VALUES = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
     "BINBYTES8", "BYTEARRAY8",
 })
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_KEYS = (str, int, float, bytes, type(None))  # of dictionaries: hashing deep tuples would overflow the stack
+_KEYS = (str, bytes, type(None))  # of dictionaries: hashing deep tuples would overflow the stack
+_MAX_NUMBER = 2**32  # of a key that is one, and of what names a value: larger ones can all be given the same hash
 _MARK = object()
 
 
@@ -254,6 +255,7 @@ class _Machine:
         self.data = file.getvalue()
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.batch = 1  # rows that may be alike
         self.handled = 0  # bytes given to makers: the same ones may be named again and again
 
     def run(self) -> Any:
@@ -288,10 +290,11 @@ class _Machine:
             return False
         memo, numbers, length = row[1], len(row[2]) // _FLOAT.itemsize, row.end() - place
         kind = np.dtype([("before", "u1", len(memo) + 2), ("numbers", _FLOAT, numbers), ("after", "u1")])
-        count = min((len(self.data) - place) // length, _BATCH) if memo == b"\x94" else 1
+        count = min((len(self.data) - place) // length, self.batch) if memo == b"\x94" else 1
         rows = np.frombuffer(self.data, kind, count, place)
         alike = ((rows["before"] == rows["before"][0]).all(1) & (rows["after"] == rows["after"][0])
                  & (rows["numbers"]["operation"] == ord("G")).all(1))
+        self.batch = min(2 * self.batch, _BATCH) if alike.all() else 1
         rows = rows if alike.all() else rows[:alike.argmin()]
         lists = rows["numbers"]["value"].tolist()
         if memo:
@@ -392,7 +395,12 @@ class _Machine:
         if not isinstance(self._top(), tuple):
             raise RefusedError("it refers to something outside itself")
 
-    def _get(self, index: Any) -> None:
+    def _put(self, index: int) -> None:
+        if not 0 <= index < _MAX_NUMBER:
+            raise RefusedError(f"it names a value by {index}")
+        self.memo[index] = self._top()
+
+    def _get(self, index: int) -> None:
         if index not in self.memo:
             raise RefusedError("it refers to a value that it has not named")
         self.stack.append(self.memo[index])
@@ -400,9 +408,13 @@ class _Machine:
 
 def _pairs(values: list[Any]) -> dict[Any, Any]:
     keys = values[::2]
-    if len(values) % 2 or not all(isinstance(key, _KEYS) for key in keys):
-        raise RefusedError("a dictionary with a key that is neither text nor a number")
+    if len(values) % 2 or not all(map(_is_key, keys)):
+        raise RefusedError("a dictionary with a key that is neither text nor a small number")
     return dict(zip(keys, values[1::2]))
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, _KEYS) or (isinstance(key, int) and abs(key) < _MAX_NUMBER)
 
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
@@ -432,9 +444,9 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ_EX": lambda m, a: m._new_with_keywords(),
     "BUILD": lambda m, a: m._build(),
     "BINPERSID": lambda m, a: m._persistent(),
-    "PUT": lambda m, a: m.memo.__setitem__(a, m._top()),
-    "BINPUT": lambda m, a: m.memo.__setitem__(a, m._top()),
-    "LONG_BINPUT": lambda m, a: m.memo.__setitem__(a, m._top()),
+    "PUT": lambda m, a: m._put(a),
+    "BINPUT": lambda m, a: m._put(a),
+    "LONG_BINPUT": lambda m, a: m._put(a),
     "MEMOIZE": lambda m, a: m.memo.__setitem__(len(m.memo), m._top()),
     "GET": lambda m, a: m._get(a),
     "BINGET": lambda m, a: m._get(a),

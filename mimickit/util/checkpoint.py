@@ -20,7 +20,8 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ import torch
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, fsync, naming_full_disk, write_json
+from mimickit.util.logging import warn
 from mimickit.util.manifest import (
     MANIFEST,
     SHARED,
@@ -37,10 +39,12 @@ from mimickit.util.manifest import (
     find_latest,
     is_complete,
     numbered,
+    own_checkpoints,
     part_names,
     read_manifest,
     write_manifest,
 )
+from mimickit.util.run_folder import source_folder
 
 KEEP = 2
 WRITE_TIMEOUT = 600.0  # s, for the files of the other processes
@@ -202,16 +206,30 @@ def resolve_checkpoint(path: Path, dist: Distributed) -> Path:
         AssetMissingError: nothing complete is there.
     """
     path = Path(path)
+    one = (path / MANIFEST).is_file()
+    candidates = [path] if one else own_checkpoints(path)
     found: Path | None = None
     if dist.is_root:
-        found = path if (path / MANIFEST).is_file() and is_complete(path) else find_latest(path)
+        found = find_latest(path) if not one else path if is_complete(path) else None
     found = dist.broadcast_object(found)
     if found is None:
-        raise AssetMissingError(
-            f"no complete checkpoint at {path}: give a run folder (with checkpoints/) or one folder below "
-            "checkpoints/; a training that has written none begins again with --overwrite instead of --resume"
-        )
+        raise AssetMissingError(_without_checkpoint(path, candidates))
+    for folder in candidates[:candidates.index(found)] if dist.is_root else ():
+        warn(f"{folder} is damaged or incomplete and is passed over")
     return found
+
+
+def _without_checkpoint(path: Path, damaged: Sequence[Path]) -> str:
+    """What to say where ``--resume path`` finds nothing to continue from."""
+    if not damaged:
+        return (f"no complete checkpoint at {path}: give a run folder (with checkpoints/) or one folder below "
+                "checkpoints/; a training that has written none begins again with --overwrite instead of --resume")
+    run = source_folder(path)
+    if run != path:
+        return f"{path} is damaged or incomplete: --resume {run} continues from the newest checkpoint that is not"
+    return (f"{', '.join(map(str, damaged))} are damaged or incomplete: nothing is left to continue from exactly. "
+            f"--model_file {run / 'model.pt'} with another --out_dir trains on from the model alone; --overwrite "
+            "instead of --resume begins again")
 
 
 def load_checkpoint(path: Path, dist: Distributed) -> Checkpoint:
@@ -254,12 +272,17 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         AssetMissingError: no such file.
-        UserError: not a mapping from names to tensors.
+        UserError: a folder, damaged, or not a mapping from names to tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        model = path / "model.pt"
+        raise UserError(f"{path} is a folder, not a model file" + (f": give {model}" if model.is_file() else ""))
     if not path.is_file():
         raise AssetMissingError(f"model file not found: {path}")
     loaded = _load(path, "model file")
+    if damaged := _damaged_part(path):
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
     if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} must hold a flat mapping from names to tensors")
     return dict(loaded)
@@ -349,6 +372,17 @@ def _load(path: Path, what: str = "checkpoint file") -> Any:
             raise
         raise UserError(f"{path} is not a readable {what}: it is damaged, or not one at all ({_reason(error)})"
                         ) from None
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part of a file in torch's format whose checksum is wrong; torch does not look at them."""
+    if not zipfile.is_zipfile(path):  # written by a torch before 1.6, without checksums
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError):  # flags that torch does not use
+        return "its directory"
 
 
 def _reason(error: Exception) -> str:

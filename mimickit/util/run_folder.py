@@ -29,8 +29,9 @@ OUT_DIR = "output/"
 COMMAND_LINE, OWN = "command line", "a folder of its own"
 LOCK, RUN = "run.lock", "run.json"
 WHAT_TRAINING_LEAVES = ("log.txt", "model.pt", "int_models", "checkpoints")
-# --overwrite removes these; the run's name last, so that what a killed removal leaves still has one
-_TO_CLEAR = ("result.json", "progress.json", "failures", "heartbeat", "wandb", "events.out.tfevents*",
+# --overwrite removes these; the run's name last, so that what a killed removal leaves still has one. Heartbeats and
+# failures stay: other processes of the new run may have begun, and each removes its own failure.
+_TO_CLEAR = ("result.json", "progress.json", "wandb", "events.out.tfevents*",
              "run_config.yaml", "log.txt", "log_[0-9]*.txt", "model.pt", "int_models", "checkpoints", RUN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EROFS, errno.EACCES, errno.EPERM)
 

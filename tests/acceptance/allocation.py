@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -39,10 +40,17 @@ def read_allocation(file: str | None, repo: Path, variants: Sequence[str] = ()) 
     if file is None:
         return {}
     path = repo / file
-    rows = read_tsv(path)
-    if not path.is_file() or (rows and (lacking := [name for name in NEEDED if name not in rows[0]])):
-        raise UserError(f"--allocation-profile-tsv {file}: " + (
-            f"no column {', '.join(lacking)}" if path.is_file() else "no such file"))
+    if not path.is_file():
+        raise UserError(f"--allocation-profile-tsv {file}: no such file")
+    try:
+        rows = read_tsv(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"--allocation-profile-tsv {file}: is no text ({error})") from None
+    if not rows:
+        raise UserError(f"--allocation-profile-tsv {file}: it has no rows")
+    for number, row in enumerate(rows, 2):
+        if lacking := [name for name in NEEDED if name not in row]:
+            raise UserError(f"--allocation-profile-tsv {file}: line {number} has no column {', '.join(lacking)}")
     known = {case.name: case for case in discover(repo, include_newer=True)}
     found = {}
     for row in rows:
@@ -50,8 +58,8 @@ def read_allocation(file: str | None, repo: Path, variants: Sequence[str] = ()) 
         where = f"--allocation-profile-tsv {file}: {row['case']}"
         if name not in known:
             raise UserError(f"{where} is no case of args/{nearest(name, known)}")
-        if not row["num_envs"].lstrip("-").isdecimal():
-            raise UserError(f"{where}: num_envs '{row['num_envs']}' is not a whole number")
+        if not re.fullmatch(r"-?[0-9]{1,9}", row["num_envs"]):
+            raise UserError(f"{where}: num_envs '{row['num_envs'][:80]}' is not a whole number")
         case, num_envs = known[name], int(row["num_envs"])
         if row["status"] != "ok" or num_envs < 1 or not case.trainable:
             continue

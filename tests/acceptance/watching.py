@@ -34,7 +34,10 @@ class Watching:
         """The line that tells what runs, and lines about what has ended since the last look."""
         now, progress, events = time.monotonic(), self.ledger.refresh_progress(), self.ledger.events()
         fresh, self.told = events[self.told:], len(events)
-        self.begun |= {event["case"] for event in fresh if event["event"] == "stage_start"}
+        for event in fresh:
+            if event["event"] == "stage_start":
+                self.begun.add(event["case"])
+                self.since[event["case"], event["stage"]] = now  # also of one that is tried again
         running = {(run["case"], run["stage"]): run["eta_s"] if run["phase"] == "training" else None
                    for run in progress["running"]}
         self.since = {key: self.since.get(key, now) for key in running}

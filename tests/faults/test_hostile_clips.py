@@ -72,7 +72,13 @@ HARMFUL = {
     "a state for a list": (b"](N}S'x'\nNstb.", "it gives a state to something"),
     "a memo of 34 GB": (b"\x80\x02]r\xff\xff\xff\x7f0}.", "lacks loop_mode"),
     "a memo of 34 GB, in text": (b"]p2147483647\n0}.", "lacks loop_mode"),
-    "a key that overflows the stack": (b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.", "neither text nor a number"),
+    "a key that overflows the stack": (b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.",
+                                       "neither text nor a small number"),
+    "keys of one hash": (b"\x80\x02}\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Ns.",  # n of them took n^2 steps
+                         "neither text nor a small number"),
+    "names of one hash": (b"]p%d\n." % (2**61 - 1), "it names a value by 2305843009213693951"),
+    "an encoding of a million brackets": (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0a)" + b"2\x86" * 20 + b"\x86R.",
+                                          "text in an encoding other than latin-1 and utf-8"),
     "a set that overflows the stack": (b"\x80\x04\x8f()" + b"\x85" * 100_000 + b"\x90.", "the operation EMPTY_SET"),
     "an item for an array": (ARRAY[:-1] % (2, b"f8", b"<", binary(b"A" * 16)) + b"I0\nI1\ns.", "it sets items of"),
     "8 GB of text": (b"\x80\x04\x8d" + struct.pack("<Q", 2**33) + b"x.", "damaged"),
@@ -91,6 +97,20 @@ HARMFUL = {
 def test_harmful_pickles(tmp_path, name):
     data, message = HARMFUL[name]
     assert message in refused(tmp_path / "clip.pkl", data)
+
+
+def test_rows_of_changing_lengths_are_looked_at_once(monkeypatch):
+    """A thousand rows after each one were looked at to see whether they are alike: a clip of 20 MB took minutes."""
+    looked, frombuffer = [], np.frombuffer
+    monkeypatch.setattr(np, "frombuffer", lambda data, kind, count, place: looked.append(count) or frombuffer(
+        data, kind, count, place))
+    number = b"G" + struct.pack(">d", 1.5)
+    rows = (b"]\x94(" + number + b"e]\x94(" + number + number + b"e") * 1000
+    assert read_pickle(b"\x80\x04](" + rows + b"e.") == [[1.5], [1.5, 1.5]] * 1000
+    assert sum(looked) <= 4000
+    looked.clear()
+    assert read_pickle(pickle.dumps([[1.5, 2.5]] + [[0.5 * i, 1.5] for i in range(1, 5000)], 4))[-1] == [2499.5, 1.5]
+    assert len(looked) < 200
 
 
 def test_a_row_that_is_a_million_rows(tmp_path):

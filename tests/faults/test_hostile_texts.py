@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mimickit import config
 from mimickit.anim.mjcf import load_character_model
@@ -47,8 +48,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
     ("a: !!bool x", "'x' is no truth value"),
     ("a: !!set {x}", "could not determine a constructor"),
     ("a: !!binary eA==", "could not determine a constructor"),
-    ("[a]: x", "is not readable as YAML"),
+    ("[a]: x", "the key that is a list or a mapping is not text"),
     ("2: x", "the key 2 is not text"),
+    ("a: 1\n2305843009213693951: x\n[b]: x", "the key 2305843009213693951 is not text"),
     ('a: "\\0"', "text with a NUL or half of a character"),
     ('a: "\\ud800"', "text with a NUL or half of a character"),
     ("a: \x00", "is not readable as YAML"),
@@ -60,6 +62,16 @@ def test_harmful_yaml(tmp_path, text, message):
     with pytest.raises(UserError) as caught:
         load_yaml(path)
     assert str(path) in str(caught.value) and message in str(caught.value) and len(str(caught.value)) < 2000
+
+
+def test_no_dictionary_is_made_of_numbers(monkeypatch):
+    """A dictionary of n numbers that all have the same hash takes n^2 steps: 4 MiB of them took half an hour."""
+    made, construct = [], yaml.SafeLoader.construct_mapping
+    monkeypatch.setattr(yaml.SafeLoader, "construct_mapping", lambda self, node, deep=False: made.append(node) or
+                        construct(self, node, deep))
+    with pytest.raises(UserError, match="is not text"):
+        parse_yaml(f"{{{', '.join(f'{i * (2**61 - 1)}: x' for i in range(1, 9))}}}", "x")
+    assert not made
 
 
 @pytest.mark.parametrize("date", ["2001-13-45", "2001-01-01", "2001-01-01 25:61:61"])

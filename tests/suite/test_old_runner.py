@@ -152,6 +152,8 @@ def test_an_allocation_profile_decides_the_first_attempt(tmp_path):
 @pytest.mark.parametrize(("row", "message"), [
     (("amp_g2_args.txt", "ok", "default", 64, ""), r"amp_g2_args\.txt is no case of args/ \(did you mean 'amp_g"),
     (("amp_g1", "ok", "default", "4k", ""), "num_envs '4k' is not a whole number"),
+    (("amp_g1", "ok", "default", "--4", ""), "num_envs '--4' is not a whole number"),
+    (("amp_g1", "ok", "default", "9" * 5000, ""), "num_envs '9{80}' is not a whole number"),
     (("amp_g1", "ok", "hiutil", 64, ""), "variant 'hiutil' is not one of tuned, default"),
     (("amp_g1", "ok", "tuned", 64, "a.yaml"), r"agent_config a\.yaml is not variant tuned's, data/agents/amp"),
 ])
@@ -159,8 +161,14 @@ def test_mistakes_in_allocation_profiles(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
         allocation.read_allocation(profile(tmp_path, row), ROOT)
     (tmp_path / "short.tsv").write_text("case\tstatus\nx\tok\n")
-    with pytest.raises(UserError, match=r"short\.tsv: no column variant, num_envs, agent_config"):
+    with pytest.raises(UserError, match=r"short\.tsv: line 2 has no column variant, num_envs, agent_config"):
         allocation.read_allocation(str(tmp_path / "short.tsv"), ROOT)
+    header = "\t".join(allocation.NEEDED)
+    for text, message in ((f"{header}\namp_g1\tok\n", "no column variant, num_envs, agent_config"),
+                          (f"{header}\namp_g1\t\xff\n", "is no text"), ("", "it has no rows")):
+        (tmp_path / "cut.tsv").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match=rf"cut\.tsv: .*{message}"):
+            allocation.read_allocation(str(tmp_path / "cut.tsv"), ROOT)
 
 
 @pytest.mark.parametrize(("fallback", "used", "source", "ok"), [

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.acceptance import report
+from tests.acceptance import report, watching
 from tests.acceptance.cases import VIEW_STAGES, Case
 from tests.acceptance.estimate import Estimate
 from tests.acceptance.guard import descendants
-from tests.acceptance.ledger import State, fold
+from tests.acceptance.ledger import Ledger, State, fold
 from tests.acceptance.live import LiveLine
 from tests.suite.conftest import CASES, TRAINED
 from tests.suite.test_suite_resume import alive, wait_for
@@ -197,3 +197,25 @@ def test_a_terminal_gets_one_line_that_fits():
         text = os.read(leader, 1000).decode()
     os.close(leader)
     assert text == "\r\n" + "a" * 19 + "\r\x1b[Kcase ended\r\nb\r\x1b[Kc"
+
+
+def test_a_stage_that_is_tried_again_begins_anew(tmp_path, estimate, monkeypatch):
+    """What is told and estimated of it is the new attempt's time, not that of both."""
+    clock = [0.0]
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ledger = Ledger(tmp_path, tmp_path)
+    ledger.append("session_start", cases=["amp_humanoid"])
+    watch = watching.Watching(ledger, CASES_OF_IT[1:2], estimate)
+    about = {"key": {}, "out_dir": "x", "log": "x", "started": 0.0}
+    start, end = ({**event, **about} for event in ended("amp_humanoid", "probe_train", 20.0, "failed"))
+    for event in (start, end):
+        del event["time"]
+    ledger.append(**start)
+    watch.look(80)
+    clock[0] = 20.0
+    assert "probe_train, 0:20" in watch.look(80)[0]
+    ledger.append(**end)
+    ledger.append(**start)
+    assert "probe_train, 0:00" in watch.look(80)[0]
+    clock[0] = 25.0
+    assert "probe_train, 0:05" in watch.look(80)[0]

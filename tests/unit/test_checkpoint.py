@@ -233,6 +233,18 @@ def test_model_that_does_not_fit_changes_nothing(tmp_path):
     assert torch.equal(target["a"], torch.zeros(2))
 
 
+def test_what_is_said_of_damaged_checkpoints(tmp_path, capsys):
+    good, damaged = save(tmp_path, 1), save(tmp_path, 2)
+    (damaged / "shared.pt").write_bytes(b"x")
+    assert resolve_checkpoint(tmp_path, ALONE) == good
+    assert capsys.readouterr().err == f"warning: {damaged} is damaged or incomplete and is passed over\n"
+    with pytest.raises(AssetMissingError, match=r"0000000002 is damaged or incomplete: --resume .* continues from"):
+        resolve_checkpoint(damaged, ALONE)
+    (good / "shared.pt").write_bytes(b"x")
+    with pytest.raises(AssetMissingError, match=r"2, .*1 are damaged or incomplete: .*--model_file .*/model\.pt"):
+        resolve_checkpoint(tmp_path, ALONE)
+
+
 def test_unreadable_model_files(tmp_path):
     with pytest.raises(AssetMissingError, match="not found"):
         load_model(tmp_path / "model.pt", {})
@@ -242,6 +254,25 @@ def test_unreadable_model_files(tmp_path):
     torch.save({"a": [1, 2]}, tmp_path / "model.pt")
     with pytest.raises(UserError, match="flat mapping"):
         load_model(tmp_path / "model.pt", {})
+
+
+def test_a_folder_is_no_model_file_and_its_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, not a model file$"):
+        load_model(tmp_path, {})
+    save_model(tmp_path / "model.pt", {"a": torch.ones(2)})
+    with pytest.raises(UserError, match=r"is a folder, not a model file: give .*/model\.pt$"):
+        load_model(tmp_path, {})
+
+
+def test_a_flipped_bit_of_a_model_is_noticed_without_its_result(tmp_path):
+    """torch does not look at the checksums that it writes."""
+    path = tmp_path / "model.pt"
+    save_model(path, {"a": torch.arange(1000.0)})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.arange(500.0, 510.0).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.pt is damaged: the checksum of .* is wrong"):
+        load_model(path, {"a": torch.zeros(1000)})
 
 
 class Foreign:

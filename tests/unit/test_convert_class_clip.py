@@ -78,3 +78,9 @@ def test_an_object_without_frames_is_named(tmp_path, monkeypatch, capsys, old_pa
     (tmp_path / "old.pkl").write_bytes(pickle.dumps(motion))
     assert convert(monkeypatch, tmp_path / "old.pkl", tmp_path / "new.pkl") == 2
     assert "no frames in Motion" in capsys.readouterr().err
+
+
+def test_an_object_made_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "old.pkl").write_bytes(b"ccopy_reg\n_reconstructor\n)R.")
+    assert convert(monkeypatch, tmp_path / "old.pkl", tmp_path / "new.pkl") == 2
+    assert "no loop_mode, fps, frames in _reconstructor" in capsys.readouterr().err

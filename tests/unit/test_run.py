@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mimickit import request, run
 from mimickit.learning.agents import parse_agent_config
@@ -185,3 +186,22 @@ def test_a_test_without_end_says_so(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("running until Ctrl-C (no window") and len(lines) == 3
     assert lines[2].startswith("still running: 2 control steps in 4 worlds")
+
+
+@pytest.mark.parametrize(("exit_codes", "code", "said"), [
+    ((1, -15), 1, "error: process 0 failed (exit code 1); what they said"),  # torchrun ends the others with SIGTERM
+    ((1, -9), 137, "error: process 0 failed (exit code 1); process 1 was killed (SIGKILL); what they said"),
+    ((2, 1), 2, "error: process 0 failed (exit code 2); process 1 failed (exit code 1); what they said"),
+    ((-15, -15), 143, "error: process 0 was killed (SIGTERM); process 1 was killed (SIGTERM); what they said"),
+])
+def test_the_process_that_failed_first_tells_how_all_ended(tmp_path, monkeypatch, capsys, exit_codes, code, said):
+    def torchrun(argv):
+        raise ChildFailedError("run", {rank: ProcessFailure(rank, 1, number, "") for rank, number in
+                                       enumerate(exit_codes)})
+
+    monkeypatch.setattr("torch.distributed.run.main", torchrun)
+    for name in (run.STARTED, run.LAUNCHER, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    asked = SimpleNamespace(args=Args.from_argv([]), out_dir=tmp_path, devices=("cpu", "cpu"), seed=1)
+    assert run.launch([], asked) == code
+    assert said in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest
 from mimickit.util.distributed import Distributed
-from mimickit.util.failures import NonFiniteError, UserError
+from mimickit.util.failures import NonFiniteError, UserError, failure_file, write_failure
 from mimickit.util.files import FullDiskError, read_json, write_json
+from mimickit.util.logging import Heartbeat
 from mimickit.util.manifest import describe_file, part_names, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -302,3 +304,15 @@ def test_processes_of_a_torchrun_work_in_the_folder_that_the_first_one_made(prog
     code, said, _ = program("--arg_file", str(tmp_path / "case_args.txt"))
     assert code == 1 and "of rank 1" in said and not (ROOT / "output/case").exists()
     assert [path.name for path in made.rglob("*.json")] == ["rank_1.json"]
+
+
+def test_overwriting_takes_no_sign_of_life_and_no_failure_of_the_processes_that_start(tmp_path):
+    """Process 0 clears the folder when others may have begun: one that beat next found its folder gone and ended."""
+    heartbeat = Heartbeat(tmp_path, 1, starting=True)
+    write_failure(tmp_path, 1, RuntimeError("the root cause"))
+    (tmp_path / "model.pt").write_bytes(b"x")
+    run_folder.clear(tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+    heartbeat._last = -math.inf
+    heartbeat.beat()
+    assert failure_file(tmp_path, 1).exists()
