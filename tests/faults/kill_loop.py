@@ -59,11 +59,11 @@ class Loop:
             self.wait(self.random.uniform(0.0, LONGEST))
             if self.session.poll() is None:
                 self.kill(self.random.choice(VICTIMS))
-        if self.session.poll() is None:
-            self.session.wait(PATIENCE)
+        code = self.session.wait(PATIENCE)
         for _ in range(2):  # a kill that came late may have used up a stage's second chance
-            self.begin()
-            code = self.session.wait(PATIENCE)
+            if code != 0:
+                self.begin()
+                code = self.session.wait(PATIENCE)
         self.look(code)
 
     def begin(self) -> None:
