@@ -103,6 +103,8 @@ def _naming_the_cache(folder: Path) -> Iterator[None]:
             raise
         raise KernelCacheError(f"the folder of compiled kernels {folder} {problem}, or let the environment variable "
                                f"WARP_CACHE_PATH name a folder on a local disk with room") from error
+
+
 def marker(key: str, cache_dir: Path | None = None) -> Path:
     """A file that exists when these kernels were compiled."""
     return (cache_dir or warp_cache_dir()) / "mimickit_compiled" / key

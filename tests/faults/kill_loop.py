@@ -2,6 +2,7 @@
 
     python -m tests.faults.kill_loop                        60 kills, two cases in smoke, on the CPU
     python -m tests.faults.kill_loop --kills 10 --seed 3
+    python -m tests.faults.kill_loop --minutes 15               as many of the 60 as fit; then the end, undisturbed
 
 Every kill is SIGKILL. After each nothing of what was killed may be left; no verdict and no stage may name anything but
 the kill; and in the end a session that nobody disturbs has to pass both cases. Cases that pass before all kills are
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import random
 import shutil
@@ -29,7 +31,8 @@ from tests.faults.table import Project, settled
 
 CASES = ("deepmimic_humanoid_ppo", "view_motion_humanoid")
 VICTIMS = ("session", "guard", "trainer", "rank")
-LONGEST = 30.0  # s from a session's start, the last kill or the end of a stage to the next kill
+AIMS = (None, None, None, "long_train", "long_train", "test", "viz")  # the stage to hit; None: what runs then
+LONGEST = 20.0  # s from there, or from a session's start or the last kill, to the next kill
 PATIENCE = 1800.0  # s for a stage to end, and for a session that nobody disturbs
 FIRST_SAMPLES = 4096
 SMALL = {"num_envs": 8, "hang_seconds": 60.0, "grace": 10.0, "brief": False}
@@ -41,23 +44,26 @@ class Loop:
     def __init__(self, project: Project, seed: int) -> None:
         self.project, self.random, self.samples = project, random.Random(seed), FIRST_SAMPLES
         self.session: subprocess.Popen | None = None
-        self.hit: Counter[str] = Counter()
+        self.hit: Counter[str] = Counter()  # kills by victim and by stage
+        self.kills = 0
         self.ends: Counter[str] = Counter()
         self.problems: list[str] = []
 
-    def run(self, kills: int) -> None:
-        while sum(self.hit.values()) < kills:
+    def run(self, kills: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.kills < kills and time.monotonic() < deadline:
             if self.session is None or self.session.poll() is not None:
                 self.begin()
-            self.let_end(self.random.choice((0, 0, 0, 1, 2)))
+            if (aim := self.random.choice(AIMS)) is not None:
+                self.reach(aim)
             self.wait(self.random.uniform(0.0, LONGEST))
             if self.session.poll() is None:
                 self.kill(self.random.choice(VICTIMS))
-        if self.session.poll() is None:
-            self.session.wait(PATIENCE)
+        code = self.session.wait(PATIENCE)
         for _ in range(2):  # a kill that came late may have used up a stage's second chance
-            self.begin()
-            code = self.session.wait(PATIENCE)
+            if code != 0:
+                self.begin()
+                code = self.session.wait(PATIENCE)
         self.look(code)
 
     def begin(self) -> None:
@@ -67,13 +73,18 @@ class Loop:
         no_timeouts = [word for stage in ("probe", "long", "test", "viz") for word in (f"--{stage}-timeout", "0")]
         self.session = self.project.start("--lf", "--long-max-samples", str(self.samples), *no_timeouts)
 
-    def let_end(self, stages: int) -> None:
-        """Wait until so many stages have ended, so that later ones are hit too."""
-        before, deadline = len(self.project.events("stage_end")), time.monotonic() + PATIENCE
-        while len(self.project.events("stage_end")) < before + stages and self.session.poll() is None:
+    def reach(self, stage: str) -> None:
+        """Wait until this stage runs, or the session has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while self.stage() != stage and self.session.poll() is None:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.project.path}: no stage ended within {PATIENCE:.0f} s")
+                raise TimeoutError(f"{self.project.path}: no {stage} within {PATIENCE:.0f} s")
             time.sleep(0.1)
+
+    def stage(self) -> str:
+        """The stage that runs now, ``no stage`` between two."""
+        last = (self.project.ledger.events() or [{}])[-1]
+        return last["stage"] if last.get("event") == "stage_start" else "no stage"
 
     def wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,10 +95,13 @@ class Loop:
         pid = self.session.pid if victim == "session" else self.find(victim)
         if pid is None:  # the session is between two stages, or this stage has no such process
             return
-        ends = len(self.project.events("stage_end"))
-        with contextlib.suppress(ProcessLookupError):
+        ends, stage = len(self.project.events("stage_end")), self.stage()
+        try:
             os.kill(pid, signal.SIGKILL)
-            self.hit[victim] += 1
+        except ProcessLookupError:
+            return
+        self.kills += 1
+        self.hit.update((victim, stage))
         if victim == "session":
             self.session.wait()
             if left := settled(lambda: len(processes_left(self.project.fault_file)), 15.0):
@@ -95,7 +109,7 @@ class Loop:
         else:
             self.after_stage(victim, tree, ends)
         last = (self.project.ledger.events() or [{}])[-1]
-        print(f"{sum(self.hit.values())}: {victim} killed; last: {last.get('event')} {last.get('case', '')} "
+        print(f"{self.kills}: {victim} killed in {stage}; last: {last.get('event')} {last.get('case', '')} "
               f"{last.get('stage', '')} {last.get('failure_class', '')} (of {self.samples} samples)", flush=True)
 
     def find(self, victim: str) -> int | None:
@@ -155,20 +169,22 @@ def alive(pid: int) -> bool:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.kill_loop", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=60, metavar="N", help="so many SIGKILLs (60)")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="no further kill after M minutes")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of victims and moments (1)")
     parser.add_argument("--keep", action="store_true", help="keep the scratch folder")
     options = parser.parse_args(argv, argparse.Namespace(**SMALL))
     scratch, begin = Path(tempfile.mkdtemp(prefix="kill_loop_")), time.monotonic()
     loop = Loop(Project(scratch / "project", ["cpu", "cpu"], options, CASES), options.seed)
     try:
-        loop.run(options.kills)
+        loop.run(options.kills, 60 * options.minutes)
     finally:
         loop.session.kill()
         if options.keep:
             print(f"files in {scratch}")
         else:
             shutil.rmtree(scratch)
-    print(f"{dict(loop.hit)} in {time.monotonic() - begin:.0f} s, {loop.samples} samples; ends: {dict(loop.ends)}")
+    print(f"{loop.kills} kills: {dict(loop.hit)} in {time.monotonic() - begin:.0f} s, {loop.samples} samples; "
+          f"ends: {dict(loop.ends)}")
     print("\n".join(loop.problems) or "as it has to be")
     return 1 if loop.problems else 0
 
