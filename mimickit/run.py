@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
             write_failure(out_dir, rank, error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # a training or test that has begun ends in its own way
+        print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if not tells_all(error):

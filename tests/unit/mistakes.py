@@ -71,7 +71,7 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--model_file {tmp}/none.pt CASE", "not found: {tmp}/none.pt"),
     ("--model_file {tmp}/clip.pkl --mode test CASE", "is not a readable model file"),
     ("--model_file {tmp}/other.pt --mode test CASE", "is not of agent PPO for data/assets/humanoid"),
-    ("--model_file {tmp}/run --mode test CASE", "model file not found: {tmp}/run"),
+    ("--model_file {tmp}/run --mode test CASE", "{tmp}/run is a folder, not a model file"),
     ("--resume {tmp}/nothing CASE", "not found: {tmp}/nothing"),
     ("--resume {tmp}/run --num_envs 8 CASE", "was trained with 16 worlds (--num_envs), this command asks for 8"),
     ("--resume {tmp}/run --num_envs 16 --devices cpu cpu CASE", "was trained with 1 processes (--devices)"),

@@ -205,3 +205,12 @@ def test_the_process_that_failed_first_tells_how_all_ended(tmp_path, monkeypatch
     asked = SimpleNamespace(args=Args.from_argv([]), out_dir=tmp_path, devices=("cpu", "cpu"), seed=1)
     assert run.launch([], asked) == code
     assert said in capsys.readouterr().err
+
+
+def test_an_interruption_before_the_start_is_told(tmp_path, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "read_request", interrupted)
+    assert run.main([*CASE, "--out_dir", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
