@@ -19,6 +19,7 @@ from typing import Any
 from mimickit.config import layers, load_yaml, merge, parse_yaml, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.manifest import model_problem
 from mimickit.util.run_folder import OUT_DIR
@@ -145,8 +146,8 @@ def read_request(args: Args) -> Request:
         raise UserError(f"--video_file {video} ({args.source['video_file']}): videos are MP4, so the name must end in "
                         ".mp4")
     flags = ("engine_config", "env_config", "agent_config")
-    files = {flag: Path(value) for flag in flags if (value := args.text(flag))}
-    files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
+    files = {flag: locate(value) for flag in flags if (value := args.text(flag))}
+    files.setdefault("engine_config", locate(DEFAULT_ENGINE_FILE))
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
     assignments = args.get("set")
@@ -160,8 +161,8 @@ def read_request(args: Args) -> Request:
         if (value := args.text(flag)) and not os.path.exists(value):
             missing.append(value)
     if missing:
-        raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
-                                f"{Path.cwd()}; run from the project root)")
+        raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
+                                f"{Path.cwd()}, args/ and data/ then among the shipped files)")
 
     if (model_file := args.text("model_file")) and (problem := model_problem(Path(model_file))):
         raise UserError(f"--model_file {problem}; --resume {Path(model_file).parent} trains on from its newest "

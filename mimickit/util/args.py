@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
@@ -174,13 +175,13 @@ def read_arg_file(path: str | Path) -> list[str]:
     """Tokens of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too.
 
     Raises:
-        AssetMissingError: no such file.
+        AssetMissingError: no such file, here or among the shipped ones.
         UserError: not a text file, no regular file, or larger than what is read.
     """
     try:
         if os.path.isdir(path):
             raise FileNotFoundError
-        text = read_bytes(path, MAX_ARGS_BYTES).decode("utf-8")
+        text = read_bytes(locate(path), MAX_ARGS_BYTES).decode("utf-8")
         if "\0" in text:
             raise UnicodeError
     except FileNotFoundError:
