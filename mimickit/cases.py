@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mimickit.util.args import Args
+from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
@@ -155,9 +155,9 @@ def with_variant(args: Args) -> tuple[Args, str | None]:
     """
     wanted = args.text("variant", choices=(*VARIANTS, DEFAULT))
     agent = args.text("agent_config")
-    given = args.source.get("agent_config") == "command line"
+    given = args.source.get("agent_config") == COMMAND_LINE
     if agent is None or given:
-        if wanted is not None and args.source["variant"] == "command line":
+        if wanted is not None and args.source["variant"] == COMMAND_LINE:
             why = f"--agent_config {agent} is given too: give one of them" if given else "there is no --agent_config"
             raise UserError(f"--variant {wanted}: {why}")
         return args, None
@@ -165,7 +165,7 @@ def with_variant(args: Args) -> tuple[Args, str | None]:
     name = wanted or next(iter(known))
     if name not in known:
         raise UserError(f"--variant {name} ({args.source['variant']}): {agent} has {', '.join(known)}")
-    return (args if name == DEFAULT else args.with_value("agent_config", known[name], f"variant {name}")), name
+    return (args if name == DEFAULT else args.with_value("agent_config", known[name], source=f"variant {name}")), name
 
 
 def all_cases() -> list[Case]:
