@@ -27,6 +27,7 @@ from mimickit.util.run_folder import OUT_DIR, case_name, source_folder
 MAX_SAMPLES = 30_000_000  # in which every shipped case learns (docs/learning.md)
 OUTPUT_SAMPLES, OUTPUT_SECONDS = 3_000_000, 120  # between checkpoints, at most
 WORLDS_PER_EVAL_WORLD = 64
+CPU_WORLDS = 128  # a CPU takes minutes for one iteration of thousands
 TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # as many episodes, side by side
 CONFIGURATIONS = ("engine_config", "env_config", "agent_config")
 OF_A_TRAINING = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
@@ -46,8 +47,8 @@ COMMANDS = {
     "train": Command(
         "CASE_OR_RUN [--flags]", "train a case, or go on with a run",
         "CASE is a name of `mimickit list`, or an args file. It trains with the hyper-parameters that learn (--variant "
-        "tuned) in as many worlds as those are tuned for, on one GPU, or on the CPU where there is none (--devices "
-        f"cuda:0 cuda:1 takes two), until {MAX_SAMPLES:,} samples. One of {WORLDS_PER_EVAL_WORLD} worlds evaluates "
+        "tuned) in as many worlds as those are tuned for, on one GPU (--devices cuda:0 cuda:1 takes two); where there "
+        f"is none on the CPU in {CPU_WORLDS} worlds; until {MAX_SAMPLES:,} samples. One of {WORLDS_PER_EVAL_WORLD} worlds evaluates "
         f"beside it; every {OUTPUT_SAMPLES:,} samples or {OUTPUT_SECONDS} s a checkpoint is left. RUN is a run folder: "
         "its training goes on exactly where its newest checkpoint stands.",
         ("variant", "devices", "num_envs", "max_samples", "time_budget_hours", "eval_envs", "output_samples", "out_dir",
@@ -227,7 +228,8 @@ def _train(name: str, target: str, given: Args) -> Args:
                         f"{target}")
     worlds, processes = whole_number(args, "num_envs", 1), _processes(args)
     if with_variant(args)[1] == TUNED and args.source.get("num_envs") != COMMAND_LINE:
-        worlds = max(1, min(worlds, tuned_worlds(args.text("agent_config")) // processes))
+        at_once = tuned_worlds(args.text("agent_config")) if _kind(args) == "cuda" else CPU_WORLDS
+        worlds = max(1, min(worlds, at_once // processes))
         args = args.with_value("num_envs", str(worlds), source=f"variant {TUNED}")
     evaluating = max(1, worlds // WORLDS_PER_EVAL_WORLD) if worlds > 1 else 0
     return args.with_defaults({"mode": ["train"], "max_samples": [str(MAX_SAMPLES)], "eval_envs": [str(evaluating)],
@@ -240,9 +242,13 @@ def _processes(args: Args) -> int:
     return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else len(args.get("devices") or [1])
 
 
+def _kind(args: Args) -> str:
+    """``cuda`` or ``cpu``: where this will run."""
+    return (args.text("devices") or machine_devices()[-1]).split(":")[0]
+
+
 def _test(name: str, target: str, given: Args) -> Args:
-    kind = (given.text("devices") or machine_devices()[-1]).split(":")[0]
-    worlds = [str(TEST_WORLDS.get(kind, 1))]
+    worlds = [str(TEST_WORLDS.get(_kind(given), 1))]
     defaults = {"mode": ["test"], "num_envs": worlds, "test_episodes": worlds, "visualize": ["false"]}
     return _of_a_run(name, target, given, defaults, "")
 
