@@ -48,9 +48,9 @@ COMMANDS = {
         "CASE_OR_RUN [--flags]", "train a case, or go on with a run",
         "CASE is a name of `mimickit list`, or an args file. It trains with the hyper-parameters that learn (--variant "
         "tuned) in as many worlds as those are tuned for, on one GPU (--devices cuda:0 cuda:1 takes two); where there "
-        f"is none on the CPU in {CPU_WORLDS} worlds; until {MAX_SAMPLES:,} samples. One of {WORLDS_PER_EVAL_WORLD} worlds evaluates "
-        f"beside it; every {OUTPUT_SAMPLES:,} samples or {OUTPUT_SECONDS} s a checkpoint is left. RUN is a run folder: "
-        "its training goes on exactly where its newest checkpoint stands.",
+        f"is none on the CPU, in {CPU_WORLDS} worlds; until {MAX_SAMPLES:,} samples. One of {WORLDS_PER_EVAL_WORLD} "
+        f"worlds evaluates beside it; every {OUTPUT_SAMPLES:,} samples or {OUTPUT_SECONDS} s a checkpoint is left. RUN "
+        "is a run folder: its training goes on exactly where its newest checkpoint stands.",
         ("variant", "devices", "num_envs", "max_samples", "time_budget_hours", "eval_envs", "output_samples", "out_dir",
          "overwrite", "logger", "rand_seed", "set")),
     "test": Command(

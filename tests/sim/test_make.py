@@ -10,7 +10,8 @@ from mimickit.util.failures import UserError
 def test_an_environment_steps(tmp_path, monkeypatch):
     """Real physics, from a folder that holds nothing, by the documented contract."""
     monkeypatch.chdir(tmp_path)
-    env = mimickit.make("deepmimic_humanoid_ppo", num_envs=2, device="cpu", overrides=["env.episode_length=0.1"], seed=3)
+    env = mimickit.make("deepmimic_humanoid_ppo", num_envs=2, device="cpu", overrides=["env.episode_length=0.1"],
+                        seed=3)
     env.reset()
     assert env.obs.shape == env.next_obs.shape == (2, 464) and env.action_low.shape == env.action_high.shape == (28,)
     ended = []
