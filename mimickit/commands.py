@@ -17,7 +17,7 @@ from pathlib import Path
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_yaml
-from mimickit.request import FLAGS, flag_rows, machine_devices, whole_number
+from mimickit.request import FLAGS, LIST_FLAGS, flag_rows, machine_devices, whole_number
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
@@ -107,7 +107,7 @@ def read_args(argv: Sequence[str]) -> Args:
     if "arg_file" in values:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
-    given.check(FLAGS, ("devices", "set"))
+    given.check(FLAGS, LIST_FLAGS)
     return {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
 
 
