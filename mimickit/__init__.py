@@ -1,1 +1,49 @@
-"""Physics-based characters learn to imitate motion clips, simulated in parallel worlds by the Newton engine."""
+"""Physics-based characters learn to imitate motion clips, simulated in parallel worlds by the Newton engine.
+
+``mimickit.make("deepmimic_humanoid_ppo", num_envs=4096)`` gives the environment of a case to a learner of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mimickit.envs.env import Env
+
+__all__ = ["make"]
+
+
+def make(case: str, num_envs: int = 1, device: str | None = None, overrides: Sequence[str] = (),
+         seed: int | None = None) -> Env:
+    """The environment of a case, for a learner of one's own (docs/own_learner.md; :mod:`mimickit.envs.base`).
+
+    Args:
+        case: a name of ``mimickit list``, or an args file.
+        num_envs: worlds, N.
+        device: ``cpu`` or ``cuda:i``; None: ``cuda:0`` where there is a GPU.
+        overrides: as those of ``--set``: ``["env.episode_length=5", "engine.sim_freq=120"]``.
+        seed: seeds Python's, NumPy's and torch's generators; None leaves them alone.
+
+    Raises:
+        UserError: an unknown case, a wrong value, a missing file, or a device that is not there.
+    """
+    from mimickit.commands import read_args
+    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
+    from mimickit.envs.env_builder import build_env, load_env_config
+    from mimickit.envs.env_config import merge_engine_config
+    from mimickit.request import read_devices, read_overrides
+    from mimickit.util.assets import locate
+    from mimickit.util.distributed import seed_process
+    from mimickit.util.failures import UserError
+
+    args = read_args(["show", case, *(["--devices", device] if device else [])])
+    changes = read_overrides(list(overrides))
+    if changes["agent"]:
+        raise UserError("overrides of agent keys mean nothing here: the learner is your own")
+    env = load_env_config(locate(args.text("env_config")), changes["env"])
+    engine = merge_engine_config(locate(args.text("engine_config", DEFAULT_ENGINE_FILE)), env, changes["engine"])
+    device = read_devices(args)[0]
+    if seed is not None:
+        seed_process(seed, 0)
+    return build_env(env, engine, num_envs, device)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 from mimickit.util.reading import (
@@ -221,7 +222,7 @@ def _add_layers(path: Path, above: tuple[Path, ...], read: list[Path],
         raise UserError(f"{path}: key 'base' = {_SHORT.repr(base)} must be the name of a file beside it, or a list of "
                         "names")
     for name in names:
-        _add_layers(path.parent / name, (*above, path), read, found)
+        _add_layers(locate(path.parent / name), (*above, path), read, found)
     found.append((path, given))
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimickit.util.args import COMMAND_LINE
+
 if TYPE_CHECKING:
     from mimickit.request import Request
 
-ABOUT_RUN = ("arg_file", "engine_config", "env_config", "agent_config", "set")  # what a test shares with its training
+PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the process that started this one was called
+ABOUT_RUN = (  # what a test shares with its training
+    "arg_file", "engine_config", "env_config", "agent_config", "variant", "set")
 
 
 def program() -> str:
     """How this program was called."""
+    if PROGRAM in os.environ:
+        return os.environ[PROGRAM]
     script = Path(sys.argv[0])
     if script.suffix != ".py":
         return "mimickit"
@@ -28,11 +35,22 @@ def command(flags: Mapping[str, list[str]]) -> str:
     return f"{program()} {shlex.join(words)}"
 
 
+def short(name: str, target: str | Path, *flags: str) -> str:
+    """``mimickit test output/amp_g1/2026-11-30-1``."""
+    return f"{program()} {shlex.join([name, str(target), *flags])}"
+
+
+def told_model(request: Request) -> list[str]:
+    """``--model_file`` where it was given on the command line."""
+    args = request.args
+    return ["--model_file", args.text("model_file")] if args.source.get("model_file") == COMMAND_LINE else []
+
+
 def given(request: Request, *without: str) -> dict[str, list[str]]:
     """The flags of the command line but for some, and where this run wrote."""
     args = request.args
     flags = {flag: list(values) for flag, values in args.values.items()
-             if args.source.get(flag) == "command line" and flag not in without}
+             if args.source.get(flag) == COMMAND_LINE and flag not in without}
     return {**flags, "out_dir": [str(request.out_dir)]}
 
 
@@ -50,7 +68,14 @@ def after_training(request: Request, outcome: str) -> list[str]:
     if not isinstance(request.agent, DummyConfig):
         best = out / "checkpoints" / "best" / "model.pt"
         lines.append(f"model: {out / 'model.pt'}" + (f" (best evaluation: {best})" if best.is_file() else ""))
-    lines.append(f"log: {out / 'log.txt'} (python tools/plot_log.py {shlex.quote(str(out))})")
+    plot = f" (python tools/plot_log.py {shlex.quote(str(out))})" if Path("tools/plot_log.py").is_file() else ""
+    lines.append(f"log: {out / 'log.txt'}{plot}")
+    if request.args.command:
+        if outcome in ("interrupted", "budget"):
+            lines.append("go on: " + short("train", out))
+        if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
+            lines += ["test: " + short("test", out), "film: " + short("view", out, "--video", "true")]
+        return lines
     if outcome in ("interrupted", "budget"):
         lines.append("go on: " + command({**given(request, "resume", "overwrite"), "resume": []}))
     if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
@@ -65,6 +90,10 @@ def after_test(request: Request, video: Mapping[str, Any] | None) -> list[str]:
     lines = [f"result: {request.result_file}"]
     if video is not None:
         return [*lines, f"film: {video['file']}"]
+    if request.args.command:
+        name, target = request.args.command
+        film = "film: " + short("view", target, *told_model(request), "--video", "true")
+        return lines if name == "view" else [*lines, film]
     model = request.args.text("model_file")
     return [*lines, "film: " + command({
         **same_case(request), "mode": ["test"], **({"model_file": [model]} if model else {}), "num_envs": ["1"],

@@ -10,15 +10,18 @@ import errno
 import os
 import re
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mimickit.cases import DEFAULT, TUNED, tuned_worlds, with_variant
 from mimickit.config import layers, load_yaml, merge, parse_yaml, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.manifest import model_problem
 from mimickit.util.run_folder import OUT_DIR
@@ -32,6 +35,8 @@ FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
     "env_config": ("FILE", "environment yaml (required)"),
     "engine_config": ("FILE [data/engines/newton_engine.yaml]", "physics yaml"),
     "agent_config": ("FILE", "agent yaml; without one nothing is learned (zero actions)"),
+    "variant": ("tuned|hiutil|default [tuned where there is one]", "which hyper-parameters: FILE_tuned.yaml beside the "
+                "args file's agent_config, or that file itself; an --agent_config on the command line wins"),
     "devices": ("D [D ...] [cuda:0, else cpu]", "one process per entry: cpu or cuda:i"),
     "num_envs": ("N [1]", "worlds per process"),
     "max_samples": ("N [unlimited]", "training stops once this many samples are collected, summed over processes"),
@@ -80,15 +85,30 @@ WHOLE_NUMBERS: dict[str, tuple[int, int]] = {  # flag -> least and largest value
 
 def help_text() -> str:
     """The text of ``--help``."""
-    width = max(len(f"--{name} {values}") for name, (values, _) in FLAGS.items())
-    rows = [f"  {f'--{name} {values}':{width}}  {meaning}" for name, (values, meaning) in FLAGS.items()]
+    from mimickit.commands import overview
+
     return "\n".join([
-        "usage: mimickit --arg_file args/<case>_args.txt [--flag value ...]", "",
-        "Trains a physics-based character to imitate motion clips, or tests what it learned.", "",
-        *rows, "",
-        "The first mention of a flag wins; the command line is read before the args file.",
-        "Files of a run: docs/run_folder.md.",
+        "Trains a physics-based character to imitate motion clips, tests and shows what it learned.", "",
+        *overview(), "  mimickit COMMAND --help",
+        "  mimickit --arg_file args/<case>_args.txt [--flag value ...]   as MimicKit's users know it", "",
+        *flag_rows(FLAGS), "",
+        "The first mention of a flag wins; the command line is read before the args file. Files of args/ and data/ are",
+        "looked up in the working directory, then among the shipped ones. Files of a run: docs/run_folder.md.",
     ])
+
+
+def flag_rows(names: Iterable[str]) -> list[str]:
+    """Lines that tell of flags."""
+    heads = {name: f"--{name} {FLAGS[name][0]}".rstrip() for name in names}
+    width = min(34, max(map(len, heads.values())))
+    rows = []
+    for name, head in heads.items():
+        first, *others = textwrap.wrap(FLAGS[name][1], 116 - width)
+        if len(head) > width:
+            rows.append(f"  {head}")
+            head = ""
+        rows += [f"  {head:{width}}  {first}", *(f"  {'':{width}}  {other}" for other in others)]
+    return rows
 
 
 
@@ -111,6 +131,7 @@ class Request:
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
     agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
     notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
+    variant: str | None = None  # of the agent file, where an args file names one
 
     def moved(self, out_dir: Path) -> Request:
         """The same in another run folder."""
@@ -133,6 +154,7 @@ def read_request(args: Args) -> Request:
     from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config, present_layout
 
+    args, variant = with_variant(args)
     mode = args.text("mode", "train", choices=("train", "test"))
     args.text("logger", "txt", choices=("txt", "tb", "wandb"))
     for flag in ("visualize", "video", "save_int_models", "overwrite"):
@@ -145,8 +167,8 @@ def read_request(args: Args) -> Request:
         raise UserError(f"--video_file {video} ({args.source['video_file']}): videos are MP4, so the name must end in "
                         ".mp4")
     flags = ("engine_config", "env_config", "agent_config")
-    files = {flag: Path(value) for flag in flags if (value := args.text(flag))}
-    files.setdefault("engine_config", Path(DEFAULT_ENGINE_FILE))
+    files = {flag: locate(value) for flag in flags if (value := args.text(flag))}
+    files.setdefault("engine_config", locate(DEFAULT_ENGINE_FILE))
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
     assignments = args.get("set")
@@ -160,8 +182,8 @@ def read_request(args: Args) -> Request:
         if (value := args.text(flag)) and not os.path.exists(value):
             missing.append(value)
     if missing:
-        raise AssetMissingError(f"not found: {', '.join(missing)} (paths are relative to the working directory "
-                                f"{Path.cwd()}; run from the project root)")
+        raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
+                                f"{Path.cwd()}, args/ and data/ then among the shipped files)")
 
     if (model_file := args.text("model_file")) and (problem := model_problem(Path(model_file))):
         raise UserError(f"--model_file {problem}; --resume {Path(model_file).parent} trains on from its newest "
@@ -194,10 +216,28 @@ def read_request(args: Args) -> Request:
         num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
         agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)),
+        variant=variant,
     )
     with naming_overrides(assignments, "agent"):
         check_request(request)
     return request
+
+
+def header(request: Request) -> list[str]:
+    """Lines about what a training takes that nobody may have asked for."""
+    if request.variant is None or request.mode != "train":
+        return []
+    file, others = request.args.text("agent_config"), ""
+    if request.variant != DEFAULT:
+        others = "; --variant default takes the args file's own"
+    lines = [f"hyper-parameters: {request.variant} ({file}{others})"]
+    processes = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else len(request.devices)
+    if request.variant == TUNED:
+        worlds = tuned_worlds(file.replace(f"_{TUNED}.", "."))
+        if worlds != request.num_envs * processes:
+            lines.append(f"worlds: {request.num_envs * processes}; these hyper-parameters are tuned for {worlds}"
+                         f" (--num_envs {max(1, worlds // processes)})")
+    return lines
 
 
 def result_file(args: Args, out_dir: Path) -> Path:

@@ -29,13 +29,15 @@ from mimickit.util.alive import ALIVE, watch_from_start
 
 watch_from_start()
 
-from mimickit.next_steps import after_test, after_training
+from mimickit import commands
+from mimickit.next_steps import PROGRAM, after_test, after_training, program
 from mimickit.request import (
     FLAGS,
     LIST_FLAGS,
     UNLIMITED,
     Request,
     check_writable,
+    header,
     help_text,
     naming_overrides,
     read_request,
@@ -73,10 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
         end_with_parent(int(os.environ[LAUNCHER]))
     try:
-        if not argv or "--help" in argv or "-h" in argv:
-            print(help_text())
+        command = argv[0] if commands.is_command(argv) else None
+        if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
+            print(commands.help_of(argv) if command else help_text())
             return EXIT_OK
-        args = Args.from_argv(argv)
+        if command in commands.WITHOUT_STAGE:
+            return commands.run_command(argv)
+        args = commands.read_args(argv)
         args.check(FLAGS, LIST_FLAGS)
         first = rank == 0 and STARTED not in os.environ  # else said already
         for sentence in args.remarks if first else ():
@@ -95,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         out_dir = request.out_dir
         if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
             claim.release()  # the process of rank 0 takes it
-            return launch(argv, request)
+            return launch([*args.command, *argv[2:]] if command else argv, request)
         dist = join(request)
         request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
         out_dir = request.out_dir
@@ -141,7 +146,7 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
         if request.mode == "train" and request.args.boolean("overwrite", False):
             run_folder.clear(request.out_dir)
         if STARTED not in os.environ:  # else said already
-            print(f"run folder: {request.out_dir}", flush=True)
+            print("\n".join([*header(request), f"run folder: {request.out_dir}"]), flush=True)
     forget_last_end(request, rank)
     return request
 
@@ -180,14 +185,15 @@ def launch(argv: list[str], request: Request) -> int:
 
     os.environ[STARTED] = repr(PROCESS_START)
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[PROGRAM] = program()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
     port = whole_number(request.args, "master_port")
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
     where = ["--standalone"] if port is None else [*local, str(port)]
     script = str(Path(__file__).resolve())
-    argv = ["--out_dir", str(request.out_dir), *argv]
-    if "rand_seed" not in request.args:
-        argv = ["--rand_seed", str(request.seed), *argv]
+    words = len(request.args.command)
+    seed = [] if "rand_seed" in request.args else ["--rand_seed", str(request.seed)]
+    argv = [*argv[:words], *seed, "--out_dir", str(request.out_dir), *argv[words:]]
     ALIVE.stop()  # now the processes tell
     try:
         with tempfile.TemporaryDirectory(prefix="mimickit-") as folder:  # torchrun leaves its own behind

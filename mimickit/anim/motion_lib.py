@@ -19,6 +19,7 @@ from mimickit.anim.character import Character
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion
 from mimickit.config import Config, build, load_yaml
 from mimickit.util import rotations as rot
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 
 
@@ -61,7 +62,7 @@ def list_motions(motion_file: str | Path) -> tuple[list[Path], list[float]]:
     weights = [entry.weight for entry in entries]
     if sum(weights) <= 0:
         raise UserError(f"{path}: all weights are 0; at least one must be positive")
-    return [Path(entry.file) for entry in entries], weights
+    return [locate(entry.file) for entry in entries], weights
 
 
 def missing_motions(motion_file: str | Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mimickit.config import Config, build, load_yaml
+from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 
 ControlMode = Literal["none", "pos", "vel", "torque", "pd_explicit"]
@@ -16,8 +17,7 @@ ControlMode = Literal["none", "pos", "vel", "torque", "pd_explicit"]
 SUPPORTED_ENGINES = ("newton",)
 OTHER_ENGINES = ("isaac_gym", "isaac_lab")  # MimicKit's, whose files are read for Newton
 DEFAULT_ENGINE_FILE = "data/engines/newton_engine.yaml"
-ROOT = Path(__file__).resolve().parents[2]
-CAPACITY_FILE = ROOT / "data" / "engines" / "contact_capacity.yaml"
+CAPACITY_FILE = "data/engines/contact_capacity.yaml"
 
 
 class EngineConfig(Config):
@@ -82,7 +82,7 @@ def for_newton(data: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], 
     name = data.get("engine_name")
     if name not in OTHER_ENGINES:
         return data, None
-    default = load_engine_config(ROOT / DEFAULT_ENGINE_FILE)
+    default = load_engine_config(SHIPPED / DEFAULT_ENGINE_FILE)
     control = data.get("control_freq", EngineConfig.model_fields["control_freq"].default)
     rate = default.sim_freq
     if isinstance(control, int) and control > 0:
@@ -124,9 +124,9 @@ class CapacityFile(Config):
     characters: dict[str, Capacity] = Field(default_factory=dict)
 
 
-def contact_capacity(char_file: Path, config: EngineConfig, path: Path = CAPACITY_FILE) -> tuple[Capacity, bool]:
+def contact_capacity(char_file: Path, config: EngineConfig, path: str | Path = CAPACITY_FILE) -> tuple[Capacity, bool]:
     """Buffer sizes for a character, and whether they were measured for it (or given in the engine file)."""
-    table = build(CapacityFile, load_yaml(path), str(path))
+    table = build(CapacityFile, load_yaml(locate(path)), str(path))
     measured = table.characters.get(Path(char_file).stem)
     base = measured or table.default
     known = measured is not None or (config.njmax is not None and config.nconmax is not None)

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from mimickit.config import Config, build, load_yaml, merge
 from mimickit.engines.engine_config import EngineConfig, load_engine_config
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 
+AssetPath = Annotated[Path, AfterValidator(locate)]  # here, or the shipped file
 AccumulateYaw = Annotated[bool, Field(description="a looped clip that turns goes on from where it turned to (ours)")]
 
 
@@ -25,7 +27,7 @@ class EnvConfig(Config):
     """Keys that every environment knows."""
 
     env_name: str
-    char_file: Path = Field(description="character, MJCF")
+    char_file: AssetPath = Field(description="character, MJCF")
     camera_mode: Literal["still", "track"] = Field("still", description="track: the camera follows the character")
     episode_length: float = Field(gt=0.0, allow_inf_nan=True, description="s")
     global_obs: bool = Field(description="observe in world axes instead of the character's heading frame")
@@ -76,7 +78,7 @@ class ViewMotionConfig(EnvConfig):
     """``view_motion``: plays clips without physics; ``episode_length`` is not used."""
 
     env_name: Literal["view_motion"]
-    motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
+    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
     accumulate_yaw: AccumulateYaw = False
 
     @property
@@ -87,7 +89,7 @@ class ViewMotionConfig(EnvConfig):
 class MotionConfig(EnvConfig):
     """Keys of the environments whose characters start from, and are compared with, motion clips."""
 
-    motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
+    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
     enable_early_termination: bool
     ref_char_offset: tuple[float, float, float] = Field(description="m; where the reference is drawn, display only")
     visualize_ref_char: bool = True
@@ -147,7 +149,7 @@ class DeepMimicConfig(MotionConfig):
 class ObjectConfig(Config):
     """A fixed, colliding object."""
 
-    file: Path = Field(description="MJCF of one body")
+    file: AssetPath = Field(description="MJCF of one body")
     pos: tuple[float, float, float] = Field(description="m")
     rot: tuple[float, float, float, float] = Field((0.0, 0.0, 0.0, 1.0), description="quaternion x y z w")
 
@@ -345,9 +347,9 @@ def check_files(config: EnvConfig) -> None:
     if missing:
         raise AssetMissingError(
             f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "
-            f"{', '.join(missing)}. Paths are relative to the project folder; data/motions/README.md tells how to "
-            "obtain or generate clips (tools/import_deepmimic.py makes the humanoid's), data/assets/README.md where "
-            "models come from"
+            f"{', '.join(missing)}. Files are looked up in the working directory, then among the shipped ones; "
+            "data/motions/README.md tells how to obtain or generate clips (tools/import_deepmimic.py makes the "
+            "humanoid's), data/assets/README.md where models come from"
         )
 
 
@@ -360,4 +362,4 @@ def _missing_clips(path: Path) -> list[str]:
     if not isinstance(entries, list) or not all(
             isinstance(e, Mapping) and isinstance(e.get("file"), str) for e in entries):
         raise UserError(f"{path}: a dataset needs the key 'motions', a list of mappings with 'file' and 'weight'")
-    return [f"motion {e['file']}" for e in entries if not os.path.exists(e["file"])]
+    return [f"motion {e['file']}" for e in entries if not os.path.exists(locate(e["file"]))]

@@ -16,6 +16,7 @@ from mimickit.engines.engine import Engine
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env_config import LocationConfig, SteeringConfig
 from mimickit.envs.parts import Lines, Marker, MeasuringPart, Snapshot, overwrite
+from mimickit.util.assets import locate
 from mimickit.util.means import Means
 from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 
@@ -178,7 +179,7 @@ class LocationGoal(MeasuringPart):
         self._reached.logical_and_(~mask)
 
     def markers(self) -> list[Marker]:
-        return [Marker(LOCATION_MARKER, self._target_on_ground(), yaw_quat(self.target.new_zeros(())), RED)]
+        return [Marker(locate(LOCATION_MARKER), self._target_on_ground(), yaw_quat(self.target.new_zeros(())), RED)]
 
     def lines(self) -> list[Lines]:
         return [Lines(self._engine.root_pos[:1], self._target_on_ground().unsqueeze(0), RED)]
@@ -278,7 +279,8 @@ class SteeringGoal(MeasuringPart):
     def _marker(self, direction: Tensor, distance: Tensor | float, height: float, color) -> Marker:
         place = self._engine.root_pos[0, :2] + distance * direction
         yaw = torch.atan2(direction[1], direction[0])
-        return Marker(STEERING_MARKER, torch.cat([place, torch.full_like(place[:1], height)]), yaw_quat(yaw), color)
+        place = torch.cat([place, torch.full_like(place[:1], height)])
+        return Marker(locate(STEERING_MARKER), place, yaw_quat(yaw), color)
 
     def buffers(self) -> dict[str, Tensor]:
         return {

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
 from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
 
 TRUE_WORDS = frozenset({"true", "t", "1", "yes", "on"})
 FALSE_WORDS = frozenset({"false", "f", "0", "no", "off"})
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Args:
         source: where each flag came from.
         stray: words that belong to no flag, by where they stand.
         remarks: what was dropped while reading, a sentence each.
+        command: ``("train", "amp_g1")`` where the program was called as ``mimickit train amp_g1``.
     """
 
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     stray: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> Args:
@@ -46,20 +50,33 @@ class Args:
             UserError: ``--arg_file`` without a value, or an args file that is not text.
         """
         command, stray = parse_tokens(argv)
-        args = cls(command, dict.fromkeys(command, "command line"), {"command line": tuple(stray)})
+        args = cls(command, dict.fromkeys(command, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
         if (path := args.text("arg_file")) is None:
             return args
         given, stray = parse_tokens(read_arg_file(path))
         remarks: tuple[str, ...] = ()
         if (inside := given.pop("arg_file", None)) is not None:
             remarks = (f"--arg_file {' '.join(inside)} ({path}) is ignored: an args file cannot name another",)
-        return cls({**command, **given, **command}, {**dict.fromkeys(given, path), **args.source},
-                   {**args.stray, path: tuple(stray)}, remarks)
+        return cls(given, dict.fromkeys(given, path), {path: tuple(stray)}, remarks).under(args)
 
-    def with_value(self, flag: str, value: str, source: str | None = None) -> Args:
-        """The same with another value of a flag, given where the flag was, or by ``source``."""
-        return replace(self, values={**self.values, flag: (value,)},
+    def under(self, given: Args) -> Args:
+        """``given``, and these arguments where it says nothing."""
+        return replace(given, values={**given.values, **self.values, **given.values},
+                       source={**self.source, **given.source}, stray={**given.stray, **self.stray},
+                       remarks=(*given.remarks, *self.remarks))
+
+    def with_defaults(self, values: Mapping[str, Sequence[str]], source: str) -> Args:
+        """The same, with ``values`` by ``source`` for flags that were not given."""
+        return Args({flag: tuple(words) for flag, words in values.items()}, dict.fromkeys(values, source)).under(self)
+
+    def with_value(self, flag: str, *values: str, source: str | None = None) -> Args:
+        """The same with other values of a flag, given where the flag was, or by ``source``."""
+        return replace(self, values={**self.values, flag: values},
                        source={**self.source, flag: source or self.source.get(flag, "default")})
+
+    def named(self, name: str, target: str) -> Args:
+        """The same, as those of ``mimickit <name> <target>``."""
+        return replace(self, command=(name, target))
 
     def __contains__(self, flag: str) -> bool:
         return flag in self.values
@@ -174,13 +191,13 @@ def read_arg_file(path: str | Path) -> list[str]:
     """Tokens of an args file: lines beginning with ``#`` are skipped, the rest of a line after a ``#`` token too.
 
     Raises:
-        AssetMissingError: no such file.
+        AssetMissingError: no such file, here or among the shipped ones.
         UserError: not a text file, no regular file, or larger than what is read.
     """
     try:
         if os.path.isdir(path):
             raise FileNotFoundError
-        text = read_bytes(path, MAX_ARGS_BYTES).decode("utf-8")
+        text = read_bytes(locate(path), MAX_ARGS_BYTES).decode("utf-8")
         if "\0" in text:
             raise UnicodeError
     except FileNotFoundError:

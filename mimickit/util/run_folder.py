@@ -21,12 +21,12 @@ import uuid
 from pathlib import Path
 from typing import IO
 
-from mimickit.util.args import Args
+from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json
 
 OUT_DIR = "output/"
-COMMAND_LINE, OWN = "command line", "a folder of its own"
+OWN = "a folder of its own"
 LOCK, RUN = "run.lock", "run.json"
 WHAT_TRAINING_LEAVES = ("log.txt", "model.pt", "int_models", "checkpoints")
 # --overwrite removes these; the run's name last, so that what a killed removal leaves still has one. Heartbeats and
@@ -52,7 +52,8 @@ def choose(args: Args) -> Args:
     if given is None and resume is not None:
         given = str(source_folder(Path(resume)))
     if given is None:
-        return args.with_value("out_dir", str(own_folder(Path(args.text("out_dir", OUT_DIR)), case_name(args))), OWN)
+        return args.with_value("out_dir", str(own_folder(Path(args.text("out_dir", OUT_DIR)), case_name(args))),
+                               source=OWN)
     overwrite = args.boolean("overwrite", False)
     if overwrite and resume is not None and _same(source_folder(Path(resume)), Path(given)):
         raise UserError(f"--overwrite would remove what --resume {resume} continues from: give one of them, or another "

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mimickit.cases import Case, discover, select
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
-from tests.acceptance.cases import Case, discover, read_inputs, select
+from tests.acceptance.cases import read_inputs
 from tests.acceptance.devices import lease
 from tests.acceptance.settings import Allocation, Settings, parse_list
 from tests.acceptance.tables import read_tsv, write_tsv

@@ -26,11 +26,12 @@ from typing import Any
 
 import yaml
 
+from mimickit.cases import Case, select
 from mimickit.config import load_yaml
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_USER_ERROR, UserError
 from mimickit.util.files import write_text
-from tests.acceptance.cases import Case, read_inputs, select
+from tests.acceptance.cases import read_inputs
 from tests.acceptance.judge import STATISTICS
 from tests.acceptance.settings import DEFAULT_ENGINE, Gate
 

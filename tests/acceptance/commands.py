@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mimickit.cases import Case
 from mimickit.config import load_layered
 from mimickit.util.failures import AssetMissingError
 from mimickit.util.manifest import find_latest
-from tests.acceptance.cases import Case, Inputs
+from tests.acceptance.cases import Inputs
 from tests.acceptance.ladder import Rung, scaled_steps
 from tests.acceptance.settings import Settings
 from tests.acceptance.stages import StageSpec, TimeBudget

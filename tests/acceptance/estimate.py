@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 
-from tests.acceptance.cases import Case
+from mimickit.cases import Case
 from tests.acceptance.ledger import State
 from tests.acceptance.settings import Settings
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from mimickit.cases import Case
 from mimickit.util.alive import WAITING
 from mimickit.util.files import read_json, write_json
-from tests.acceptance.cases import Case, Inputs, read_inputs
+from tests.acceptance.cases import Inputs, read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import gpu_names
 from tests.acceptance.environment import PACKAGES, version

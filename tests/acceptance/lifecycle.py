@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import astuple, replace
 from typing import Any
 
+from mimickit.cases import TUNED, Case, tuned_worlds
 from mimickit.util.files import read_json
 from mimickit.util.manifest import is_as_described
 from tests.acceptance import ladder, old_runner
-from tests.acceptance.cases import TUNED, Case, read_inputs
+from tests.acceptance.cases import read_inputs
 from tests.acceptance.commands import Attempt, digest
 from tests.acceptance.devices import file_lock, lease
 from tests.acceptance.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
@@ -333,7 +334,7 @@ def usual_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
         return [ladder.Rung("default", profile.nontrainable_num_envs)]
     target = settings.target(case.name)
     given = settings.ladders.get(ladder_name(case)) or settings.ladder or target.env_ladder or profile.env_ladder
-    tuned = target.tuned_envs or profile.tuned_envs
+    tuned = target.tuned_envs or (profile.tuned_envs and tuned_worlds(case.agent_config, profile.tuned_envs))
     first = {TUNED: max(1, tuned // settings.per_case)} if tuned else {}
     return ladder.rungs({name: given or ladder.halving(first.get(name, case.num_envs))
                          for name in case.variants(settings.repo, settings.variants)})

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimickit.cases import Case
 from mimickit.util.failures import UserError
-from tests.acceptance.cases import Case
 from tests.acceptance.commands import Attempt
 from tests.acceptance.settings import AMP_PI_PLUS, DEFAULT_LADDER, PI_PLUS, Settings
 from tests.acceptance.stages import BUDGET_REACHED, StageResult

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from mimickit.cases import Case, select
 from mimickit.engines.engine_config import load_engine_config
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
-from tests.acceptance.cases import Case, select
 from tests.acceptance.environment import smallest_gpu
 from tests.acceptance.old_runner import require_modules
 from tests.acceptance.options import NAME, add_options, automatic, make_settings, option_values

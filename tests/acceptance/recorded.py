@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mimickit.cases import Case
 from tests.acceptance import report
-from tests.acceptance.cases import Case
 from tests.acceptance.events import EventFile
 from tests.acceptance.judge import GateVerdict, Verdict, judge_case
 from tests.acceptance.ledger import CaseState, State, fold

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.cases import Case
+from mimickit.cases import Case
 from tests.acceptance.judge import Verdict
 from tests.acceptance.ledger import STAGE_COLUMNS, CaseState, State, damaged_lines
 from tests.acceptance.settings import Settings

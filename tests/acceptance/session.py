@@ -13,11 +13,12 @@ from typing import IO, Any
 
 import pytest
 
+from mimickit.cases import Case
 from mimickit.util.failures import UserError
 from mimickit.util.files import remove_half_written, write_json, write_text
 from mimickit.util.processes import end_with_parent
 from tests.acceptance import report
-from tests.acceptance.cases import Case, manifest_rows
+from tests.acceptance.cases import manifest_rows
 from tests.acceptance.devices import try_lock
 from tests.acceptance.environment import describe
 from tests.acceptance.estimate import Estimate

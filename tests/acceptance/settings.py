@@ -12,10 +12,10 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, field_validator
 
+from mimickit.cases import DEFAULT, TUNED_WORLDS, VARIANTS, Case
 from mimickit.config import Config, build, load_yaml
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
-from tests.acceptance.cases import DEFAULT, VARIANTS, Case
 from tests.acceptance.devices import training_pool
 
 HERE = Path(__file__).parent
@@ -40,7 +40,8 @@ class Profile(Config):
         test_envs: episodes of a trainable case's test that statistics and gates are of, one in each of so many
             environments, or in fewer if training had fewer. At least ``test_episodes``.
         envs_per_eval_env: long_train evaluates in one of so many environments while the others train.
-        tuned_envs: environments of all devices together that the ``tuned`` variant starts with; null: the args file's.
+        tuned_envs: environments of all devices together that the ``tuned`` variant starts with, where mimickit/cases.py
+            knows no other number for the agent; ``auto``: what that says; null: the args file's.
         cpu_processes: training processes where no GPU is used.
         max_episode_steps: test and viz stop episodes after so many steps.
         stage_seconds: how long stages take, for the estimate at the start; of long_train at a cost of 1.
@@ -76,6 +77,11 @@ class Profile(Config):
     viz_set: tuple[str, ...]
     stage_seconds: dict[str, float]
     test_envs: int = 0
+
+    @field_validator("tuned_envs", mode="before")
+    @classmethod
+    def _of_the_library(cls, value: object) -> object:
+        return TUNED_WORLDS if value == "auto" else value
 
 
 class ProfilesFile(Config):

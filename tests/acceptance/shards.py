@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mimickit.cases import Case
 from mimickit.util.failures import UserError
-from tests.acceptance.cases import Case
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from mimickit.cases import Case
 from tests.acceptance import report
-from tests.acceptance.cases import Case
 from tests.acceptance.estimate import Estimate
 from tests.acceptance.ledger import Ledger, fold
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from mimickit.cases import discover
 from mimickit.config import load_yaml
 from mimickit.util.failures import UserError
 from tests.acceptance.baselines import BASELINES_FILE, RANDOM_SCALES, ROOT, digits, margins
-from tests.acceptance.cases import discover
 from tests.acceptance.settings import Gate, load_profiles, load_targets
 
 CASES = [case.name for case in discover(ROOT) if case.trainable]

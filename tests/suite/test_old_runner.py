@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mimickit.cases import discover, select
 from mimickit.util.failures import UserError
 from tests.acceptance import allocation, ledger, lifecycle, old_runner, stages
-from tests.acceptance.cases import discover, select
 from tests.acceptance.ladder import Rung
 from tests.acceptance.options import OPTIONS, make_settings
 from tests.acceptance.tables import read_tsv, write_tsv

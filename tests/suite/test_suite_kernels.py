@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from mimickit.cases import VIEW_STAGES, Case
 from tests.acceptance import report, watching
-from tests.acceptance.cases import VIEW_STAGES, Case
 from tests.acceptance.estimate import Estimate
 from tests.acceptance.guard import descendants
 from tests.acceptance.ledger import Ledger, State, fold

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from mimickit.cases import discover, select
 from mimickit.util.failures import FAILURE_CLASSES, UserError
 from tests.acceptance import devices, environment, judge, ladder, ledger, lifecycle, report, settings, stages, tables
-from tests.acceptance.cases import discover, select
 from tests.acceptance.ladder import Rung, Trial
 from tests.suite.conftest import CASES, ROOT, TRAINED
 

@@ -8,11 +8,11 @@ import signal
 import pytest
 import yaml
 
+from mimickit.cases import discover
 from mimickit.util.failures import UserError
 from mimickit.util.files import write_json, write_text
 from mimickit.util.manifest import describe_file
 from tests.acceptance import merge as merging
-from tests.acceptance.cases import discover
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.roots import lock_session
 from tests.acceptance.shards import Shard, parse_shard, part

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {  # package -> packages of ours it may import, beside itself
     "util": set(),
     "config": {"util"},
+    "cases": {"util"},
     "anim": {"util", "config"},
     "engines": {"util", "config"},
     "envs": {"util", "config", "anim", "engines"},
@@ -20,7 +21,7 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    program = ("__init__.py", "run.py", "request.py", "request_checks.py", "next_steps.py",
+    program = ("__init__.py", "run.py", "request.py", "request_checks.py", "next_steps.py", "commands.py", "catalog.py",
                "kernels.py")
     return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in program)
 

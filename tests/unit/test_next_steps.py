@@ -1,6 +1,7 @@
 """The commands that a run's last lines give can be copied: they are understood, and mean what they say."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,22 @@ def test_after_a_test(request_in):
     result, film = next_steps.after_test(request_in, None)
     assert result == f"result: {request_in.result_file}" and read(film, "film").boolean("video", False)
     assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
+
+
+def test_a_command_is_followed_by_commands(request_in):
+    """Of the two spellings that name of the program which the user typed."""
+    short = replace(request_in, args=request_in.args.named("train", "deepmimic_humanoid_ppo"))
+    folder = shlex.quote(str(request_in.out_dir))
+    said = [line.partition(": python mimickit/run.py ")[::2] for line in next_steps.after_training(short, "budget")[2:]]
+    assert said == [("go on", f"train {folder}"), ("test", f"test {folder}"), ("film", f"view {folder} --video true")]
+    tested = replace(request_in, args=request_in.args.named("test", "my run"))
+    assert next_steps.after_test(tested, None)[1] == "film: python mimickit/run.py view 'my run' --video true"
+
+
+def test_processes_that_the_program_starts_name_it_as_it_was_called(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/site/bin/mimickit"])
+    assert next_steps.program() == "mimickit"
+    monkeypatch.setattr("sys.argv", ["/site/mimickit/run.py"])
+    assert next_steps.program() == "python /site/mimickit/run.py"
+    monkeypatch.setenv(next_steps.PROGRAM, "mimickit")
+    assert next_steps.program() == "mimickit"

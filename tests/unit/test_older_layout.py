@@ -6,12 +6,12 @@ import pytest
 import torch
 import yaml
 
+from mimickit import run
 from mimickit.config import load_yaml
 from mimickit.learning.agents import convert_agent_file, parse_agent_config, present_layout
 from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
-from tools import convert_agent
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "data/agents").glob("*_agent*.yaml"))
 FILES = [path for path in FILES if "tuned" not in path.stem]
@@ -91,11 +91,11 @@ def test_mistakes_in_older_files(changes, message):
 def test_the_converter(tmp_path, capsys):
     old, new = tmp_path / "old.yaml", tmp_path / "old_converted.yaml"
     old.write_text(yaml.safe_dump(older(load_yaml(FILES[0])), sort_keys=False))
-    assert convert_agent.main([str(old)]) == 0
+    assert run.main(["convert-agent", str(old)]) == 0
     assert "is read as: actor_optimizer {type: SGD" in capsys.readouterr().out
     assert parse_agent_config(load_yaml(new)) == parse_agent_config(load_yaml(old))
     assert present_layout(load_yaml(new), "")[1] is None and new.read_text().startswith(f"# {old} has the layout")
-    assert convert_agent.main([str(old)]) == 2
+    assert run.main(["convert-agent", str(old)]) == 2
     assert f"{new} exists" in capsys.readouterr().err
     with pytest.raises(UserError, match="has the present layout"):
         convert_agent_file(FILES[0], tmp_path / "again.yaml")

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
         "--devices", "cpu", "--visualize", "false"]
 ENV, AGENT = "data/envs/deepmimic_humanoid_env.yaml", "data/agents/deepmimic_humanoid_ppo_agent.yaml"
+TUNED = AGENT.replace(".yaml", "_tuned.yaml")
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("assignments", "message"), [
-    (["agent.steps_per_itr=8"], f"{AGENT}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
+    (["agent.steps_per_itr=8"], f"{TUNED}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
      "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
     (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, AWR, AMP, "

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mimickit.cases import discover
 from tests.acceptance import judge
-from tests.acceptance.cases import discover, read_inputs
+from tests.acceptance.cases import read_inputs
 from tests.acceptance.commands import Attempt
 from tests.acceptance.ladder import Rung
 from tests.acceptance.settings import DEFAULT_ENGINE, Gate, Settings, load_profiles

@@ -92,7 +92,7 @@ def test_mistakes_are_found_before_anything_runs(monkeypatch, capsys, program, w
 
 
 def test_a_variant_that_a_case_does_not_have(monkeypatch, capsys):
-    monkeypatch.setattr("tests.acceptance.cases.VARIANTS", ())
+    monkeypatch.setattr("mimickit.cases.VARIANTS", ())
     assert throughput.main(["--variant", "tuned"]) == 2
     assert "--variant tuned: there is none of deepmimic_humanoid_ppo" in capsys.readouterr().err
 

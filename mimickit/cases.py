@@ -1,0 +1,178 @@
+"""Cases, their hyper-parameters and how many worlds those want. Nothing heavy is imported here.
+
+A case is a file ``args/<name>_args.txt``. Beside the agent file that it names there may be variants, files
+``<agent>_<variant>.yaml``: a training takes the ``tuned`` one where there is one (docs/learning.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimickit.util.args import COMMAND_LINE, Args
+from mimickit.util.assets import SHIPPED, locate
+from mimickit.util.failures import UserError
+from mimickit.util.names import nearest
+
+SUFFIX = "_args.txt"
+NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; they can still be named
+DEFAULT = "default"  # the agent file that the args file names
+TUNED = "tuned"
+VARIANTS = (TUNED, "hiutil")  # agent files <agent>_<variant>.yaml, in order of preference
+TUNED_WORLDS = 4096  # of all devices together, for the tuned variant
+FEWER_WORLDS = {  # agents that need more iterations for their samples
+    "amp_task_humanoid_agent": 2048, "add_smpl_agent": 2048, "amp_smpl_agent": 2048, "deepmimic_smpl_ppo_agent": 2048}
+TRAIN_STAGES = ("probe_train", "long_train", "test", "viz")  # of the acceptance suite
+VIEW_STAGES = ("bootstrap_train", "test", "viz")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case. Paths are relative to the project folder, as the args file gives them.
+
+    Attributes:
+        name: file name without ``_args.txt``; the test id.
+        trainable: mode is train and an agent is named.
+        num_envs: environments per device the args file asks for.
+    """
+
+    name: str
+    args_file: str
+    trainable: bool
+    num_envs: int
+    mode: str
+    env_config: str
+    engine_config: str
+    agent_config: str
+
+    @property
+    def file(self) -> str:
+        """File name of the args file: the ``case`` column of the tables."""
+        return Path(self.args_file).name
+
+    @property
+    def stem(self) -> str:
+        """Folder name under ``runs/``."""
+        return Path(self.args_file).stem
+
+    @property
+    def method(self) -> str:
+        return self.name.split("_")[0]
+
+    @property
+    def case_type(self) -> str:
+        return "trainable" if self.trainable else "nontrainable"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return TRAIN_STAGES if self.trainable else VIEW_STAGES
+
+    def variants(self, root: Path, only: Sequence[str] = ()) -> dict[str, str]:
+        """Agent configurations to try, in order: those of ``VARIANTS`` whose file exists, then ``default``.
+
+        Args:
+            only: leave out the others; ``default`` where none is left.
+        """
+        if not self.trainable:
+            return {DEFAULT: ""}
+        known = variants(self.agent_config, root / Path(self.agent_config).parent)
+        return {name: file for name, file in known.items() if not only or name in only} or {DEFAULT: self.agent_config}
+
+
+def discover(root: Path, include_newer: bool = False) -> list[Case]:
+    """All cases of ``root/args``, sorted by name.
+
+    Raises:
+        UserError: an args file lacks what every case needs.
+    """
+    files = sorted((root / "args").glob(f"*{SUFFIX}"), key=lambda path: path.name.removesuffix(SUFFIX))
+    cases = [read_case(root, path) for path in files]
+    return [case for case in cases if include_newer or case.method not in NOT_YET]
+
+
+def read_case(root: Path, path: Path) -> Case:
+    """Read one args file. Raises UserError for a file without ``--env_config`` or with a wrong number or mode."""
+    args = Args.from_argv(["--arg_file", str(path)])
+    if not args.text("env_config"):
+        raise UserError(f"{path}: --env_config is missing, every case needs one")
+    mode = args.text("mode", "train", choices=("train", "test"))
+    agent = args.text("agent_config", "")
+    return Case(
+        name=path.name.removesuffix(SUFFIX),
+        args_file=str(path.relative_to(root)),
+        trainable=mode == "train" and bool(agent),
+        num_envs=args.integer("num_envs", 1, minimum=1),
+        mode=mode,
+        env_config=args.text("env_config"),
+        engine_config=args.text("engine_config", ""),
+        agent_config=agent,
+    )
+
+
+def select(root: Path, names: Sequence[str] | None, nontrainable: bool = True) -> list[Case]:
+    """Cases named by name, stem or file name (all of the acceptance set when ``names`` is None), sorted.
+
+    Raises:
+        UserError: unknown names, all in one message with the nearest known ones.
+    """
+    chosen = discover(root, include_newer=names is not None)
+    if names is not None:
+        known = {case.name: case for case in chosen}
+        wanted = {Path(name).name.removesuffix(".txt").removesuffix("_args") for name in names}
+        unknown = [f"unknown case '{name}'{nearest(name, known)}" for name in sorted(wanted - known.keys())]
+        if unknown:
+            raise UserError("; ".join(unknown) + f"; known are: {', '.join(known) or 'none, args/ holds no case'}")
+        chosen = [case for case in chosen if case.name in wanted]
+    return [case for case in chosen if nontrainable or case.trainable]
+
+
+def variants(agent_config: str, folder: Path | None = None) -> dict[str, str]:
+    """Agent files by variant: those of ``VARIANTS`` whose file exists, then ``default``.
+
+    Args:
+        folder: where the agent file lies, if not where :func:`locate` finds it.
+    """
+    config = Path(agent_config)
+    folder = locate(config).parent if folder is None else folder
+    files = {name: config.with_name(f"{config.stem}_{name}{config.suffix}") for name in VARIANTS}
+    return {**{name: str(file) for name, file in files.items() if (folder / file.name).is_file()},
+            DEFAULT: agent_config}
+
+
+def tuned_worlds(agent_config: str, usual: int = TUNED_WORLDS) -> int:
+    """Worlds of all devices together that the ``tuned`` variant of an agent file learns with."""
+    return FEWER_WORLDS.get(Path(agent_config).stem, usual)
+
+
+def with_variant(args: Args) -> tuple[Args, str | None]:
+    """The arguments with the agent file of ``--variant``, and the variant's name; None where no args file names one.
+
+    Without ``--variant`` that is ``tuned`` where there is one. An agent file on the command line stays.
+
+    Raises:
+        UserError: no such variant, or one beside an agent file on the command line.
+    """
+    wanted = args.text("variant", choices=(*VARIANTS, DEFAULT))
+    agent = args.text("agent_config")
+    given = args.source.get("agent_config") == COMMAND_LINE
+    if agent is None or given:
+        if wanted is not None and args.source["variant"] == COMMAND_LINE:
+            why = f"--agent_config {agent} is given too: give one of them" if given else "there is no --agent_config"
+            raise UserError(f"--variant {wanted}: {why}")
+        return args, None
+    known = variants(agent)
+    name = wanted or next(iter(known))
+    if name not in known:
+        raise UserError(f"--variant {name} ({args.source['variant']}): {agent} has {', '.join(known)}")
+    return (args if name == DEFAULT else args.with_value("agent_config", known[name], source=f"variant {name}")), name
+
+
+def all_cases() -> list[Case]:
+    """The cases of the working directory, and the shipped ones that it has none of the same name for; sorted.
+
+    Raises:
+        UserError: an args file lacks what every case needs.
+    """
+    found = {case.name: case for root in (SHIPPED, Path()) for case in discover(root, include_newer=True)}
+    return [found[name] for name in sorted(found)]

@@ -1,0 +1,122 @@
+"""``mimickit list`` and ``mimickit show``: what there is, and what a case comes to."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimickit.cases import all_cases, variants
+from mimickit.config import layers, load_yaml
+from mimickit.util.assets import SHIPPED, locate
+from mimickit.util.failures import UserError
+
+if TYPE_CHECKING:
+    from mimickit.util.args import Args
+
+LISTS = ("cases", "characters", "clips")
+SHOWN_FLAGS = ("num_envs", "devices", "max_samples", "eval_envs", "output_samples", "output_seconds")
+
+
+def listing(what: str | None = None) -> str:
+    """Text of ``mimickit list``: one of :data:`LISTS`, or all."""
+    parts = {"cases": _cases, "characters": _characters, "clips": _clips}
+    return "\n\n".join("\n".join(parts[name]()) for name in LISTS if what in (None, name))
+
+
+def _cases() -> list[str]:
+    rows = [("case", "method", "character", "clip", "trains", "variants")]
+    for case in all_cases():
+        try:
+            env = load_yaml(locate(case.env_config))
+        except UserError:
+            env = {}
+        known = ", ".join(variants(case.agent_config)) if case.trainable else ""
+        files = [Path(str(env.get(key, "-"))).stem for key in ("char_file", "motion_file")]
+        rows.append((case.name, case.method, *files, "yes" if case.trainable else "no", known))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _files(folder: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Files below a folder of data/, of the working directory and the shipped ones, by folder below it."""
+    found: dict[str, set[Path]] = {}
+    for root in (SHIPPED, Path()):
+        for file in (root / folder).rglob("*"):
+            if file.suffix in suffixes:
+                found.setdefault(str(file.parent.relative_to(root / folder)), set()).add(file.relative_to(root))
+    return {place: sorted(files) for place, files in sorted(found.items())}
+
+
+def _characters() -> list[str]:
+    found = [file for place, files in _files("data/assets", [".xml"]).items() if place != "objects" for file in files]
+    return ["characters", *(f"  {file}" for file in found)]
+
+
+def _clips() -> list[str]:
+    lines = ["clips"]
+    for place, files in _files("data/motions", [".pkl", ".npz"]).items():
+        names = ", ".join(file.stem for file in files)
+        lines += [f"  data/motions/{place}", textwrap.fill(names, 118, initial_indent="    ", subsequent_indent="    ")]
+    return lines
+
+
+def configuration(args: Args) -> str:
+    """Text of ``mimickit show``: flags, engine, environment and agent in effect, and where each value comes from.
+
+    Raises:
+        UserError: as :func:`mimickit.request.read_request`.
+    """
+    from mimickit.learning.agents import present_layout
+    from mimickit.request import read_overrides, read_request
+
+    request = read_request(args)
+    changes = read_overrides(args.get("set") or [])
+    given = {part: [("--set", values)] for part, values in changes.items()}
+    env = load_yaml(request.files["env_config"])
+    stacks = {
+        "engine": [(str(request.files["engine_config"]), load_yaml(request.files["engine_config"])),
+                   (str(request.files["env_config"]), env.get("engine") or {}), *given["engine"]],
+        "env": [(str(request.files["env_config"]), env), *given["env"]],
+        "agent": [],
+    }
+    if "agent_config" in request.files:
+        file = request.files["agent_config"]
+        found = [(str(path), present_layout(data, str(path))[0] if "agent_name" in data else data)
+                 for path, data in layers(file)]
+        stacks["agent"] = [*found, *given["agent"]]
+    rows = [("flags", "", "")]
+    rows += [(f"  {flag}", " ".join(request.args.values[flag]), request.args.source[flag])
+             for flag in SHOWN_FLAGS if flag in request.args]
+    if request.variant is not None:
+        rows.append(("  variant", request.variant, "--variant" if "variant" in args else "tuned where there is one"))
+    for part, values in request.configuration().items():
+        rows += [("", "", ""), (part, "", "")]
+        rows += [(f"  {'.'.join(path)}", _text(value), _origin(path, stacks[part])) for path, value in _leaves(values)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    widths[1] = min(widths[1], 40)
+    return "\n".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip() for name, value, source in rows)
+
+
+def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _origin(path: Sequence[str], stack: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The last of several sources that gives a value."""
+    for source, values in reversed(stack):
+        found: Any = values
+        for key in path:
+            found = found.get(key, ...) if isinstance(found, Mapping) else ...
+        if found is not ...:
+            return source
+    return "default"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

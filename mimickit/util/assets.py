@@ -1,0 +1,23 @@
+"""Where files of ``args/`` and ``data/`` are found: in the working directory, else among the shipped ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+FOLDERS = ("args", "data")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# the wheel carries both folders in the package; in a checkout they stand beside it
+SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
+
+
+def locate(path: str | Path) -> Path:
+    """A path as it is, or the shipped file of that name where the working directory has none.
+
+    Only relative paths into :data:`FOLDERS` are looked up. What is found nowhere stays as given, for messages.
+    """
+    path = Path(path)
+    if not path.parts or path.parts[0] not in FOLDERS or os.path.lexists(path):
+        return path
+    shipped = SHIPPED / path
+    return shipped if os.path.exists(shipped) else path

@@ -1,0 +1,46 @@
+"""The wheel works in any folder: built from a copy of the sources, installed, used where no checkout is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "mimickit", "args", "data")
+TINY = ["--devices", "cpu", "--num_envs", "4", "--set", "env.episode_length=0.1", "agent.steps_per_iter=4"]
+
+
+def test_from_wheel_to_policy(tmp_path):
+    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+    source.mkdir()
+    work.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
+    wheel, = tmp_path.glob("*.whl")
+    carried = {name.removeprefix("mimickit/_shipped/") for name in zipfile.ZipFile(wheel).namelist()
+               if name.startswith("mimickit/_shipped/")}
+    tracked = subprocess.run(["git", "ls-files", "args", "data"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert set(tracked.split()) <= carried and len(carried) > 200
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-compile", "--target", site, wheel], check=True)
+    shutil.rmtree(source)
+
+    def mimickit(*words):
+        done = subprocess.run([sys.executable, site / "bin/mimickit", *words], cwd=work, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(site)})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "deepmimic_humanoid_ppo" in mimickit("list", "cases")
+    assert f"{site}/mimickit/_shipped/data/agents/tuned.yaml" in mimickit("show", "deepmimic_humanoid_ppo")
+    said = mimickit("train", "deepmimic_humanoid_ppo", "--max_samples", "32", *TINY)
+    run, = (work / "output/deepmimic_humanoid_ppo").iterdir()
+    assert f"test: mimickit test {run.relative_to(work)}\n" in said
+    mimickit("test", "deepmimic_humanoid_ppo", "--devices", "cpu", "--num_envs", "2", "--test_episodes", "2")
+    result = json.loads((run / "test/result.json").read_text())
+    assert result["test_episodes"] == 2 and [path.name for path in work.iterdir()] == ["output"]

@@ -1,0 +1,188 @@
+"""``mimickit train CASE`` and so on: what they make of a command line, a case and a run folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mimickit import catalog, commands, run
+from mimickit.cases import TUNED_WORLDS, all_cases, tuned_worlds, with_variant
+from mimickit.commands import read_args
+from mimickit.request import header, read_request
+from mimickit.util.args import Args
+from mimickit.util.assets import SHIPPED
+from mimickit.util.failures import UserError
+
+CASE = "deepmimic_humanoid_ppo"
+AGENT = "data/agents/deepmimic_humanoid_ppo_agent.yaml"
+TUNED = AGENT.replace(".yaml", "_tuned.yaml")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A folder that holds nothing, on a machine with a GPU and without a display."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(commands, "machine_devices", lambda: ["cpu", "cuda:0", "cuda:1"])
+
+
+def arguments(line):
+    return read_args(line.split())
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a training, with what its end leaves."""
+    folder = tmp_path / "output" / CASE / "2026-11-30-1"
+    (folder / "checkpoints" / "best").mkdir(parents=True)
+    request = read_request(arguments(f"train {CASE} --devices cpu --num_envs 4 --set env.episode_length=3").with_value(
+        "out_dir", str(folder)))
+    run.save_configuration(request, None, type("Dist", (), {"world_size": 1}))
+    for model in (folder / "model.pt", folder / "checkpoints/best/model.pt"):
+        model.touch()
+    return folder
+
+
+@pytest.mark.parametrize(("case", "flags", "worlds", "evaluating"), [
+    (CASE, "", 4096, 64),
+    (CASE, "--devices cuda:0 cuda:1", 2048, 32),
+    (CASE, "--devices cpu", commands.CPU_WORLDS, 2),
+    (CASE, "--num_envs 8192", 8192, 128),
+    (CASE, "--variant default --devices cuda:0 cuda:1", 4096, 64),
+    ("amp_smpl", "", 2048, 32),
+    ("amp_steering_humanoid", "--devices cuda:0 cuda:1", 1024, 16),
+])
+def test_a_training_takes_what_learns(case, flags, worlds, evaluating):
+    args = arguments(f"train {case} {flags}")
+    assert (args.integer("num_envs"), args.integer("eval_envs")) == (worlds, evaluating)
+    assert args.integer("max_samples") == 30_000_000 and args.text("mode") == "train"
+
+
+def test_what_is_given_wins_over_the_args_file_and_that_over_defaults(tmp_path):
+    (tmp_path / "mine_args.txt").write_text(
+        (SHIPPED / f"args/{CASE}_args.txt").read_text().replace("4096", "64") + "--max_samples 1000\n")
+    args = arguments("train mine_args.txt --rand_seed 3")
+    assert [args.integer(flag) for flag in ("num_envs", "max_samples", "rand_seed")] == [64, 1000, 3]
+    assert arguments("train mine_args.txt --max_samples 5").integer("max_samples") == 5
+
+
+@pytest.mark.parametrize(("flags", "agent", "told"), [
+    ("", TUNED, ["hyper-parameters: tuned (" + TUNED + "; --variant default takes the args file's own)"]),
+    ("--variant default", AGENT, [f"hyper-parameters: default ({AGENT})"]),
+    (f"--agent_config {AGENT}", AGENT, []),
+])
+def test_hyper_parameters(flags, agent, told):
+    """Of a command and of MimicKit's command line alike."""
+    for line in (f"--arg_file args/{CASE}_args.txt", f"train {CASE}"):
+        request = read_request(arguments(f"{line} --devices cpu --num_envs 4096 {flags}"))
+        assert request.args.text("agent_config") == agent and request.num_envs == 4096
+        assert request.agent.steps_per_iter == (8 if agent == TUNED else 32)
+        assert header(request) == told
+
+
+def test_another_number_of_worlds_is_told():
+    request = read_request(arguments(f"train {CASE} --devices cpu"))
+    assert header(request)[1] == (f"worlds: {commands.CPU_WORLDS}; these hyper-parameters are tuned for 4096 "
+                                  "(--num_envs 4096)")
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--variant hiutil", f"--variant hiutil (command line): {AGENT} has tuned, default"),
+    ("--variant tuned --agent_config a.yaml", "--variant tuned: --agent_config a.yaml is given too: give one of them"),
+])
+def test_wrong_variants(flags, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        with_variant(Args.from_argv(["--arg_file", f"args/{CASE}_args.txt", *flags.split()]))
+
+
+def test_own_agent_files_have_their_own_variants(tmp_path):
+    """A shipped variant says nothing about an agent file of the working directory."""
+    (tmp_path / "data/agents").mkdir(parents=True)
+    (tmp_path / AGENT).write_text((SHIPPED / AGENT).read_text())
+    args, variant = with_variant(Args.from_argv(["--arg_file", f"args/{CASE}_args.txt"]))
+    assert (args.text("agent_config"), variant) == (AGENT, "default")
+
+
+def test_every_exception_of_worlds_is_an_agent():
+    agents = {Path(case.agent_config).stem for case in all_cases() if case.trainable}
+    fewer = {agent for agent in agents if tuned_worlds(f"data/agents/{agent}.yaml") != TUNED_WORLDS}
+    assert fewer == {"amp_task_humanoid_agent", "add_smpl_agent", "amp_smpl_agent", "deepmimic_smpl_ppo_agent"}
+
+
+@pytest.mark.parametrize("target", ["{run}", CASE, "{run}/model.pt", "{run}/checkpoints/best"])
+def test_a_test_knows_its_training(trained, target):
+    args = arguments(f"test {target.format(run=trained)} --set env.global_obs=true")
+    best = "checkpoints/best/" if "best" in target else ""
+    assert Path(args.text("model_file")).resolve() == trained / f"{best}model.pt"
+    assert Path(args.text("out_dir")).resolve() == trained and args.text("mode") == "test"
+    assert Path(args.text("agent_config")).resolve() == trained / "agent_config.yaml"
+    assert (args.integer("num_envs"), args.integer("test_episodes")) == (1024, 1024)
+    assert args.get("set") == ["env.episode_length=3", "env.global_obs=true"] and "max_samples" not in args
+    assert arguments(f"test {trained} --devices cpu").integer("num_envs") == 32
+
+
+def test_a_run_goes_on(trained):
+    args = arguments(f"train {trained}")
+    assert args.text("resume") == str(trained) and "arg_file" not in args
+    request = read_request(args)
+    assert (request.num_envs, request.agent.steps_per_iter, request.variant) == (4, 8, None)
+    assert args.get("devices") == ["cpu"] and args.integer("max_samples") == 30_000_000
+
+
+def test_a_film_or_a_window(trained, monkeypatch):
+    film = arguments(f"view {trained}")
+    assert film.boolean("video", False) and not film.boolean("visualize", True)
+    assert film.get("set") == ["env.rand_reset=false", "env.episode_length=3"]
+    assert film.text("out_dir") == str(trained / "view") and film.integer("test_episodes") == 1
+    clip = arguments("view view_motion_g1")
+    assert clip.boolean("video", False) and clip.integer("num_envs") == 1 and "model_file" not in clip
+    monkeypatch.setenv("DISPLAY", ":0")
+    window = arguments(f"view {trained}")
+    assert window.boolean("visualize", False) and "test_episodes" not in window
+    assert arguments(f"view {trained} --video true").boolean("visualize", True) is False
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("trian amp_g1", "unknown command 'trian' (did you mean 'train'?)"),
+    ("train", "mimickit train: name it first"),
+    ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
+    ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
+    ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
+    ("train view_motion_g1", "this case shows something and learns nothing; try mimickit view view_motion_g1"),
+    ("test .", ". is no folder of a training: it has no run_config.yaml"),
+    ("train amp_g1 --num_env 3", "unknown flag --num_env (command line) (did you mean '--num_envs'?)"),
+    ("train amp_g1 --arg_file b", "--arg_file names a case too"),
+])
+def test_mistakes(line, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        arguments(line)
+
+
+def test_help_and_lists(capsys):
+    for line in ("--help", "train --help", "list", "completion"):
+        assert run.main(line.split()) == 0
+    text = capsys.readouterr().out
+    for command in commands.COMMANDS:
+        assert f"mimickit {command}" in text
+    assert f"{CASE}  " in text and "data/assets/g1/g1.xml" in text and "humanoid_spinkick" in text
+    assert run.main(["list", "clip"]) == 2 and "(did you mean 'clips'?)" in capsys.readouterr().err
+
+
+def test_show_names_the_file_of_every_value():
+    rows = {line.split()[0]: line.split()[1:] for line in catalog.configuration(arguments(
+        f"show {CASE} --set env.rand_reset=false engine.sim_freq=120")).splitlines() if len(line.split()) == 3}
+    assert rows["steps_per_iter"] == ["8", str(SHIPPED / "data/agents/tuned.yaml")]
+    assert rows["discount"] == ["0.99", str(SHIPPED / AGENT)]
+    assert rows["rand_reset"] == ["false", "--set"] and rows["sim_freq"] == ["120", "--set"]
+    assert rows["actor_optimizer.weight_decay"] == ["0.0", "default"]
+
+
+def test_the_suite_runs_in_a_checkout_only(monkeypatch, tmp_path, capsys):
+    started = []
+    monkeypatch.setattr(commands.subprocess, "run",
+                        lambda argv, cwd: started.append((argv[1:], cwd)) or type("Done", (), {"returncode": 5}))
+    assert run.main(["longcycle", "--cases", "amp_g1", "--help"]) == 5
+    assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--help"], SHIPPED)]
+    monkeypatch.setattr(commands, "SHIPPED", tmp_path)
+    assert run.main(["longcycle"]) == 2 and "it runs in a checkout" in capsys.readouterr().err
