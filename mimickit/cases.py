@@ -148,7 +148,8 @@ def tuned_worlds(agent_config: str, usual: int = TUNED_WORLDS) -> int:
 def with_variant(args: Args) -> tuple[Args, str | None]:
     """The arguments with the agent file of ``--variant``, and the variant's name; None where no args file names one.
 
-    Without ``--variant`` that is ``tuned`` where there is one. An agent file that the command line or a run names stays.
+    Without ``--variant`` that is ``tuned`` where there is one. An agent file that the command line or a run names
+    stays.
 
     Raises:
         UserError: no such variant, or one on the command line for such an agent file.
