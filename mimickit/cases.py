@@ -148,14 +148,15 @@ def tuned_worlds(agent_config: str, usual: int = TUNED_WORLDS) -> int:
 def with_variant(args: Args) -> tuple[Args, str | None]:
     """The arguments with the agent file of ``--variant``, and the variant's name; None where no args file names one.
 
-    Without ``--variant`` that is ``tuned`` where there is one. An agent file on the command line stays.
+    Without ``--variant`` that is ``tuned`` where there is one. An agent file that the command line or a run names
+    stays.
 
     Raises:
-        UserError: no such variant, or one beside an agent file on the command line.
+        UserError: no such variant, or one on the command line for such an agent file.
     """
     wanted = args.text("variant", choices=(*VARIANTS, DEFAULT))
     agent = args.text("agent_config")
-    given = args.source.get("agent_config") == COMMAND_LINE
+    given = args.source.get("agent_config") != args.text("arg_file")
     if agent is None or given:
         if wanted is not None and args.source["variant"] == COMMAND_LINE:
             why = f"--agent_config {agent} is given too: give one of them" if given else "there is no --agent_config"

@@ -189,8 +189,7 @@ def _run_args(path: Path, given: Args, keep: Collection[str]) -> tuple[Args, Pat
             values[flag] = (str(file),)
     if "set" in given and "set" in values:
         given = given.with_value("set", *values["set"], *given.values["set"])
-    # like a command line's, so that no variant of the agent is looked for
-    return Args(values, dict.fromkeys(values, COMMAND_LINE)).under(given), folder, model
+    return Args(values, dict.fromkeys(values, str(folder))).under(given), folder, model
 
 
 def _newest_run(case: str) -> Path:
