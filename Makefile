@@ -14,7 +14,7 @@ longcycle: setup
 	$(PY) -m pytest -m longcycle -n auto $(ARGS)
 
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
