@@ -392,7 +392,6 @@ class _Training:
                 self.side.begin(0, 0)
         else:
             self._resume(options.resume)
-        self.samples_before = self.samples
         first_row = None if options.resume is None else int((self.waiting or {}).get("Iteration", self.iteration))
         self.logger = Logger(
             self.out_dir, options.logger, first_row, options.agent_config, self.dist.is_root, options.run)
