@@ -20,9 +20,9 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mimickit.config import load_yaml  # noqa: E402
-from tests.acceptance.baselines import BASELINES_FILE  # noqa: E402
-from tests.acceptance.judge import STATISTICS, sample  # noqa: E402
-from tests.acceptance.settings import load_targets  # noqa: E402
+from mimickit.longcycle.baselines import BASELINES_FILE  # noqa: E402
+from mimickit.longcycle.judge import STATISTICS, sample  # noqa: E402
+from mimickit.longcycle.settings import load_targets  # noqa: E402
 from tools.command import explains_mistakes  # noqa: E402
 from tools.export_results import read_root  # noqa: E402
 

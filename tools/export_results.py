@@ -24,14 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mimickit.longcycle.events import to_line
+from mimickit.longcycle.judge import sample
+from mimickit.longcycle.ledger import read_events
+from mimickit.longcycle.roots import ENVIRONMENTS
+from mimickit.longcycle.tables import read_tsv
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
-from tests.acceptance.events import to_line
-from tests.acceptance.judge import sample
-from tests.acceptance.ledger import read_events
-from tests.acceptance.roots import ENVIRONMENTS
-from tests.acceptance.tables import read_tsv
 from tools.command import explains_mistakes
 from tools.curves import Curves, Panel, draw_panels, joined, read_curves
 

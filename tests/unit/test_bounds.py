@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.acceptance.settings import Gate, Target
+from mimickit.longcycle.settings import Gate, Target
 from tools.bounds import lines, table
 
 BASELINES = {"clip": {"policies": {

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimickit.longcycle.ledger import read_events
+from mimickit.longcycle.tables import write_tsv
 from mimickit.util.failures import AssetMissingError, UserError
-from tests.acceptance.ledger import read_events
-from tests.acceptance.tables import write_tsv
 from tools import export_results, plot_log
 from tools.curves import joined, read_curves, smooth
 

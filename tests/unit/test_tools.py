@@ -12,9 +12,8 @@ import torch
 
 from benchmarks import contact_capacity, throughput
 from mimickit.anim.motion import load_motion, save_motion
-from tests.acceptance import baselines
 from tests.faults import table
-from tools import author_vault, check_motion, convert_gmr, plot_log, render_clips
+from tools import author_vault, check_motion, convert_gmr, measure_baselines, plot_log, render_clips
 from tools.command import explains_mistakes
 
 torch.set_num_threads(1)
@@ -79,7 +78,7 @@ def test_a_log_that_is_no_text(tmp_path, capsys):
     (throughput, ["--set", "agent.foo=1"], "unknown key 'foo'"),
     (throughput, ["--engine-config", "nope.yaml"], "not found: nope.yaml"),
     (throughput, ["--out", "nope/x"], "nope/x: No such file"),
-    (baselines, ["--cases", "view_motion_go2"], "--cases view_motion_go2: not trainable"),
+    (measure_baselines, ["--cases", "view_motion_go2"], "--cases view_motion_go2: not trainable"),
     (table, ["--faults", "missing_clip", "--devices", "cuda:99"], "--devices cuda:99: this machine has cpu"),
     (table, ["--faults", "missing_clip", "--num-envs", "0"], "--num-envs 0: at least 2"),
 ])
