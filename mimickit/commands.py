@@ -72,10 +72,12 @@ COMMANDS = {
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite (in a checkout)",
         "Its options are listed in docs/longcycle.md."),
+    "report": Command("ROOT [--out DIR] [--pictures N]", "a page of results of a run of the acceptance suite",
+                      "ROOT is a folder below output/train; docs/results/README.md says what is written."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file of before February 2026 in today's layout"),
     "completion": Command("", "completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
-WITHOUT_STAGE = ("list", "show", "longcycle", "convert-agent", "completion")
+WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -116,6 +118,10 @@ def run_command(argv: Sequence[str]) -> int:
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
+    if name == "report":
+        from mimickit.longcycle import page
+
+        return page.main(words)
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":

@@ -19,26 +19,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+import torch
+import yaml
 
-import torch  # noqa: E402
-import yaml  # noqa: E402
-
-from mimickit.cases import Case, select  # noqa: E402
-from mimickit.config import load_yaml  # noqa: E402
-from mimickit.envs.env_builder import build_env  # noqa: E402
-from mimickit.learning.agents import build_agent  # noqa: E402
-from mimickit.learning.evaluate import run_test  # noqa: E402
-from mimickit.longcycle.baselines import BASELINES_FILE  # noqa: E402
-from mimickit.longcycle.cases import read_inputs  # noqa: E402
-from mimickit.longcycle.settings import DEFAULT_ENGINE  # noqa: E402
-from mimickit.run import read_request, versions  # noqa: E402
-from mimickit.util.args import Args  # noqa: E402
-from mimickit.util.assets import SHIPPED  # noqa: E402
-from mimickit.util.distributed import Distributed, seed_process  # noqa: E402
-from mimickit.util.failures import UserError  # noqa: E402
-from mimickit.util.files import write_text  # noqa: E402
-from tools.command import explains_mistakes  # noqa: E402
+from mimickit.cases import Case, select
+from mimickit.config import load_yaml
+from mimickit.envs.env_builder import build_env
+from mimickit.learning.agents import build_agent
+from mimickit.learning.evaluate import run_test
+from mimickit.longcycle.bounds import BASELINES_FILE
+from mimickit.longcycle.cases import read_inputs
+from mimickit.longcycle.settings import DEFAULT_ENGINE
+from mimickit.run import read_request, versions
+from mimickit.util.args import Args
+from mimickit.util.assets import SHIPPED
+from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import UserError, explains_mistakes
+from mimickit.util.files import write_text
 
 RANDOM_SCALES = (0.1, 0.3, 1.0)
 POOLED = ("coverage_err", "motion_dist")  # figures of all steps together

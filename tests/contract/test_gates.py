@@ -4,7 +4,7 @@ import pytest
 
 from mimickit.cases import discover
 from mimickit.config import load_yaml
-from mimickit.longcycle.baselines import BASELINES_FILE, margins
+from mimickit.longcycle.bounds import BASELINES_FILE, margins
 from mimickit.longcycle.settings import Gate, load_profiles, load_targets
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError

@@ -1,6 +1,6 @@
-"""Makes a page of results from what the acceptance suite left behind, small enough for the repository.
+"""A page of results from what the acceptance suite left behind, small enough for the repository.
 
-    python tools/export_results.py output/train/longcycle --out docs/results/two_h200
+    mimickit report output/train/longcycle --out docs/results/two_h200
 
 Writes tables, attempts, a strip of pictures a case (from its film), learning curves, a README.md, and records.tar.xz:
 the root without models, films and outputs of processes. Unpacked below output/train it can be judged again
@@ -15,25 +15,21 @@ import io
 import json
 import re
 import shlex
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mimickit.longcycle.events import to_line
 from mimickit.longcycle.judge import sample
 from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.roots import ENVIRONMENTS
 from mimickit.longcycle.tables import read_tsv
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.curves import Curves, Panel, draw_panels, joined, read_curves
+from mimickit.util.failures import AssetMissingError, UserError, explains_mistakes
 from mimickit.util.files import atomic_path, read_json, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
-from tools.command import explains_mistakes
-from tools.curves import Curves, Panel, draw_panels, joined, read_curves
 
 OWN_FOLDERS = ("mimickit", "tests", "data", "args", "output", "tools", r"\.venv")
 FOREIGN_PATH = re.compile(rf"(?<![\w.])/[^\s'\":]*?/(?=(?:{'|'.join(OWN_FOLDERS)})(?:/|$))")
@@ -342,7 +338,8 @@ def count(value: Any) -> str:
 
 @explains_mistakes
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="mimickit report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="output/train/<root-out>")
     parser.add_argument("--out", type=Path, help="folder to write (docs/results/<root-out>)")
     parser.add_argument("--pictures", type=int, default=7, help="of each film (7)")
@@ -354,7 +351,3 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{out}: {done['with_an_end']} of {done['cases']} cases, {done['strips']} film strips, "
           f"{done['curves']} pictures of curves")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

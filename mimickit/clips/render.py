@@ -1,16 +1,24 @@
-"""Strips of poses of a clip, drawn as sticks: enough to see at a glance whether a motion is what it claims to be."""
+"""Pictures of a clip: poses side by side, drawn as sticks (:func:`draw_sheet`) or rendered (:func:`rendered_strip`)."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
+from mimickit.anim.character import Character
 from mimickit.anim.motion import MotionClip
+from mimickit.anim.motion_lib import MotionLib
+from mimickit.clips.shape import Shape, unpack
+from mimickit.engines.engine import StaticObject, WorldSpec
+from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
 from mimickit.util import rotations as rot
-from tools.shape import Shape, unpack
 
+SIZE = (640, 400)  # pixels of a picture before cropping
+CROP = (190, 70, 450, 330)  # to the character, which the camera follows
 CELL = 170  # pixels
 COLORS = {"left": (200, 60, 50), "right": (40, 80, 190), "middle": (60, 60, 60)}
 VIEWS = (((1, 0), "side"), ((0, 1), "front"))  # horizontal axis of the picture in the ground plane
@@ -29,6 +37,8 @@ def draw_sheet(clip: MotionClip, shape: Shape, path: Path, poses: int = 12) -> N
     Axes are the world's; the picture follows the root horizontally. Ground: the grey line. Sole and collision points
     are dots.
     """
+    from PIL import Image, ImageDraw
+
     pick = torch.linspace(0, clip.num_frames - 1, min(poses, clip.num_frames)).round().long()
     motion = unpack(MotionClip(clip.loop_mode, clip.fps, clip.frames[pick.numpy()]), shape)
     pos, turn = shape.kinematics(motion)
@@ -59,3 +69,27 @@ def draw_sheet(clip: MotionClip, shape: Shape, path: Path, poses: int = 12) -> N
             draw.text((CELL * i + 3, y0 + height), f"{view} {pick[i].item() / clip.fps:.2f} s", fill=(0, 0, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+@torch.no_grad()
+def rendered_strip(clip: Path, char: Path, objects: Sequence[StaticObject], pictures: int) -> np.ndarray:
+    """Pictures side by side, evenly spaced over the clip, as the engine's viewer draws the character: uint8 RGB."""
+    from mimickit.engines.newton_engine import NewtonEngine
+    from mimickit.engines.newton_viewer import VideoRecorder
+
+    engine = NewtonEngine(WorldSpec(char, objects=tuple(objects)), load_engine_config(DEFAULT_ENGINE_FILE), 1, "cpu")
+    character = Character.load(char, "cpu")
+    library = MotionLib(clip, character)
+    row = []
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = VideoRecorder(engine, Path(folder) / "x.mp4", 30, *SIZE, camera_mode="track", num_png=0)
+        for share in np.linspace(0.0, 0.999, pictures):
+            frame = library.frame(torch.tensor([0]), library.lengths[:1] * share)
+            pos, turn = character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot)
+            engine.body_pos.copy_(pos)
+            engine.body_rot.copy_(turn)
+            left, top, right, bottom = CROP
+            row.append(recorder.capture()[top:bottom, left:right])
+        recorder.close()
+    engine.close()
+    return np.concatenate(row, axis=1)

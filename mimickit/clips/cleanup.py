@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.motion import MotionClip
+from mimickit.clips.feet import Feet, feet_of, lock
+from mimickit.clips.filters import blur, envelope
+from mimickit.clips.shape import Motion, Shape, pack, unpack
 from mimickit.util import rotations as rot
-from tools.feet import Feet, feet_of, lock
-from tools.filters import blur, envelope
-from tools.shape import Motion, Shape, pack, unpack
 
 SEAM_WINDOW = (0.15, 0.4)  # s; longer windows for wider gaps, so that
 SEAM_SPEED, SEAM_FOOT_SPEED = 4.0, 0.5  # rad/s, m/s: about what closing adds to the fastest joint, to a foot
@@ -49,7 +49,7 @@ def clean(clip: MotionClip, shape: Shape, pin_feet: bool = False) -> MotionClip:
 
 
 def pinned(motion: Motion, shape: Shape) -> Motion:
-    """Standing feet pinned to the ground (:func:`tools.feet.lock`) by solving the legs anew."""
+    """Standing feet pinned to the ground (:func:`mimickit.clips.feet.lock`) by solving the legs anew."""
     frames = len(motion.root_pos)
     if not motion.loops:
         return solve_legs(motion, lock(feet_of(motion, shape), shape, motion.fps), shape)
@@ -159,15 +159,14 @@ def solve_legs(motion: Motion, feet: Feet, shape: Shape) -> Motion:
                                       bend.clamp_min(STRAIGHTEST_KNEE))
         turn = joint_rot[:, thigh - 1]
         reach = rot.quat_rotate(turn, t + rot.quat_rotate(knee, s))
-        turn = rot.quat_mul(_between(reach, aim), turn)
+        turn = rot.quat_mul(shortest_turn(reach, aim), turn)
         above = rot.quat_mul(rot.quat_mul(motion.root_rot, turn), knee)
         joint_rot[:, thigh - 1], joint_rot[:, shin - 1] = turn, knee
         joint_rot[:, foot - 1] = rot.quat_mul(rot.quat_conj(above), feet.rot[:, side])
     return replace(motion, joint_rot=rot.quat_pos(rot.quat_normalize(joint_rot)))
 
 
-def _between(a: Tensor, b: Tensor) -> Tensor:
-    """Smallest rotation [F, 4] that takes the direction of a [F, 3] to that of b."""
+def shortest_turn(a: Tensor, b: Tensor) -> Tensor:
+    """Smallest rotation [..., 4] that takes the direction a to b [..., 3] (not opposite ones)."""
     a, b = rot.normalize(a), rot.normalize(b)
-    half = torch.cat([rot.cross(a, b), 1.0 + (a * b).sum(-1, keepdim=True)], dim=-1)
-    return rot.quat_normalize(half)
+    return rot.quat_normalize(torch.cat([rot.cross(a, b), 1.0 + (a * b).sum(-1, keepdim=True)], dim=-1))

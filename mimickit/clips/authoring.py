@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimickit.clips.cleanup import shortest_turn
+from mimickit.clips.feet import UP, Feet, raised
+from mimickit.clips.filters import blur
+from mimickit.clips.shape import Shape
 from mimickit.util import rotations as rot
-from tools.feet import UP, Feet, raised
-from tools.filters import blur
-from tools.shape import Shape
 
 ANKLE_HEIGHT = 0.05  # m, of the humanoid's foot above its sole
 SWING_PITCH = 0.2  # rad, toes down in the middle of a swing
@@ -107,12 +108,6 @@ def about_y(angle: Tensor) -> Tensor:
 def from_columns(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """Rotation [..., 4] whose axes are the orthonormal x, y, z [..., 3]."""
     return rot.matrix_to_quat(torch.stack([x, y, z], dim=-1))
-
-
-def shortest_turn(a: Tensor, b: Tensor) -> Tensor:
-    """Smallest rotation [..., 4] that takes the direction a to b [..., 3] (not opposite ones)."""
-    a, b = rot.normalize(a), rot.normalize(b)
-    return rot.quat_normalize(torch.cat([rot.cross(a, b), 1.0 + (a * b).sum(-1, keepdim=True)], dim=-1))
 
 
 def reach(shape: Shape, side: str, hand: Tensor, pole: Tensor) -> tuple[Tensor, Tensor]:

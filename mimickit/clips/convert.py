@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
-from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
-from tools.command import explains_mistakes
+from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError, explains_mistakes
 
 ENDINGS = (".pkl", ".npz")
 LOOP_MODES = {"wrap": LoopMode.WRAP, "clamp": LoopMode.CLAMP}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mimickit.clips.filters import envelope
+from mimickit.clips.shape import Motion, Shape
 from mimickit.util import rotations as rot
-from tools.filters import envelope
-from tools.shape import Motion, Shape
 
 STANCE_HEIGHT, STANCE_SPEED = 0.02, 0.45  # m (of the lowest point above the ground), m/s (of the sole's middle)
 UPRIGHT = 0.5  # cosine of the tilt up to which a foot may count as standing: 60 degrees, on its toes

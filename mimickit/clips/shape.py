@@ -17,11 +17,12 @@ from mimickit.anim.character import Character
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip
 from mimickit.util import rotations as rot
+from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.mjcf_file import read_mjcf
 
-PROJECT = Path(__file__).resolve().parents[1]
-ASSETS = PROJECT / "data/assets"
+ASSETS = SHIPPED / "data/assets"
+GRAVITY = 9.81  # m/s^2
 RIM = 12  # points that stand for each rim of a cylinder
 
 

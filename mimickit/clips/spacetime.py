@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.mjcf import JointKind
+from mimickit.clips.shape import GRAVITY, Motion, Shape, compiled
 from mimickit.util import rotations as rot
-from tools.shape import Motion, Shape, compiled
 
 RANGE_MARGIN = 0.015  # rad, joints stay so far inside their ranges
-GRAVITY = 9.81  # m/s^2
 KNOT_FRAMES = 2  # frames between knots of the splines
 CONTACT_SCALE, DEPTH_SCALE, RANGE_SCALE = 0.003, 0.003, 0.01  # m, m, rad: errors that count 1
 CORNER = 0.03  # m, radius of the spheres at corners when bodies keep off each other

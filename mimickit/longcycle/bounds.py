@@ -1,33 +1,74 @@
 """Where gates stand between no skill and what was trained, and where they could stand.
 
-    python tools/bounds.py output/train/seed1 output/train/seed2 output/train/seed3
+    python -m mimickit.longcycle.bounds output/train/seed1 output/train/seed2 output/train/seed3
 
-One line a case and measure: the best policy without skill (``tests/acceptance/baselines.yaml``), what each root's
-policy reached in its test, the bound in ``tests/acceptance/targets.yaml`` and its place between the two (0: no
-skill, 1: the worst of the roots; a gate above 1 would have failed one), and the bound at ``--share``. Bounds are
-chosen by people: this only shows what is known.
+One line per case and measure: the best policy without skill (``tests/acceptance/baselines.yaml``, written by
+``tools/measure_baselines.py``), what each root's policy reached in its test, the bound in
+``tests/acceptance/targets.yaml`` and its place between the two (0: no skill, 1: the worst of the roots; a gate above 1
+would have failed one), and the bound at ``--share``. Bounds are chosen by people: this only shows what is known.
+``tests/contract/test_gates.py`` holds that every gate lies beyond every policy without skill (:func:`margins`).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+from mimickit.config import load_yaml
+from mimickit.longcycle.judge import STATISTICS, sample
+from mimickit.longcycle.page import read_root
+from mimickit.longcycle.settings import FILES, Gate, load_targets
+from mimickit.util.failures import UserError, explains_mistakes
 
-from mimickit.config import load_yaml  # noqa: E402
-from mimickit.longcycle.baselines import BASELINES_FILE  # noqa: E402
-from mimickit.longcycle.judge import STATISTICS, sample  # noqa: E402
-from mimickit.longcycle.settings import load_targets  # noqa: E402
-from tools.command import explains_mistakes  # noqa: E402
-from tools.export_results import read_root  # noqa: E402
-
+BASELINES_FILE = FILES / "baselines.yaml"
 MORE_IS_BETTER = ("test_return", "test_episode_length", "survival", "success_rate")
 LESS_IS_BETTER = ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_err")
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far a gate's bound lies beyond what one policy without skill reaches.
+
+    ``beyond`` is the distance from the near end of the policy's interval to the bound, in the direction that the gate
+    asks for; positive when the policy fails the gate. ``relative`` is the same as a share of the policy's mean.
+    """
+
+    policy: str
+    mean: float
+    ci95: float
+    beyond: float
+
+    @property
+    def relative(self) -> float:
+        return self.beyond / abs(self.mean) if self.mean else math.copysign(math.inf, self.beyond)
+
+    def __str__(self) -> str:
+        return f"{self.policy} {self.mean:.4g} ± {self.ci95:.2g}, bound {self.relative:+.0%} beyond"
+
+
+def margins(gate: Gate, policies: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Margin]:
+    """One margin for each policy without skill, the smallest first.
+
+    A policy whose every episode ended before there was anything to measure has none: a gate without its measure fails.
+
+    Raises:
+        UserError: no policy was measured in what the gate asks for.
+    """
+    name, found = STATISTICS.get(gate.measure, gate.measure), []
+    known = {measure for measures in policies.values() for measure in measures}
+    if name not in known:
+        raise UserError(f"{BASELINES_FILE.name} has no measure '{name}', only {', '.join(sorted(known))}")
+    for policy, measures in policies.items():
+        if name not in measures:
+            continue
+        mean, ci95 = measures[name]
+        found.append(Margin(policy, mean, ci95, (gate.bound - mean if gate.upwards else mean - gate.bound) - ci95))
+    return sorted(found, key=lambda margin: margin.relative)
 
 
 @dataclass(frozen=True)
