@@ -34,8 +34,8 @@ LESS_IS_BETTER = ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_
 class Margin:
     """How far a gate's bound lies beyond what one policy without skill reaches.
 
-    ``beyond`` is the distance from the near end of the policy's interval to the bound, in the direction that the gate
-    asks for; positive when the policy fails the gate. ``relative`` is the same as a share of the policy's mean.
+    ``beyond`` is the distance from the near end of the policy's interval to the bound, in the gate's direction;
+    positive when the policy fails the gate. ``relative`` is the same as a share of the policy's mean.
     """
 
     policy: str
@@ -52,12 +52,12 @@ class Margin:
 
 
 def margins(gate: Gate, policies: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Margin]:
-    """One margin for each policy without skill, the smallest first.
+    """One margin per policy without skill, the smallest first.
 
-    A policy whose every episode ended before there was anything to measure has none: a gate without its measure fails.
+    A policy whose episodes all ended too early to be measured has no margin: it fails the gate for want of a measure.
 
     Raises:
-        UserError: no policy was measured in what the gate asks for.
+        UserError: the gate's measure was taken of no policy.
     """
     name, found = STATISTICS.get(gate.measure, gate.measure), []
     known = {measure for measures in policies.values() for measure in measures}
@@ -88,13 +88,13 @@ class Line:
 
     @property
     def place(self) -> float | None:
-        """Of the bound, 0 at no skill and 1 at the worst trained policy."""
+        """Place of the bound: 0 at no skill, 1 at the worst trained policy."""
         if self.bound is None or self.no_skill is None or self.worst == self.no_skill:
             return None
         return (self.bound - self.no_skill) / (self.worst - self.no_skill)
 
     def at(self, share: float) -> float | None:
-        """The bound whose place would be ``share``; None where training brought nothing."""
+        """The bound at place ``share``; None where training did not improve on no skill."""
         if self.no_skill is None or (self.worst <= self.no_skill if self.up else self.worst >= self.no_skill):
             return None
         return self.no_skill + share * (self.worst - self.no_skill)
@@ -102,7 +102,7 @@ class Line:
 
 def lines(tests: Sequence[Mapping[str, Mapping[str, Any]]], targets: Mapping[str, Any],
           baselines: Mapping[str, Any]) -> list[Line]:
-    """Of all cases that have a test in any root and a baseline.
+    """The lines of all cases that have a baseline, and a test in at least one root.
 
     Args:
         tests: per root, the test stage's result by case.
@@ -129,7 +129,7 @@ def no_skill(measure: str, up: bool, policies: Mapping[str, Any]) -> float | Non
 
 
 def table(found: Sequence[Line], share: float) -> list[str]:
-    """Lines of text, a head first."""
+    """A header and one line of text per measure."""
     head = f"{'case':36}{'measure':22}{'no skill':>10}  {'trained':28}{'gate':>9}{'place':>7}{f'at {share:g}':>10}"
     return [head, *(
         f"{line.case:36}{line.measure:22}{text(line.no_skill):>10}  {' '.join(map(text, line.trained)):28}"

@@ -1,8 +1,9 @@
-"""The files that decide what a case does."""
+"""Which cases a session runs (``--shard``), and the files that decide what a case does."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,50 @@ from mimickit.util.failures import UserError
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The ``index``-th (from 1) of ``count`` parts."""
+
+    index: int
+    count: int
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the root's name: each shard works in a root of its own."""
+        return f"_{self.index}of{self.count}"
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """Parse ``2/4``. Raises UserError unless it is K/N with K from 1 to N."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
+    if not 1 <= shard.index <= shard.count:
+        raise UserError(f"--shard {text}: give K/N with K from 1 to N, 2/4")
+    return shard
+
+
+def part(cases: Sequence[Case], shard: Shard | None) -> list[Case]:
+    """The shard's cases, sorted by name.
+
+    Cases that train are dealt out in order of name, then the others. Shards differ by at most one case, of each kind
+    and in all, and each method is spread over them.
+
+    Raises:
+        UserError: there are more shards than cases.
+    """
+    if shard is None:
+        return list(cases)
+    if shard.count > len(cases):
+        raise UserError(f"--shard {shard.index}/{shard.count}: only {len(cases)} cases are selected, "
+                        "give at most as many shards")
+    order = sorted(cases, key=lambda case: (not case.trainable, case.name))
+    return sorted(order[shard.index - 1::shard.count], key=lambda case: case.name)
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """Files that decide what a case does; ``sha256`` maps each path to its digest or to ``missing``."""
+    """The files that decide what a case does; ``sha256`` maps each path to its digest, or to ``missing``."""
 
     char_file: str
     motion_file: str
@@ -61,7 +104,7 @@ def manifest_rows(
 
 
 def _layers(root: Path, path: str) -> list[str]:
-    """An agent file and the files that it stands on, as paths below ``root``."""
+    """An agent file and the files it is based on, as paths below ``root``."""
     try:
         return [str(file.resolve().relative_to(root.resolve())) for file, _ in layers(root / path)] if path else []
     except (UserError, ValueError):  # reported by the run program
@@ -69,7 +112,7 @@ def _layers(root: Path, path: str) -> list[str]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """A yaml mapping, or an empty one: a wrong file is the run program's business, which reports it in full."""
+    """A yaml mapping, or an empty one for a broken file, which the run program reports in full."""
     try:
         return load_yaml(path)
     except UserError:

@@ -1,4 +1,4 @@
-"""The command line of every stage of an attempt. The first mention of a flag wins, so ours stand before --arg_file."""
+"""The command line of each stage of an attempt. The first mention of a flag wins, so these precede --arg_file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Attempt:
 
     @property
     def train_values(self) -> list[str]:
-        """``--set`` values of the training stages: the profile's, and the steps that a smaller rung needs."""
+        """``--set`` values of the training stages: the profile's, and ``steps_per_iter`` for a smaller rung."""
         profile, rung = self.settings.profile, self.rung
         values = list(profile.train_set) if self.case.trainable else []
         if self.case.trainable and self.settings.scale_steps and rung.num_envs < self.first_envs:
@@ -64,7 +64,7 @@ class Attempt:
 
     @property
     def fingerprint(self) -> str:
-        """What training may be continued for: the same inputs, sizes, devices and values."""
+        """What has to be the same for training to continue: inputs, sizes, devices and values."""
         return digest({
             "sha256": dict(self.inputs.sha256), "num_envs": self.rung.num_envs, "variant": self.rung.variant,
             "set": self.train_values, "world_size": len(self.devices), "kind": self.devices[0].split(":")[0],
@@ -79,14 +79,14 @@ class Attempt:
         return self.folder / f"{stage}.log"
 
     def resume_from(self) -> Path | None:
-        """Where ``long_train`` continues: its own newest complete checkpoint, else the one of ``probe_train``."""
+        """Where ``long_train`` continues: its own newest checkpoint, else that of ``probe_train``."""
         for stage in ("long_train", "probe_train"):
             if find_latest(self.folder / stage) is not None:
                 return self.folder / stage
         return None
 
     def spec(self, stage: str, budget_used_s: float = 0.0) -> StageSpec:
-        """The stage's command, environment, folders and patience."""
+        """The stage's command, environment, folders and time limits."""
         make = {"probe_train": self._probe, "long_train": self._long, "bootstrap_train": self._bootstrap,
                 "test": self._test, "viz": self._viz}[stage]
         flags, key, timeout = make()
@@ -186,7 +186,7 @@ class Attempt:
 
 
 def steps_per_iter(agent_config: Path) -> int:
-    """``steps_per_iter`` of an agent file, 32 where it says nothing or is missing (training then reports it)."""
+    """``steps_per_iter`` of an agent file; 32 where it is not given or the file is missing (training reports that)."""
     try:
         return int(load_layered(agent_config).get("steps_per_iter", 32))
     except AssetMissingError:

@@ -1,4 +1,4 @@
-"""Which devices are here, and who uses them: one lock file per device, released by the system when a process dies."""
+"""The devices of this machine and who uses them: one lock file per device, released when its holder dies."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from typing import IO
 
 from mimickit.util.failures import UserError
 
-GATHERING = 0.3  # s, in which cases that begin together have all asked for a device
+GATHERING = 0.3  # s in which cases that begin together have all asked for a device
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-LONGEST_TURN = 2.0  # s, after which nobody waits any longer for a dearer one
+LONGEST_TURN = 2.0  # s after which a request for a device no longer holds up cheaper ones
 
 
 @functools.cache
 def gpu_listing() -> str:
-    """What nvidia-smi says of the GPUs this process may see, without loading any GPU library; empty without it."""
+    """Output of ``nvidia-smi -L``, which loads no GPU library; empty without it."""
     if not shutil.which("nvidia-smi"):
         return ""
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
 
 
 def gpu_uuids() -> list[str]:
-    """Identities of the GPUs in the order of their indices; none where nvidia-smi does not say."""
+    """UUIDs of the GPUs in order of index; none without nvidia-smi."""
     return re.findall(r"^GPU \d+: .*\(UUID: (\S+)\)", gpu_listing(), flags=re.MULTILINE)
 
 
@@ -45,7 +45,7 @@ def gpu_names() -> list[str]:
 
 
 def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] | None = None) -> list[str]:
-    """``cuda:0`` ... as a process with this environment sees them, at most as many as the machine has."""
+    """``cuda:0`` ... as a process with this environment sees them, no more than the machine has."""
     environ = os.environ if environ is None else environ
     count = len(gpu_names() if gpus is None else gpus)
     mask = environ.get("CUDA_VISIBLE_DEVICES")
@@ -57,11 +57,11 @@ def visible_cuda(environ: Mapping[str, str] | None = None, gpus: Sequence[str] |
 
 
 def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int]:
-    """Devices to lease from and how many different ones a case takes: up to two, and all of one host's to lease from
-    when ``sessions`` run side by side.
+    """The devices to lease from, and how many a case takes: up to two, of all of the host's when ``sessions`` run
+    side by side.
 
-    As many cases as devices take one each, also where they share: what a case gains by a second device, the others
-    lose and more (``benchmarks/EXPERIMENTS.md``).
+    With as many cases as devices each case takes one: a second device would gain it less than the others lose
+    (``benchmarks/EXPERIMENTS.md``).
     """
     if sessions <= 1:
         return list(visible[:2]), min(2, len(visible))
@@ -69,10 +69,10 @@ def training_pool(visible: Sequence[str], sessions: int) -> tuple[list[str], int
 
 
 def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: Sequence[str] | None = None) -> str:
-    """Name of a device that two sessions of a host agree on, whatever ``CUDA_VISIBLE_DEVICES`` each of them has.
+    """A device's name on this host, the same whatever ``CUDA_VISIBLE_DEVICES`` a session has.
 
-    It is the GPU's identity where nvidia-smi tells it: two jobs of a batch system may both call their only GPU
-    number 0 and mean different ones.
+    The GPU's UUID where nvidia-smi gives it: two batch jobs may both call their only GPU number 0 and mean different
+    ones.
     """
     environ = os.environ if environ is None else environ
     uuids = gpu_uuids() if uuids is None else uuids
@@ -81,12 +81,12 @@ def physical_name(device: str, environ: Mapping[str, str] | None = None, uuids: 
     visible = mask[index] if index < len(mask) else str(index)
     if visible.isdigit():
         return uuids[int(visible)] if int(visible) < len(uuids) else f"cuda-{visible}"
-    return next((uuid for uuid in uuids if uuid.startswith(visible)), visible)  # identities may be abbreviated
+    return next((uuid for uuid in uuids if uuid.startswith(visible)), visible)  # UUIDs may be abbreviated
 
 
 @contextmanager
 def file_lock(path: Path, shared: bool = False) -> Iterator[IO[str]]:
-    """Hold an flock on ``path``; waits for it. The system releases it when the process dies.
+    """Wait for an flock on ``path`` and hold it. The system releases it when the process dies.
 
     Raises:
         UserError: the file system has no locks.
@@ -98,7 +98,7 @@ def file_lock(path: Path, shared: bool = False) -> Iterator[IO[str]]:
 
 
 def try_lock(path: Path, shared: bool = False) -> IO[str] | None:
-    """Take an flock now, or None when someone holds it. Close the file to release.
+    """Take an flock without waiting; None when it is held. Close the file to release it.
 
     Raises:
         UserError: the file system has no locks.
@@ -131,16 +131,16 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
           waiting: Callable[[], None] = lambda: None, cost: float = 1.0) -> Iterator[list[str]]:
     """Hold ``count`` devices of ``pool``, all or none at a time, the least busy first; CPU entries need no lock.
 
-    Of several that share devices and ask at the same time the dearest chooses first.
+    Of several that share devices and ask at the same time the most expensive chooses first.
 
     Args:
         pool: device names; with a ``cpu`` entry among them nothing is locked and the first ``count`` are returned.
-        slots: leases of one device at once. With 1 it is held alone, whatever other sessions allow.
+        slots: how many leases may share a device. With 1 it is held alone, whatever other sessions allow.
         waiting: called once a second while devices are busy; raise in it to give up.
-        cost: how busy the lease will keep a device; a device is as busy as its leases' costs add up to.
+        cost: how busy the lease keeps a device; a device's load is the sum of its leases' costs.
 
     Raises:
-        ValueError: the pool has fewer different devices than asked for, so no wait would ever end.
+        ValueError: the pool has fewer different devices than ``count``, so the wait would never end.
     """
     if any(device == "cpu" for device in pool):
         yield list(pool[:count])
@@ -159,7 +159,7 @@ def lease(pool: Sequence[str], count: int, lock_dir: Path, slots: int = 1,
 
 @contextmanager
 def _turn(cost: float, lock_dir: Path) -> Iterator[None]:
-    """Of those that come at the same time the dearest enters first: only then costs fill devices evenly."""
+    """Let the most expensive of those that ask at the same time go first, so that costs spread evenly."""
     asking = lock_dir / "asking"
     asking.mkdir(parents=True, exist_ok=True)
     mine = asking / f"{cost}_{time.monotonic()}_{uuid.uuid4().hex}"
@@ -174,19 +174,19 @@ def _turn(cost: float, lock_dir: Path) -> Iterator[None]:
 
 
 def _asked_costs(asking: Path) -> Iterator[float]:
-    """Costs of those that asked a moment ago; who asked longer ago has had its turn, or died."""
+    """Costs of recent requests; an older one was served, or its process died."""
     for path in asking.iterdir():
         cost, asked, *_ = path.name.split("_")
-        if 0.0 <= time.monotonic() - float(asked) < LONGEST_TURN:  # negative: before the machine was started again
+        if 0.0 <= time.monotonic() - float(asked) < LONGEST_TURN:  # negative: made before a reboot
             yield float(cost)
         else:
             path.unlink(missing_ok=True)
 
 
 def _take_free(pool: Sequence[str], count: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> list[str]:
-    """Lock ``count`` devices, the least busy first, and have ``held`` release them; fewer than that: none is locked."""
+    """Lock ``count`` devices, the least busy first, to be released by ``held``; none when fewer are free."""
     taken = []
-    with file_lock(lock_dir / "choosing.lock"):  # one chooses at a time: each sees what those before it took
+    with file_lock(lock_dir / "choosing.lock"):  # one at a time, so that each sees what the others took
         for device in sorted(dict.fromkeys(pool), key=lambda device: _busy(device, lock_dir)):
             if len(taken) < count and any(_take(device, slot, slots, lock_dir, held, cost) for slot in range(slots)):
                 taken.append(device)
@@ -196,7 +196,7 @@ def _take_free(pool: Sequence[str], count: int, slots: int, lock_dir: Path, held
 
 
 def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack, cost: float) -> bool:
-    """Lock one slot of a device and, together with those who share it, the device; False when either is taken."""
+    """Lock one slot of a device, and the device itself, shared with its other slots; False when either is taken."""
     name = physical_name(device)
     with ExitStack() as locks:
         for path, shared in ((lock_dir / f"{name}.lock", slots > 1), (lock_dir / f"{name}.{slot}.lock", False)):
@@ -211,7 +211,7 @@ def _take(device: str, slot: int, slots: int, lock_dir: Path, held: ExitStack, c
 
 
 def _busy(device: str, lock_dir: Path) -> float:
-    """The costs of a device's leases together."""
+    """Sum of the costs of a device's leases."""
     total = 0.0
     for path in lock_dir.glob(f"{physical_name(device)}.*.lock"):
         if (lock := try_lock(path)) is None:

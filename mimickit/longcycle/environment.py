@@ -1,4 +1,4 @@
-"""Content of ``environment.json``: what the session ran on. Nothing heavy is imported: versions come from metadata."""
+"""What a session ran on (``environment.json``). Versions come from metadata; no heavy package is imported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,18 @@ from typing import Any
 
 from mimickit.longcycle.devices import gpu_names
 from mimickit.longcycle.settings import Settings
+from mimickit.util.failures import UserError
 
 PACKAGES = ("torch", "newton", "warp-lang", "mujoco-warp", "mujoco", "numpy", "pytest")
+IMPORTING = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        print(f"{name} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+"""
+
 
 
 def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
@@ -49,14 +60,14 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
 
 
 def commit(repo: Path) -> str | None:
-    """Commit of a checkout, or of the archive (``git archive``, GitHub's download) that it was unpacked from."""
+    """Commit of a checkout, or of the archive it was unpacked from (``git archive``, GitHub's download)."""
     file = repo / ".git_archival.txt"
     archived = re.fullmatch(r"node: ([0-9a-f]{40})\n", file.read_text()) if file.is_file() else None
     return archived[1] if archived else git(repo, "rev-parse", "HEAD")
 
 
 def git(repo: Path, *command: str) -> str | None:
-    """What git says of a checkout; None of another folder, whatever repository that may lie in."""
+    """Output of a git command in a checkout; None where the folder itself is not one."""
     return output(["git", "-C", str(repo), *command]) if (repo / ".git").exists() else None
 
 
@@ -83,8 +94,22 @@ def smallest_gpu() -> float:
 
 
 def output(command: list[str]) -> str | None:
-    """A command's output, None when it is not there or fails."""
+    """Standard output of a command; None when it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def require_modules(names: Sequence[str], python: str = sys.executable) -> None:
+    """Import modules in a process of their own.
+
+    Raises:
+        UserError: some cannot be imported; the message says which and why.
+    """
+    done = subprocess.run([python, "-c", IMPORTING, *names], capture_output=True, text=True, check=False)
+    missing = done.stdout.splitlines()
+    if done.returncode != 0:
+        missing.append(f"the check itself ended with exit code {done.returncode}: {done.stderr.strip()[-200:]}")
+    if missing:
+        raise UserError(f"--require-deps: {python} cannot import {'; '.join(missing)}")

@@ -1,4 +1,4 @@
-"""How long a session will take: recorded times of stages, scaled by what cases cost. Pure functions."""
+"""How long a session will take: recorded times of stages, scaled by the cases' costs. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ TRAINING = "long_train"
 
 
 class Estimate:
-    """Seconds of stages and of a session with ``workers`` cases at once.
+    """Seconds of stages, and of a session with ``workers`` cases at once.
 
-    A stage lasts as long as it last did in this root (its ledger). One without a record lasts as long as the profile
-    says (``stage_seconds``), ``long_train`` times the case's cost, by the pace of the records that there are.
+    A stage is expected to take as long as it last did in this root. Without a record it takes what the profile says
+    (``stage_seconds``; ``long_train`` times the case's cost), scaled by how the existing records compare with that.
     """
 
     def __init__(self, settings: Settings, workers: int, cores: int) -> None:
@@ -24,19 +24,19 @@ class Estimate:
         self.crowd = self.workers / max(1, min(self.workers, gpus or cores))  # cases that share a device
 
     def expected(self, case: Case, stage: str) -> float:
-        """Seconds of a stage by the profile's record of another machine."""
+        """Seconds of a stage according to the profile, which were recorded on another machine."""
         cost = self.settings.cost(case) if stage == TRAINING else 1.0
         return self.settings.profile.stage_seconds.get(stage, 0.0) * cost * self.crowd
 
     def recorded(self, cases: Iterable[Case], state: State) -> dict[tuple[str, str], float]:
-        """Seconds by (case, stage): the last success of each that the ledger knows."""
+        """Seconds by (case, stage) of the last success of each in the ledger."""
         return {(case.name, stage): float(event["elapsed_s"]) for case in cases
                 for attempt in state.case(case.name).attempts.values()
                 for stage, event in attempt.stages.items() if event.get("outcome") == "ok"}
 
     def stages(self, cases: Sequence[Case], state: State,
                ages: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-        """Seconds of every stage of these cases. One that runs for longer than expected counts as a record."""
+        """Seconds of every stage of these cases. One that is already late counts as a record."""
         known = self.recorded(cases, state)
         plan = {(case.name, stage): known.get((case.name, stage), self.expected(case, stage))
                 for case in cases for stage in case.stages}
@@ -53,8 +53,8 @@ class Estimate:
 
         Args:
             begun: names of the cases that have begun in this session.
-            running: what runs by (case, stage), with the seconds that it says are left, if it does.
-            ages: seconds for which it has run.
+            running: running stages by (case, stage), with the seconds left by their own estimate, if they have one.
+            ages: seconds for which they have run.
         """
         seconds = self.stages(cases, state, ages)
         of_cases = []
@@ -79,7 +79,7 @@ class Estimate:
         return max(sum(of_cases) / min(self.workers, len(of_cases)), *of_cases, 0.0)
 
     def basis(self, cases: Sequence[Case], state: State) -> str:
-        """What the estimate stands on, in words."""
+        """What the estimate is based on, in words."""
         known, total = len(self.recorded(cases, state)), sum(len(case.stages) for case in cases)
         if known == total:
             return "as long as the stages took before in this folder"

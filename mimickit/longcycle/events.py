@@ -1,7 +1,7 @@
-"""Events of ``ledger.jsonl``: what a whole and valid one is, how it is written as a line and read again.
+"""Events of ``ledger.jsonl``: their schema, and how they are written and read.
 
-A line carries a checksum of its own, so that no flipped bit is taken for a result; lines of older versions have none
-and are held to their types alone. The kinds are told in ledger.py.
+Each line carries a checksum, so that a flipped bit is not taken for a result; lines of older versions have none and
+are only validated. ledger.py lists the kinds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def to_line(event: Mapping[str, Any]) -> bytes:
 
 
 def from_line(line: bytes) -> dict[str, Any] | None:
-    """The event of a line; None when it is not a whole and valid one."""
+    """The event of a line; None when the line is damaged or invalid."""
     try:
         event = json.loads(line.decode())
         if not isinstance(event, dict):
@@ -127,16 +127,15 @@ def _checksum(body: str) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """The valid events of a ledger in order, and how many lines were passed over because they are damaged."""
+    """The valid events of a ledger in order, and the number of damaged lines, which are skipped."""
 
     events: list[dict[str, Any]]
     damaged: int
 
 
 class EventFile:
-    """A ledger's file, for reading it often: only what was appended since the last time is read again, the whole when
-    the file has shrunk or was replaced. Safe for several threads.
-    """
+    """Reads a growing ledger: only what was appended since the last read, or everything when the file was replaced
+    or has shrunk. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -147,7 +146,7 @@ class EventFile:
         self._identity, self._offset, self._known = identity, 0, Content([], 0)
 
     def read(self) -> Content:
-        """What the file holds now; nothing when there is none. A last line without an end counts if it is whole."""
+        """The file's content; empty without a file. A last line without a newline counts if it is complete."""
         if not self.path.is_file():
             return Content([], 0)
         with self._lock, self.path.open("rb") as file:

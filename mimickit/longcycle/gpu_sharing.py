@@ -1,6 +1,6 @@
 """Several cases on one GPU: NVIDIA's Multi-Process Service runs their kernels side by side instead of in turns.
 
-A case's kernels seldom fill a GPU, so cases that share one finish sooner together than one after the other
+A single case seldom fills a GPU, so cases that share one finish sooner than one after the other
 (``docs/longcycle.md``). The service lives as long as the session. https://docs.nvidia.com/deploy/mps
 """
 
@@ -23,8 +23,8 @@ from mimickit.longcycle.devices import gpu_uuids, physical_name, visible_cuda
 
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
-MASK = "CUDA_VISIBLE_DEVICES"  # the service counts anew what it sees, so its clients must name GPUs by identity
-PATIENCE = 20.0  # s, for the service to be there, and for a first client
+MASK = "CUDA_VISIBLE_DEVICES"  # the service renumbers GPUs, so clients name them by UUID
+PATIENCE = 20.0  # s for the service to start, and for a first client
 FIRST_CLIENT = """
 import ctypes, sys
 cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
@@ -43,14 +43,14 @@ def serves(environ: Mapping[str, str]) -> bool:
 
 @contextmanager
 def shared_gpus(logs: Path, works: Callable[[Mapping[str, str]], bool] = serves) -> Iterator[str]:
-    """Run the service for all processes started meanwhile; yields how GPUs are shared, for people.
+    """Run the service for all processes started meanwhile; yields, in words, how GPUs are shared.
 
-    Where there is none, or somebody else runs one, nothing is started: kernels then take turns, which is slower and
-    just as right.
+    Without the service, or with somebody else's, nothing is started: kernels then take turns, which is slower but just
+    as correct.
 
     Args:
         logs: folder for the service's log files.
-        works: tells whether a client with that environment can use a GPU.
+        works: whether a client with that environment can use a GPU.
     """
     if PIPES in os.environ:
         yield f"by the service at {PIPES}"
@@ -62,7 +62,7 @@ def shared_gpus(logs: Path, works: Callable[[Mapping[str, str]], bool] = serves)
     mask = {}
     if MASK in os.environ and gpu_uuids():
         mask[MASK] = ",".join(physical_name(device) for device in visible_cuda())
-    with tempfile.TemporaryDirectory(prefix="mps-") as pipes:  # short: the names of sockets are
+    with tempfile.TemporaryDirectory(prefix="mps-") as pipes:  # a short path: names of sockets are limited
         own = {PIPES: pipes, LOGS: str(logs), **mask}
         service = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, PROGRAM, "-f"], env={**os.environ, **own},

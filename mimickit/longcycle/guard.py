@@ -1,12 +1,12 @@
-"""Runs one command so that nothing of it outlives the pytest process.
+"""Runs a command so that no part of it outlives the pytest process.
 
-``python guard.py command ...`` is the leader of a stage's process group. It watches its standard input, a pipe whose
-other end only pytest holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below
-it. As a child subreaper (prctl, Linux) it also adopts processes that left the group, as torchrun's workers do, so a
-finished or killed command leaves nothing behind either. When the guard itself is killed, the system kills the command,
-and whoever comes next kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT
-go to the command alone, once: it has to tell its own children, and a second signal would mean "at once" to them. Exit
-code: the command's, 128 + signal when a signal ended it.
+``python guard.py command ...`` leads a stage's process group. Its standard input is a pipe whose other end only pytest
+holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below itself. As a child
+subreaper (prctl, Linux) it adopts processes that left the group, as torchrun's workers do, so a finished or killed
+command leaves nothing behind either. When the guard itself is killed, the system kills the command, and the next stage
+kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT are passed to the
+command alone, once: it tells its own children, for whom a second signal would mean "at once". Exit code: the
+command's, or 128 + signal when a signal ended it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ MARK = "LONGCYCLE_STAGE"  # environment variable of all processes of a stage: it
 
 
 def descendants(pid: int, states: str = "") -> list[int]:
-    """Living (not zombie) processes below ``pid``, whatever their group or session; ``states``: only those in one of
-    these (letters of proc(5): T stopped, t traced).
+    """Living (not zombie) processes below ``pid``, whatever their group or session.
+
+    ``states``: only those in one of these states (letters of proc(5): T stopped, t traced).
     """
     children: dict[int, list[int]] = {}
     out = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # has ended
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
             children.setdefault(int(parent), []).append(int(stat.parent.name))
             if state == "Z" or (states and state not in states):
@@ -52,10 +53,10 @@ def descendants(pid: int, states: str = "") -> list[int]:
 
 
 def marked(mark: str) -> list[int]:
-    """Living processes of this host that carry a stage's mark, whoever is their parent by now."""
+    """Living processes of this host that carry a stage's mark, whatever their parent."""
     entry, found = f"{MARK}={mark}".encode(), []
     for environ in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or somebody else's
+        with contextlib.suppress(OSError):  # has ended, or belongs to somebody else
             if entry in environ.read_bytes().split(b"\0"):
                 found.append(int(environ.parent.name))
     return found
@@ -72,7 +73,7 @@ def kill_marked(mark: str) -> None:
 
 
 def _kill_all(find: Callable[[], list[int]]) -> None:
-    """SIGKILL what is found until nothing is left (new ones may appear while we kill)."""
+    """SIGKILL what is found until nothing is left: new processes may appear meanwhile."""
     deadline = time.monotonic() + 10.0
     while (found := find()) and time.monotonic() < deadline:
         for process in found:
@@ -82,9 +83,10 @@ def _kill_all(find: Callable[[], list[int]]) -> None:
 
 
 def dump_stacks(pid: int) -> int:
-    """Send SIGUSR1 to every process below ``pid`` that handles it (faulthandler prints its stacks); how many did.
+    """Send SIGUSR1 to every process below ``pid`` that handles it (faulthandler prints its stacks); returns how
+    many.
 
-    Stopped ones are continued: they could not print, nor end with a checkpoint.
+    Stopped ones are continued first: they could neither print nor write a checkpoint.
     """
     count = 0
     for process in descendants(pid):
@@ -95,7 +97,7 @@ def dump_stacks(pid: int) -> int:
                 os.kill(process, signal.SIGUSR1)
                 os.kill(process, signal.SIGCONT)
                 count += 1
-                time.sleep(0.1)  # one after the other: they write to one file
+                time.sleep(0.1)  # one at a time: they write to one file
     return count
 
 

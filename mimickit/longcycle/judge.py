@@ -1,4 +1,4 @@
-"""Verdicts: did the policy learn, were all numbers finite, does the video show the character."""
+"""Verdicts: did the policy learn, were all numbers finite, does the film show the character?"""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ OVERFLOWS = ("contact_overflow", "constraint_overflow")
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """``pass``, ``fail``, ``missing`` (no gate, or no such measure) or ``not_judged`` (by a profile that does not judge
-    learning), and the sentence that explains it."""
+    """A verdict and the sentence that explains it.
+
+    ``pass``, ``fail``, ``missing`` (no gate, or no such measure) or ``not_judged`` (the profile does not judge
+    learning).
+    """
 
     verdict: Literal["pass", "fail", "missing", "not_judged"]
     detail: str
@@ -27,7 +30,7 @@ class GateVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The case's end. ``failure_class`` is a failure class, or ``gate`` for a policy that did not learn enough."""
+    """The end of a case. ``failure_class`` is ``gate`` for a policy that did not learn enough."""
 
     final_ok: bool
     failed_stage: str
@@ -41,7 +44,7 @@ STATISTICS = {"test_return": "return", "test_episode_length": "length"}  # their
 
 @dataclass(frozen=True)
 class Sample:
-    """A mean, half its 95 % interval and the number of episodes behind it (0: both are unknown)."""
+    """A mean, half its 95 % interval, and the number of episodes (0: interval and number are unknown)."""
 
     mean: float
     ci95: float | None = None
@@ -54,9 +57,9 @@ class Sample:
 
 
 def sample(result: Mapping[str, Any], name: str) -> Sample | None:
-    """A measure as the test's statistics say it, or as a bare number where they do not name it; None if not finite.
+    """A measure from the test's statistics, or as a bare number where they lack it; None if not finite.
 
-    ``test_return`` and ``test_episode_length`` are so taken from all episodes of the test, not the first ten alone.
+    So ``test_return`` and ``test_episode_length`` are taken over all episodes of the test, not the first ten.
     """
     summary = (result.get("statistics") or {}).get(STATISTICS.get(name, name))
     if summary is None:
@@ -67,7 +70,7 @@ def sample(result: Mapping[str, Any], name: str) -> Sample | None:
 
 
 def measure(result: Mapping[str, Any], name: str) -> float | None:
-    """A number of the test result, at the top level or under ``measures``; None when missing or no finite number."""
+    """A number of the test result, at the top level or under ``measures``; None when missing or not finite."""
     value = result.get(name, (result.get("measures") or {}).get(name))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -75,7 +78,7 @@ def measure(result: Mapping[str, Any], name: str) -> float | None:
 
 
 def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict:
-    """All gates together; a case without gates, or a measure that is missing or not finite, does not pass.
+    """The verdict of all gates together: without gates, or with a measure missing or not finite, none passes.
 
     A measure is the mean over all episodes of the test where its statistics name it.
     """
@@ -95,7 +98,7 @@ def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict
 
 
 def nonfinite_values(result: Mapping[str, Any], where: str = "") -> list[str]:
-    """Names of the values that are NaN or infinite (written as text into JSON)."""
+    """Names of values that are NaN or infinite (text in JSON)."""
     found = []
     for key, value in result.items():
         name = f"{where}{key}"
@@ -108,10 +111,10 @@ def nonfinite_values(result: Mapping[str, Any], where: str = "") -> list[str]:
 
 
 def health_problem(stage: StageResult) -> tuple[str, str] | None:
-    """(class, message) when a stage that ended well met non-finite values, or a test dropped contacts."""
+    """(class, message) when a successful stage met non-finite values, or a test dropped contacts."""
     if bad := nonfinite_values(stage.result):
         return "nan", f"not finite: {', '.join(bad)}"
-    if stage.failure_class:  # training accepted without its result: its model's test speaks for it
+    if stage.failure_class:  # training accepted without a result: the test of its model decides
         return None
     count = measure(stage.result, "nonfinite")
     if count is None or count > 0:
@@ -126,7 +129,7 @@ def health_problem(stage: StageResult) -> tuple[str, str] | None:
 
 def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], gates: Sequence[Gate],
                enforce_gates: bool) -> Verdict:
-    """final_ok of one case from the results of its stages (``order`` names all it needs)."""
+    """The verdict of a case from its stages; ``order`` names all it needs."""
     test = stages.get("test")
     gate = judge_gates(gates, test.result) if test is not None and test.ok else GateVerdict("missing", "not tested")
     if not enforce_gates:
@@ -144,12 +147,12 @@ def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], gates: S
 
 
 def check_viz(video_file: Path, result: Mapping[str, Any], episodes: int) -> str:
-    """What is wrong with a video, or an empty string.
+    """What is wrong with a film; empty if nothing is.
 
-    The file has to decode to the number of frames its result names, which has to be that of the steps it shows, two
-    more or less (of several episodes not all need to be in it), and its frames have to show a moving character.
+    The file must decode to the number of frames in its result, which must match the steps it shows to within two (of
+    several episodes not all need to be in it), and the frames must show a moving character.
     """
-    from mimickit.util.video import check_video  # loads the decoder: only here
+    from mimickit.util.video import check_video  # loads the decoder
 
     video = result.get("video")
     if not isinstance(video, Mapping) or not isinstance(video.get("frames"), int) or video["frames"] < 1:

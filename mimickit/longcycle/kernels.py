@@ -1,7 +1,7 @@
-"""Kernels are compiled before the first case, once, and count for no case: ``mimickit/kernels.py`` as a stage.
+"""Compiles kernels before the first case, as a stage of its own (``mimickit/kernels.py``).
 
-What it found compiled is remembered below ``output/`` by what the runs depend on, so that a session with nothing to
-compile knows it without starting anything. When it fails, the cases compile for themselves.
+What is known to be compiled is remembered below ``output/`` by what the runs depend on, so a session with nothing to
+compile starts no process for it. When compiling fails, the cases compile for themselves.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mimickit.util.alive import WAITING
 from mimickit.util.files import read_json, write_json
 
 PROGRAM = (sys.executable, "mimickit/kernels.py")
-KNOWN = "output/.kernels.json"  # markers by what a case's runs depend on
+KNOWN = "output/.kernels.json"  # markers, keyed by what a case's runs depend on
 
 
 def compile_kernels(settings: Settings, cases: Sequence[Case], terminal: IO[str],
                     stop_requested: Callable[[], bool] = lambda: False) -> StageResult | None:
-    """Compile what these cases need and is not there, with progress; None when there was nothing to do."""
+    """Compile the kernels these cases lack, showing progress; None when there was nothing to do."""
     file = settings.repo / KNOWN
     known, here = read_json(file), machine(settings)
     names, flags = {}, {}
@@ -83,7 +83,7 @@ def compiled(markers: Sequence[str] | None) -> bool:
 
 
 def runs(settings: Settings, case: Case, inputs: Inputs) -> dict[str, list[str]]:
-    """Flags of the run program by stage, as the case's first attempt will give them; stages alike in kernels once."""
+    """Flags of the run program by stage, for the case's first attempt; of stages with the same kernels only one."""
     rung = case_rungs(settings, case)[0]
     attempt = Attempt(settings, case, inputs, rung, rung.num_envs, settings.pool[:settings.per_case])
     found: dict[tuple[bool, bool], tuple[str, list[str]]] = {}
@@ -95,7 +95,7 @@ def runs(settings: Settings, case: Case, inputs: Inputs) -> dict[str, list[str]]
 
 
 def kinds(settings: Settings) -> list[str]:
-    """The session's devices, one of each kind."""
+    """One device of each kind the session uses."""
     names = gpu_names()
     by_kind: dict[str, str] = {}
     for device in (*settings.pool, *settings.view_devices):
@@ -114,11 +114,11 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 
 def line(folder: Path, columns: int | None) -> tuple[str, list[str]]:
-    """The line that tells how far it is; nothing stays of it."""
+    """The progress line."""
     told, phase = read_json(folder / "compiled.json"), read_json(folder / "progress.json").get("phase")
     if not told:
         return "", []
     for_s, expected = time.monotonic() - told["began"], told["expected_s"]
-    left = max(expected - for_s, for_s / 4) + told["left_s"] * max(1.0, for_s / max(expected, 1.0))  # a busy machine
+    left = max(expected - for_s, for_s / 4) + told["left_s"] * max(1.0, for_s / max(expected, 1.0))  # busy
     words = phase if phase == WAITING else told["what"]
     return f"kernels [{told['done']}/{told['total']}] about {duration(left)} left | {words}, {duration(for_s)}", []

@@ -1,4 +1,4 @@
-"""Which attempt comes next: a pure function of what was tried. An attempt is a rung: (agent variant, num_envs)."""
+"""Which attempt comes next: a pure function of the trials so far. A rung is an attempt: (agent variant, num_envs)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MEMORY = frozenset({"oom_gpu", "oom_host"})  # climb down
-TRANSIENT = frozenset({"nccl", "cuda_fault", "preempted", "no_start"})  # try the same again, once
+MEMORY = frozenset({"oom_gpu", "oom_host"})  # next rung down
+TRANSIENT = frozenset({"nccl", "cuda_fault", "preempted", "no_start"})  # same rung again, once
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ def halving(start: int, lowest: int = 32) -> tuple[int, ...]:
 
 
 def rungs(sizes: Mapping[str, Sequence[int]]) -> list[Rung]:
-    """All rungs in the order of climbing down: every size of the first variant, then of the next."""
+    """All rungs, top down: every size of the first variant, then of the next."""
     return [Rung(variant, num_envs) for variant, ladder in sizes.items() for num_envs in ladder]
 
 
 def next_rung(ladder: Sequence[Rung], history: Sequence[Trial]) -> Rung | None:
-    """The rung to try next, or None when the case's training has ended.
+    """The rung to try next, or None when training has ended.
 
-    Only memory classes climb down; transient ones get the same rung once more; success and every other class end it.
+    Out of memory leads one rung down; a transient failure repeats the rung once; success and any other failure end it.
     """
     if not history:
         return ladder[0]
@@ -54,7 +54,7 @@ def next_rung(ladder: Sequence[Rung], history: Sequence[Trial]) -> Rung | None:
 
 
 def retried(history: Sequence[Trial]) -> bool:
-    """Whether the last trial's rung already had its second chance."""
+    """Whether the last trial's rung has had its second chance."""
     return sum(t.rung == history[-1].rung and t.outcome in TRANSIENT for t in history) > 1
 
 

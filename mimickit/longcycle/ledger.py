@@ -1,13 +1,13 @@
-"""What happened: ``ledger.jsonl``, one line an event, flushed to disk; every table is rebuilt from it.
+"""The record of a session: ``ledger.jsonl``, one event per line, flushed to disk. Every table is rebuilt from it.
 
-Events (all with ``event``, ``time`` and, but for the session's, ``case``):
+Events (all with ``event``, ``time`` and, except for the session's, ``case``):
 
 * ``session_start``: session, pid, profile, cases (names selected), command
 * ``stage_start``, ``stage_end``: variant, num_envs, stage, fingerprint, key, degraded, devices, out_dir, log; the end
-  adds the fields of StageResult, and stands for the attempt where the start's line is damaged
-* ``case_waiting``: every device that it may use is taken
+  adds the fields of StageResult, and stands for the whole stage where the line of its start is damaged
+* ``case_waiting``: all devices the case may use are taken
 * ``case_end``: row, the case's line in best_by_case.tsv
-* ``case_reused``: an earlier session's row stands
+* ``case_reused``: the result of an earlier session is kept
 * ``session_end``: status
 """
 
@@ -20,27 +20,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mimickit.longcycle import old_runner
 from mimickit.longcycle.devices import file_lock
 from mimickit.longcycle.events import EventFile, to_line
-from mimickit.longcycle.tables import write_tsv
-from mimickit.util.files import read_json, write_json
+from mimickit.util.files import read_json, write_json, write_tsv
 
-STAGE_COLUMNS = old_runner.STAGES
+STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
+OLD_COLUMNS = (  # of the runner of MimicKit's reference snapshot (docs/old_runner.md), which come first
+
+    "case", "method", "case_type", "variant", "agent_config", "num_envs", "probe_rc", "probe_ok", "probe_timeout",
+    "long_rc", "long_ok", "long_timeout", "long_mode", "long_max_samples", "long_budget_hours",
+    "long_budget_target_sec", "long_budget_elapsed_sec", "long_budget_reached", "long_budget_signal",
+    "long_stop_reason", "alloc_profile_used", "alloc_variant", "alloc_num_envs", "alloc_agent_config", "alloc_source",
+    "test_rc", "test_ok", "viz_rc", "viz_ok", "probe_elapsed_sec", "long_elapsed_sec", "test_elapsed_sec",
+    "viz_elapsed_sec", "stage_elapsed_sec", "final_ok", "note", "out_dir", "probe_out_dir", "long_out_dir",
+    "probe_train_log", "long_train_log", "test_log", "viz_log",
+)
 COLUMNS = (
-    *old_runner.COLUMNS, "learned",
+    *OLD_COLUMNS, "learned",
     *(f"{short}_elapsed_s" for short in STAGE_COLUMNS),
     "samples", "samples_per_s", "test_return", "test_episode_length", "test_episodes", "test_measures",
     "gate_verdict", "gate_detail",
     "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key", "session",
 )
 LEDGER = "ledger.jsonl"
-ABOUT = ("variant", "num_envs", "fingerprint", "stage", "started")  # the same in a stage's start and end
+ABOUT = ("variant", "num_envs", "fingerprint", "stage", "started")  # equal in the start and end of a stage
 
 
 @dataclass
 class AttemptState:
-    """What the ledger says about one attempt: the last event of each stage, in order of starting."""
+    """One attempt: the last event of each of its stages, in order of starting."""
 
     variant: str
     num_envs: int
@@ -63,8 +71,8 @@ class AttemptState:
 
 @dataclass
 class CaseState:
-    """One case: its attempts in order, the row of its last recorded end, the stage that runs now, the devices (names)
-    one of which it waits for."""
+    """One case: its attempts in order, the row of its last recorded end, the running stage, and the devices it
+    waits for."""
 
     attempts: dict[tuple[str, int], AttemptState] = field(default_factory=dict)
     row: dict[str, Any] | None = None
@@ -78,13 +86,13 @@ class CaseState:
 
 @dataclass
 class State:
-    """All that the ledger says."""
+    """What the ledger says in all."""
 
     cases: dict[str, CaseState] = field(default_factory=dict)
     session: dict[str, Any] = field(default_factory=dict)
     status: str = "starting"
-    touched: set[str] = field(default_factory=set)  # cases the last session ended or reused
-    damaged: int = 0  # lines of the ledger that were passed over
+    touched: set[str] = field(default_factory=set)  # cases that the last session ended or reused
+    damaged: int = 0  # lines that were skipped
 
     def case(self, name: str) -> CaseState:
         return self.cases.setdefault(name, CaseState())
@@ -109,7 +117,7 @@ def fold(events: Iterable[Mapping[str, Any]], damaged: int = 0) -> State:
         elif kind == "stage_end":
             case = state.case(event["case"])
             if case.running is None or any(case.running[name] != event[name] for name in ABOUT):
-                _start(case, dict(event))  # the start's line is damaged
+                _start(case, dict(event))  # the line of its start is damaged
             attempt = case.attempts[event["variant"], event["num_envs"]]
             attempt.stages[event["stage"]] = dict(event)
             attempt.train_seconds += event["elapsed_s"] if event["stage"] == "long_train" else 0.0
@@ -123,13 +131,13 @@ def fold(events: Iterable[Mapping[str, Any]], damaged: int = 0) -> State:
 
 
 def damaged_lines(count: int) -> str:
-    """What to say where lines were passed over."""
+    """The sentence about skipped lines."""
     lines = "1 damaged line was" if count == 1 else f"{count} damaged lines were"
     return f"{lines} passed over in {LEDGER}; what only {'it' if count == 1 else 'they'} told counts as not run"
 
 
 def _nobody_waits(state: State) -> None:
-    """A session that ends, and one that was killed before this one started, leaves no case in the queue."""
+    """No case waits after a session has ended, or before one begins (an earlier one may have been killed)."""
     for case in state.cases.values():
         case.waits_for = ""
 
@@ -138,24 +146,24 @@ def _start(case: CaseState, event: dict[str, Any]) -> None:
     rung = event["variant"], event["num_envs"]
     attempt = case.attempts.get(rung)
     if attempt is None or attempt.fingerprint != event["fingerprint"] or event["afresh"]:
-        case.attempts.pop(rung, None)  # to the end of the order
+        case.attempts.pop(rung, None)  # moves to the end
         attempt = case.attempts[rung] = AttemptState(*rung, event["fingerprint"], {})
     stage = event["stage"]
     attempt.about = {name: event[name] for name in ("devices", "degraded", "folder")}
     order = list(attempt.stages)
     for later in order[order.index(stage):] if stage in order else []:
-        del attempt.stages[later]  # what came after an earlier run of this stage does not count any more
+        del attempt.stages[later]  # results of an earlier run's later stages no longer count
     attempt.stages[stage] = event
     case.row, case.running, case.waits_for = None, event, ""
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole and valid events of a ledger, none without one."""
+    """All valid events of a ledger; none without a file."""
     return EventFile(path).read().events
 
 
 class Ledger:
-    """The ledger of one root folder. Safe for several processes: appending and rebuilding hold a lock."""
+    """The ledger of one root. Safe for several processes: appending and rebuilding hold a lock."""
 
     def __init__(self, out: Path, repo: Path) -> None:
         self.out, self.repo = out, repo
@@ -170,7 +178,7 @@ class Ledger:
         return fold(content.events, content.damaged)
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one event to disk, then bring the tables up to date."""
+        """Write one event to disk, then update the tables."""
         line = to_line({"event": event, "time": time.time(), **fields})
         self.out.mkdir(parents=True, exist_ok=True)
         with file_lock(self.out / ".ledger.lock"):
@@ -185,7 +193,7 @@ class Ledger:
             self.write_tables(state, [fields["case"]] if "case" in fields else [])
 
     def write_tables(self, state: State, changed_cases: Iterable[str]) -> None:
-        """Replace the tables; ``attempts.json`` of the changed cases only."""
+        """Rewrite the tables; ``attempts.json`` only of the changed cases."""
         write_json(self.out / "progress.json", progress(state, self.repo))
         write_tsv(self.out / "best_by_case.tsv", COLUMNS, rows(state))
         for name in changed_cases:
@@ -193,7 +201,7 @@ class Ledger:
             write_json(self.out / "runs" / f"{name}_args" / "attempts.json", attempts_table(name, case))
 
     def rebuild(self) -> None:
-        """All tables from the ledger alone."""
+        """Rewrite all tables from the ledger."""
         with file_lock(self.out / ".ledger.lock"):
             state = self.state()
             self.write_tables(state, state.cases)
@@ -207,12 +215,12 @@ class Ledger:
 
 
 def rows(state: State) -> list[dict[str, Any]]:
-    """Rows of best_by_case.tsv: every case with a recorded end, sorted."""
+    """Rows of best_by_case.tsv: every case with a recorded end, by name."""
     return [case.row for _, case in sorted(state.cases.items()) if case.row is not None]
 
 
 def progress(state: State, repo: Path) -> dict[str, Any]:
-    """Content of progress.json: counts over the selected cases and what runs now."""
+    """Content of progress.json: counts over the selected cases, and the running stages."""
     selected = state.session.get("cases", [])
     ended = [name for name in selected if name in state.touched]
     passed = [name for name in ended if state.case(name).passed]
@@ -228,7 +236,7 @@ def progress(state: State, repo: Path) -> dict[str, Any]:
 
 
 def running_stage(name: str, event: Mapping[str, Any], repo: Path) -> dict[str, Any]:
-    """A running stage with the numbers of its own progress.json (None before it wrote any)."""
+    """A running stage with the numbers of its own progress.json (None before it has written one)."""
     own = read_json(repo / event["out_dir"] / "progress.json")  # removed before a stage starts
     return {
         "case": name, "stage": event["stage"], "rung": f"{event['variant']}_e{event['num_envs']}",

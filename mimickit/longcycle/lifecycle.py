@@ -1,4 +1,4 @@
-"""A case's whole life: climb the ladder, train, test, film, judge; continue where an earlier session stopped."""
+"""One case from start to end: down the ladder, train, test, film, judge; continues where an earlier session stopped."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from mimickit.cases import TUNED, Case, tuned_worlds
-from mimickit.longcycle import ladder, old_runner
+from mimickit.longcycle import ladder
 from mimickit.longcycle.cases import read_inputs
 from mimickit.longcycle.commands import Attempt, digest
 from mimickit.longcycle.devices import file_lock, lease
-from mimickit.longcycle.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case, measure
-from mimickit.longcycle.ledger import STAGE_COLUMNS, AttemptState, CaseState, Ledger
-from mimickit.longcycle.old_runner import ladder_name
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case
+from mimickit.longcycle.ledger import AttemptState, CaseState, Ledger
+from mimickit.longcycle.rows import case_row
+from mimickit.longcycle.settings import Settings, ladder_name
 from mimickit.longcycle.stages import StageResult, StageSpec, run_stage, with_checkpoint_policy
 from mimickit.util.files import read_json
 from mimickit.util.manifest import is_as_described
 
 NOT_REACHED = "an earlier stage failed"
 PATIENCE = {"probe_timeout", "long_timeout", "test_timeout", "viz_timeout", "hang_seconds", "startup_seconds",
-            "stop_grace"}  # sizes that no result depends on
+            "stop_grace"}  # no result depends on these
 
 
 class CaseRun:
-    """Runs one case. Use as a context manager: it holds the devices."""
+    """Runs one case. A context manager: it holds the devices."""
 
     def __init__(self, settings: Settings, case: Case, ledger: Ledger) -> None:
         self.settings, self.case, self.ledger = settings, case, ledger
@@ -64,7 +64,7 @@ class CaseRun:
     # stages
 
     def train(self) -> StageResult:
-        """Climb down the ladder until a rung trains to the end, or the case's training has ended."""
+        """Go down the ladder until a rung trains to the end, or a failure ends the case's training."""
         if self.reused_row is not None:
             return self._reused(self._train_stage)
         rungs = case_rungs(self.settings, self.case)
@@ -92,7 +92,10 @@ class CaseRun:
             return Verdict(str(row["final_ok"]) == "1", row["failed_stage"], row["failure_class"], row["message"], gate)
         verdict = judge_case(self.case.stages, self.stages, self.settings.target(self.case.name).gates,
                              self.settings.profile.enforce_gates)
-        self.final_row = self.row(verdict)
+        known = self._attempt_state()
+        trained_s = known.train_seconds if known is not None else 0.0
+        self.final_row = case_row(self.attempt, self.stages, verdict, trained_s) | {
+            "key": self.key, "session": self._session}
         self.ledger.append("case_end", case=self.case.name, row=self.final_row)
         return verdict
 
@@ -110,15 +113,15 @@ class CaseRun:
         return Attempt(self.settings, self.case, self.inputs, rung, first, self.devices)
 
     def _attempt_state(self, attempt: Attempt | None = None) -> AttemptState | None:
-        """What the ledger knows of an attempt (the present one), if it still is the same attempt."""
+        """The ledger's record of an attempt (default: the current one), if its fingerprint is unchanged."""
         attempt = attempt or self.attempt
         known = self._state().attempts.get((attempt.rung.variant, attempt.rung.num_envs))
         return known if known is not None and known.fingerprint == attempt.fingerprint else None
 
     def _earlier_memory_trials(self, rungs: Sequence[ladder.Rung]) -> list[ladder.Trial]:
-        """Rungs whose training ran out of memory in earlier sessions, in order: they need not be tried again.
+        """Rungs that ran out of memory in earlier sessions, in order: they are not tried again.
 
-        Other failures are forgotten: their cause may have been repaired. So are these when no rung would be left.
+        Other failures are forgotten, since their cause may be fixed; so are these when no rung would be left.
         """
         history = []
         for rung in rungs:
@@ -131,7 +134,7 @@ class CaseRun:
         return []
 
     def _train_attempt(self) -> StageResult:
-        """The training stages of the current rung, from the first one that is not done."""
+        """Run the training stages of the current rung, from the first that is not done."""
         afresh = self.settings.resume_skip_status == "none" and self.attempt.rung not in self._afresh
         self._start_afresh = afresh or self._attempt_state() is None
         if self._start_afresh:
@@ -145,7 +148,8 @@ class CaseRun:
         return result
 
     def _after(self, before: StageResult, stage: str) -> StageResult:
-        """A stage after training; a transient failure gets a second chance, training is never repeated."""
+        """Run a stage after training; it is repeated once after a transient failure. Training is never
+        repeated."""
         if self.reused_row is not None:
             return self._reused(stage)
         if not before.ok:
@@ -157,7 +161,7 @@ class CaseRun:
         return result
 
     def _do(self, stage: str) -> StageResult:
-        """Run a stage of the current attempt, or take its recorded success."""
+        """Run a stage of the current attempt, or reuse its recorded success."""
         known = self._attempt_state()
         budget_used = known.train_seconds if known is not None and stage == "long_train" else 0.0
         spec = self.attempt.spec(stage, budget_used)
@@ -168,11 +172,11 @@ class CaseRun:
         return done
 
     def _recorded(self, known: AttemptState | None, spec: StageSpec) -> StageResult | None:
-        """An earlier success of this stage that still holds: same attempt, same key, its files as they were."""
+        """An earlier success of this stage that still holds: same attempt, same key, files unchanged."""
         event = known.stages.get(spec.stage) if known is not None and not self._start_afresh else None
         if event is None or event.get("outcome") != "ok" or event["key"] != dict(spec.key):
             return None
-        if health_problem(StageResult.from_event(event)):  # it ended well, but not what it did
+        if health_problem(StageResult.from_event(event)):  # it ended well with an unhealthy result
             return None
         left = {"probe_train": self.attempt.resume_from() is not None,
                 "long_train": self._model_is_whole(event),
@@ -180,7 +184,7 @@ class CaseRun:
         return StageResult.from_event(event, reused=True) if left.get(spec.stage, True) else None
 
     def _model_is_whole(self, trained: Mapping[str, Any]) -> bool:
-        """Whether the model is the file that its training wrote; older versions did not say which that was."""
+        """Whether the model is the file that training wrote; older versions did not record which that was."""
         described = trained["result"].get("model")
         return self.attempt.model_file.is_file() if described is None else is_as_described(
             self.attempt.model_file, described)
@@ -194,7 +198,7 @@ class CaseRun:
             "out_dir": settings.relative(spec.out_dir), "log": settings.relative(spec.log),
             "afresh": self._start_afresh, "started": time.time(),
         }
-        if spec.stage == "viz":  # an older film must not pass for this one
+        if spec.stage == "viz":  # an older film must not count
             for path in (attempt.folder / "viz.mp4", *attempt.folder.glob("viz_*.png")):
                 path.unlink(missing_ok=True)
         self.ledger.append("stage_start", **about)
@@ -209,7 +213,7 @@ class CaseRun:
         return final[0]
 
     def _examine(self, result: StageResult, spec: StageSpec) -> StageResult:
-        """What the process cannot say itself: whether its video shows something, whether a budget was reached."""
+        """Check what the process cannot: whether its film shows something, whether a budget was reached."""
         result = replace(result, log=self.settings.relative(result.log))
         if spec.stage == "viz" and result.ok:
             problem = check_viz(self.attempt.folder / "viz.mp4", result.result, self.settings.profile.viz_episodes)
@@ -228,7 +232,7 @@ class CaseRun:
         return samples >= self.settings.profile.long_max_samples
 
     def _wait_for(self, pool: Sequence[str]) -> Callable[[], None]:
-        """What to do while every device is taken: say so once, and give up when the session is interrupted."""
+        """What to do while all devices are taken: record it once, and stop when the session is interrupted."""
         told = False
 
         def waiting() -> None:
@@ -241,76 +245,16 @@ class CaseRun:
 
         return waiting
 
-    # results
-
     def _reused(self, stage: str) -> StageResult:
         ok = str(self.reused_row["final_ok"]) == "1"
         return StageResult(stage, "ok" if ok else "failed", log=self.reused_row.get(f"{stage}_log", ""), reused=True)
 
-    def row(self, verdict: Verdict) -> dict[str, Any]:
-        """The case's line in best_by_case.tsv. A nontrainable case's bootstrap_train stands in the ``long`` columns."""
-        attempt, settings, case = self.attempt, self.settings, self.case
-        train = self.stages.get(self._train_stage)
-        test = self.stages.get("test")
-        tested: Mapping[str, Any] = test.result if test is not None else {}
-        row: dict[str, Any] = {
-            "case": case.file, "method": case.method, "case_type": case.case_type, "variant": attempt.rung.variant,
-            "num_envs": attempt.rung.num_envs, "samples": train.result.get("samples") if train else None,
-            "samples_per_s": train.result.get("samples_per_s") if train else None,
-            **{name: tested.get(name) for name in ("test_return", "test_episode_length", "test_episodes")},
-            "test_measures": " ".join(f"{name}={measure(tested, name)}" for name in tested.get("measures") or {}),
-            **verdict_columns(verdict, attempt.degraded, learned(settings, case, verdict)),
-            "out_dir": settings.relative(attempt.folder),
-            "probe_out_dir": settings.relative(attempt.folder / "probe_train") if case.trainable else "",
-            "long_out_dir": settings.relative(attempt.folder / self._train_stage),
-            "probe_train_log": settings.relative(attempt.log("probe_train")) if case.trainable else "",
-            "long_train_log": settings.relative(attempt.log(self._train_stage)),
-            "test_log": settings.relative(attempt.log("test")), "viz_log": settings.relative(attempt.log("viz")),
-            "viz_video": settings.relative(attempt.folder / "viz.mp4"), "degraded": int(attempt.degraded),
-            "profile": settings.profile_name, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "key": self.key, "session": self._session,
-        }
-        if verdict.final_ok and train is not None and train.failure_class:
-            row["message"] = train.message  # accepted with a checkpoint, and why
-        for short, stage in STAGE_COLUMNS.items():
-            name = self._train_stage if short == "long" else stage
-            done = self.stages.get(name)
-            row[f"{short}_ok"] = "" if done is None or done.outcome == "not_run" else int(done.ok)
-            row[f"{short}_rc"] = done.rc if done is not None else None
-            row[f"{short}_elapsed_s"] = done.elapsed_s if done is not None and done.outcome != "not_run" else None
-        known = self._attempt_state()
-        trained = known.train_seconds if known is not None else 0.0
-        if trained:
-            row["long_elapsed_s"] = round(trained, 2)  # all sessions together
-        return row | old_runner.columns(settings, attempt, self.stages, trained)
-
-
-def learned(settings: Settings, case: Case, verdict: Verdict) -> int | str:
-    """Whether the policy passed its learning gate: 1 or 0; ``-`` where nothing is learned or gates do not decide."""
-    if not case.trainable or not settings.profile.enforce_gates:
-        return "-"
-    return int(verdict.gate.verdict == "pass")
-
-
-def verdict_columns(verdict: Verdict, degraded: bool, learned: int | str) -> dict[str, Any]:
-    """The columns of best_by_case.tsv that a verdict decides."""
-    return {
-        "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
-        "learned": learned,
-        "note": note(verdict, degraded), "failed_stage": verdict.failed_stage,
-        "failure_class": verdict.failure_class, "message": verdict.message,
-    }
-
-
-def note(verdict: Verdict, degraded: bool) -> str:
-    """``ok``, ``<class>_in_<stage>``; with ``degraded`` when a smaller rung was needed."""
-    words = "ok" if verdict.final_ok else f"{verdict.failure_class}_in_{verdict.failed_stage}"
-    return f"{words} degraded" if degraded else words
-
 
 def case_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
-    """Attempts to make, in order: the usual ones, behind that of an allocation profile if there is one. What did not
-    fit with it does not fit with more environments, so those are left out."""
+    """The attempts to make, in order: the allocation profile's, if there is one, then the usual ones.
+
+    What did not fit with the profile's attempt does not fit with more environments, so those are left out.
+    """
     usual, given = usual_rungs(settings, case), settings.allocation.get(case.name)
     if given is None:
         return usual
@@ -320,20 +264,21 @@ def case_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
 
 
 def first_envs(settings: Settings, case: Case, rung: ladder.Rung) -> int:
-    """Environments of the usual first attempt with a rung's variant: with fewer an attempt is degraded."""
+    """Environments of the usual first attempt with a rung's variant; an attempt with fewer is degraded."""
     usual = [known.num_envs for known in usual_rungs(settings, case) if known.variant == rung.variant]
     return usual[0] if usual else rung.num_envs
 
 
 def usual_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
-    """Sizes to try, per variant: an option, the case's own list, the profile's list, or halving: from the args file's
-    size, for ``tuned`` from its share of the environments that it is tuned for.
+    """Sizes to try per variant: from an option, the case's own list, the profile's list, or by halving.
+
+    Halving starts at the args file's size; for ``tuned`` at its share of the environments that it is tuned for.
     """
     profile = settings.profile
     if not case.trainable:
         return [ladder.Rung("default", profile.nontrainable_num_envs)]
     target = settings.target(case.name)
-    given = settings.ladders.get(ladder_name(case)) or settings.ladder or target.env_ladder or profile.env_ladder
+    given = settings.ladders.get(ladder_name(case.name)) or settings.ladder or target.env_ladder or profile.env_ladder
     tuned = target.tuned_envs or (profile.tuned_envs and tuned_worlds(case.agent_config, profile.tuned_envs))
     first = {TUNED: max(1, tuned // settings.per_case)} if tuned else {}
     return ladder.rungs({name: given or ladder.halving(first.get(name, case.num_envs))
@@ -341,7 +286,7 @@ def usual_rungs(settings: Settings, case: Case) -> list[ladder.Rung]:
 
 
 def case_key(settings: Settings, case: Case) -> str:
-    """What a case's verdict depends on: its inputs, sizes and gates. A verdict under another key does not count."""
+    """What a case's verdict depends on: inputs, sizes and gates. A verdict under another key does not count."""
     inputs = read_inputs(settings.repo, case, settings.engine_config, settings.variants)
     return digest({
         "sha256": dict(inputs.sha256), "profile": settings.profile_name,
@@ -358,7 +303,7 @@ def passed(state: CaseState, key: str) -> bool:
 
 
 def reusable(state: CaseState, key: str, policy: str) -> bool:
-    """Whether a case's recorded end stands under ``--resume-skip-status``."""
+    """Whether ``--resume-skip-status`` keeps a case's recorded end."""
     if policy == "all":
         return state.row is not None and state.row.get("key") == key
     return policy == "ok" and passed(state, key)
@@ -366,9 +311,9 @@ def reusable(state: CaseState, key: str, policy: str) -> bool:
 
 def close_open_stages(ledger: Ledger, only: str | None = None,
                       message: str = "the session that ran it was killed") -> list[str]:
-    """Record the end of stages whose pytest was killed: interrupted, as long as their files show signs of life.
+    """Record stages whose pytest was killed as interrupted, at the time of their last sign of life.
 
-    ``only`` names the one case to look at.
+    ``only``: one case to look at instead of all.
     """
     closed = []
     for name, case in ledger.state().cases.items():

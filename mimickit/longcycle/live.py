@@ -1,4 +1,4 @@
-"""The line that tells what runs now."""
+"""The line that tells what runs now: how it is shown (:class:`LiveLine`) and what is in it (:class:`Watching`)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO
 
-LINE_EVERY = 60.0  # s, where the terminal cannot renew a line
+from mimickit.cases import Case
+from mimickit.longcycle import report
+from mimickit.longcycle.estimate import Estimate
+from mimickit.longcycle.ledger import Ledger, fold
+
+LINE_EVERY = 60.0  # s between lines where none can be rewritten
 LOOK_EVERY = 1.0  # s
 Look = Callable[[int | None], tuple[str, list[str]]]
 
 
 def own_stdout() -> IO[str]:
-    """A copy of the real standard output, which works while pytest captures."""
+    """A copy of the real standard output, which works while pytest captures output."""
     return os.fdopen(os.dup(sys.__stdout__.fileno()), "w", buffering=1, errors="replace")
 
 
 def width(terminal: IO[str]) -> int | None:
-    """Columns of a terminal that a line can be renewed in, None of a file."""
+    """Columns of a terminal on which a line can be rewritten; None for a file."""
     return (os.get_terminal_size(terminal.fileno()).columns or 80) - 1 if terminal.isatty() else None
 
 
@@ -37,7 +42,7 @@ class LiveLine(threading.Thread):
         super().__init__(name="longcycle-progress", daemon=True)
         self.look, self.terminal = look, terminal
         self.ended = threading.Event()
-        self.renewed = False  # there is a line that the next one replaces
+        self.renewed = False  # the next line replaces this one
         self.written: float | None = None
         self.begun = False
 
@@ -49,7 +54,7 @@ class LiveLine(threading.Thread):
         columns = width(self.terminal)
         line, ended = self.look(columns)
         if (line or ended) and not self.begun:
-            self.terminal.write("\n")  # after what pytest has begun to write
+            self.terminal.write("\n")  # pytest may have begun a line
             self.begun = True
         if columns is not None:
             self.clear()
@@ -70,10 +75,46 @@ class LiveLine(threading.Thread):
             self.renewed = False
 
     def stop(self) -> None:
-        """Look a last time, and leave an empty line."""
+        """Show the last state, and leave an empty line."""
         self.ended.set()
         self.join(timeout=10.0)
         with contextlib.suppress(OSError, ValueError):
             self.show()
             self.clear()
             self.terminal.flush()
+
+
+class Watching:
+    """Looks into the ledger again and again. How long a stage runs is measured here, from when it was first seen."""
+
+    def __init__(self, ledger: Ledger, cases: Sequence[Case], estimate: Estimate) -> None:
+        self.ledger, self.cases, self.estimate = ledger, cases, estimate
+        self.told = len(ledger.events())  # events already shown, or of earlier sessions
+        self.since: dict[tuple[str, str], float] = {}
+        self.begun: set[str] = set()
+
+    def forecast(self) -> str:
+        """A line for the start: how long the session will take, and what that stands on."""
+        state = self.ledger.state()
+        state.touched = set()  # an earlier session's
+        stages = sum(len(case.stages) for case in self.cases)
+        seconds = self.estimate.left(self.cases, state, self.begun, {}, {})
+        return (f"{len(self.cases)} case{'s' if len(self.cases) != 1 else ''}, {stages} stages, "
+                f"{self.estimate.workers} at once: about {report.duration(seconds)} "
+                f"({self.estimate.basis(self.cases, state)})")
+
+    def look(self, columns: int | None) -> tuple[str, list[str]]:
+        """The line that tells what runs, and lines about what has ended since the last look."""
+        now, progress, events = time.monotonic(), self.ledger.refresh_progress(), self.ledger.events()
+        fresh, self.told = events[self.told:], len(events)
+        for event in fresh:
+            if event["event"] == "stage_start":
+                self.begun.add(event["case"])
+                self.since[event["case"], event["stage"]] = now  # also when it is tried again
+        running = {(run["case"], run["stage"]): run["eta_s"] if run["phase"] == "training" else None
+                   for run in progress["running"]}
+        self.since = {key: self.since.get(key, now) for key in running}
+        ages = {key: now - since for key, since in self.since.items()}
+        left = self.estimate.left(self.cases, fold(events), self.begun, running, ages)
+        return (report.live_line(progress, ages, left, columns),
+                report.ended_lines(fresh, progress, every_stage=columns is None))

@@ -1,7 +1,7 @@
 """Merge the roots of several sessions into one: ``python -m mimickit.longcycle.merge OUT ROOT [ROOT ...]``.
 
-Cases are independent, so a set may be split over machines (``--shard``, ``--cases``) that each work in a root of their
-own. The merged root is as if one session had run them all: judge it with ``--from-results``, continue it with ``--lf``.
+Cases are independent, so a set may be split over machines (``--shard``, ``--cases``), each with a root of its own. The
+merged root is as if one session had run them all: judge it with ``--from-results``, continue it with ``--lf``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from mimickit.longcycle.ledger import LEDGER, CaseState, Ledger, State, attempts
 from mimickit.longcycle.lifecycle import close_open_stages
 from mimickit.longcycle.roots import ENVIRONMENTS, SESSION_LOCK, find_root, lock_session, rebased, root_path
 from mimickit.longcycle.settings import relative_to
-from mimickit.longcycle.tables import read_tsv, write_tsv
 from mimickit.util.failures import UserError
-from mimickit.util.files import atomic_path, read_json, write_json
+from mimickit.util.files import atomic_path, read_json, read_tsv, write_json, write_tsv
 from mimickit.util.manifest import model_problem
 
 MERGED = "merged.json"
@@ -33,7 +32,7 @@ CASE_EVENTS = ("stage_start", "stage_end", "case_end")
 
 @dataclass(frozen=True)
 class Source:
-    """One root, what messages call it, its events, and the state they add up to."""
+    """One root: its name in messages, its events, and the state they add up to."""
 
     root: Path
     name: str
@@ -52,9 +51,9 @@ class Source:
 
 
 def choose(case: str, sources: Sequence[Source]) -> tuple[Source, list[str]]:
-    """The source whose record of a case counts, and what there is to say about the choice.
+    """The source whose record of a case counts, and notes about the choice.
 
-    The latest recorded end counts; where no source has one, the latest beginning.
+    The latest recorded end counts; where no source has one, the latest start.
     """
     having = [source for source in sources if source.last(case, *CASE_EVENTS) >= 0]
     ended = [source for source in having if source.state.case(case).row is not None]
@@ -81,7 +80,7 @@ def words(state: CaseState) -> str:
 
 
 def merge(out: Path, roots: Sequence[Path], repo: Path, replace: bool = False) -> list[str]:
-    """Merge ``roots`` into ``out``, which appears whole or not at all; the lines that tell what was chosen.
+    """Merge ``roots`` into ``out``, which appears complete or not at all; returns notes about the choices.
 
     Raises:
         UserError: ``out`` exists (and ``replace`` is not set), a root is given twice, or a session works in one.
@@ -101,14 +100,14 @@ def merge(out: Path, roots: Sequence[Path], repo: Path, replace: bool = False) -
             raise UserError(f"another merge into {out} is under way")
         held.enter_context(lock)
         for root in {root.resolve(): root for root in (*roots, *([out] if out.exists() else []))}.values():
-            if (root / SESSION_LOCK).exists():  # without it no session ever worked in this copy
+            if (root / SESSION_LOCK).exists():  # without it no session has worked in this copy
                 lock = lock_session(root)
                 if lock is None:
                     raise UserError(f"a session works in {root}: wait for its end")
                 held.enter_context(lock)
         sources = [Source.read(root, repo) for root in roots]
         building = out.parent / f".{out.name}.merging"
-        shutil.rmtree(building, ignore_errors=True)  # of a merge that was killed
+        shutil.rmtree(building, ignore_errors=True)  # left by a merge that was killed
         try:
             lines = build_root(building, relative_to(out, repo), sources, repo)
             put_in_place(building, out)
@@ -119,7 +118,7 @@ def merge(out: Path, roots: Sequence[Path], repo: Path, replace: bool = False) -
 
 
 def put_in_place(building: Path, out: Path) -> None:
-    """Rename the finished folder over ``out``; an older one is removed afterwards."""
+    """Rename the finished folder to ``out``, then remove an older one."""
     old = out.parent / f".{out.name}.replaced"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -182,7 +181,7 @@ def write_ledger(folder: Path, events: Sequence[dict[str, Any]]) -> None:
 
 
 def write_manifest(folder: Path, sources: Sequence[Source], chosen: dict[str, Source]) -> None:
-    """The manifest's rows, each from the root whose record of its case counts."""
+    """Write the manifest: each row from the root whose record of the case counts."""
     rows: dict[str, dict[str, str]] = {}
     for source in sources:
         for row in read_tsv(source.root / "case_manifest.tsv"):

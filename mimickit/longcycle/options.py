@@ -1,4 +1,4 @@
-"""The suite's options: one table, what a file of options adds to the command line, and the Settings they make."""
+"""The suite's options: the table, what an options file adds to the command line, and the Settings they make."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from mimickit.config import load_yaml
 from mimickit.longcycle.allocation import read_allocation
+from mimickit.longcycle.cases import Shard, parse_shard
 from mimickit.longcycle.devices import visible_cuda
 from mimickit.longcycle.roots import BASE, find_root, recorded_profile
 from mimickit.longcycle.settings import (
@@ -35,21 +36,20 @@ from mimickit.longcycle.settings import (
     parse_runner,
     parse_variants,
 )
-from mimickit.longcycle.shards import Shard, parse_shard
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 
 NAME = "longcycle"
-GPU_MEMORY_A_CASE = 8.0  # GiB; ASE, the largest, takes 6.1 with 4096 worlds
+GPU_MEMORY_A_CASE = 8.0  # GiB; ASE, the largest, takes 6.1 with 4096 environments
 CORES_A_CASE = 2  # one launches kernels, one does the rest
 MOST_PER_GPU = 8  # they fill an H200
-MOST_ON_CPU = 8  # one a core: training takes two, tests and films one
+MOST_ON_CPU = 8  # one per core: training takes two, tests and films one
 FILE_OPTION = "longcycle-options"
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. ``size`` names the key of the profile that it replaces; its default is then the profile's."""
+    """One option. ``size``: the key of the profile that it replaces, which is then its default."""
 
     name: str
     kind: type
@@ -93,7 +93,7 @@ OPTIONS = {option.name: option for option in (
       for name, cases in zip(LADDERS, ("cases other than Pi Plus's", "add_pi_plus and deepmimic_pi_plus_ppo",
                                        "amp_pi_plus"), strict=True)),
     Option("allocation-profile-tsv", str, "table whose rows (case, status, variant, num_envs, agent_config) with "
-           "status ok say with which attempt a case begins; python -m mimickit.longcycle.allocation writes one",
+           "status ok say with which attempt a case begins; tools/measure_allocation.py writes one",
            metavar="FILE"),
     Option("allocation-fallback", str, "ladder: when that attempt runs out of memory the usual ones follow; strict: "
            "none does", default="ladder", choices=("ladder", "strict")),
@@ -134,7 +134,7 @@ OPTIONS = {option.name: option for option in (
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Register the table. No default here: what nobody gave stays None, so that a file may still give it."""
+    """Register the options. What is not given stays None, so that an options file may give it."""
     group = parser.getgroup(NAME, "acceptance suite (pytest -m longcycle, docs/longcycle.md)")
     for option in OPTIONS.values():
         if option.kind is bool:
@@ -145,7 +145,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def option_values(config: pytest.Config) -> dict[str, Any]:
-    """Every option's value by name: the command line's, else the options file's, else the default (None: none).
+    """Every option's value by name, from the command line, else the options file, else the default.
 
     Raises:
         UserError: the options file has an unknown option, or a value of the wrong kind.
@@ -154,7 +154,7 @@ def option_values(config: pytest.Config) -> dict[str, Any]:
     file = given.get(FILE_OPTION)
     from_file = read_options_file(Path(file)) if file is not None else {}
     opposites = {"include-nontrainable", "exclude-nontrainable"}
-    if opposites & given.keys():  # the command line's choice, not the file's other one
+    if opposites & given.keys():  # the command line overrides the file
         from_file = {name: value for name, value in from_file.items() if name not in opposites}
     values = {name: option.default for name, option in OPTIONS.items()} | from_file | given
     if all(values[name] for name in opposites):
@@ -163,7 +163,7 @@ def option_values(config: pytest.Config) -> dict[str, Any]:
 
 
 def read_options_file(path: Path) -> dict[str, Any]:
-    """Options of a yaml file by name. A list stands for ``a,b``, a mapping for ``a=1,b=2``.
+    """Options from a yaml file, by name. A list stands for ``a,b``, a mapping for ``a=1,b=2``.
 
     Raises:
         UserError: an unknown option (with the nearest known one), or a value of the wrong kind.
@@ -179,7 +179,7 @@ def read_options_file(path: Path) -> dict[str, Any]:
 
 
 def _typed(option: Option, value: Any, path: Path) -> Any:
-    """A yaml value as the option's own type. ``false`` and null leave the option as it is without the file."""
+    """A yaml value as the option's type. ``false`` and null count as not given."""
     if value is None or (option.kind is bool and value is False):
         return None
     if option.kind is str and isinstance(value, list):
@@ -199,7 +199,7 @@ def _typed(option: Option, value: Any, path: Path) -> Any:
 
 
 def automatic(values: Mapping[str, Any], cores: int, gpu_memory: float) -> tuple[int, int]:
-    """What ``-n auto`` means here: cases at once (0: one after the other, without workers), and cases per device.
+    """``-n auto`` for the suite: cases at once (0: one after the other, without workers), and cases per device.
 
     Args:
         values: of all options.
@@ -218,7 +218,8 @@ def automatic(values: Mapping[str, Any], cores: int, gpu_memory: float) -> tuple
 
 
 def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Settings:
-    """All options together (``sessions``: cases that run side by side). Raises UserError for values that cannot be."""
+    """The Settings that the options make; ``sessions``: cases that run side by side. Raises UserError for bad
+    values."""
     data, cuda = load_profiles(Path(values["longcycle-profiles"])), visible_cuda()
     recorded = find_root(values["from-results"], repo) if values["from-results"] else None
     if recorded is not None and values["longcycle-profile"] is None:
@@ -255,7 +256,7 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
 
 
 def time_budget(values: Mapping[str, Any]) -> tuple[str, float | None]:
-    """``--long-mode``, and the hours if it is ``time_budget``. Raises UserError for hours or a grace that cannot be."""
+    """``--long-mode``, and the hours if it is ``time_budget``. Raises UserError for bad hours or grace."""
     mode, hours, grace = values["long-mode"], values["long-budget-hours"], values["long-budget-grace-sec"]
     if hours is not None and hours <= 0:
         raise UserError(f"--long-budget-hours {hours:g}: must be above 0")
@@ -265,7 +266,7 @@ def time_budget(values: Mapping[str, Any]) -> tuple[str, float | None]:
 
 
 def with_sizes(data: ProfilesFile, name: str, values: Mapping[str, Any]) -> Profile:
-    """A profile with the sizes that options replace. Raises UserError for negative ones."""
+    """The profile with the sizes that options replace. Raises UserError for negative ones."""
     sized = [option for option in OPTIONS.values() if option.size and values[option.name] is not None]
     if negative := [option.name for option in sized if values[option.name] < 0]:
         raise UserError(f"--{negative[0]} {values[negative[0]]}: must not be negative")

@@ -25,10 +25,9 @@ from mimickit.longcycle.events import to_line
 from mimickit.longcycle.judge import sample
 from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.roots import ENVIRONMENTS
-from mimickit.longcycle.tables import read_tsv
 from mimickit.util.curves import Curves, Panel, draw_panels, joined, read_curves
 from mimickit.util.failures import AssetMissingError, UserError, explains_mistakes
-from mimickit.util.files import atomic_path, read_json, write_json, write_text
+from mimickit.util.files import atomic_path, read_json, read_tsv, write_json, write_text
 from mimickit.util.video import COLOR_SPREAD
 
 OWN_FOLDERS = ("mimickit", "tests", "data", "args", "output", "tools", r"\.venv")
@@ -45,13 +44,13 @@ RECORDS = {".json", ".jsonl", ".tsv", ".txt", ".yaml", ".md"}
 
 @dataclass(frozen=True)
 class Result:
-    """What is known about one case.
+    """One case.
 
     Attributes:
-        row: its line in best_by_case.tsv, None for a case without an end.
+        row: its line in best_by_case.tsv, None without a recorded end.
         test: its test.json, or {}.
         folder: its best attempt's folder, None without one.
-        devices: how many it trained on, 0 if that is not known.
+        devices: how many it trained on, 0 if not known.
     """
 
     name: str
@@ -91,7 +90,7 @@ def read_root(root: Path) -> list[Result]:
 
 
 def read_runs(folder: Path) -> list[Curves]:
-    """One run for each attempt of a case: its trial and its training as one curve."""
+    """One curve per attempt of a case: its trial and its training joined."""
     runs = []
     for attempt in sorted(path for path in folder.glob("*_e*") if path.is_dir()):
         logs = [path for stage in ("probe_train", "long_train") if (path := attempt / stage / "log.txt").is_file()]
@@ -105,8 +104,10 @@ def read_runs(folder: Path) -> list[Curves]:
 
 
 def without_machine(value: Any) -> Any:
-    """Texts of a JSON value without the machine's folders and the identities of its GPUs: paths begin at the
-    repository, others are names only."""
+    """Texts of a JSON value without the machine's folders and GPU identities.
+
+    Paths begin at the repository; paths elsewhere are reduced to names.
+    """
     if isinstance(value, str):
         text = GPU_IDENTITY.sub("GPU", FOREIGN_PATH.sub("", value))
         return Path(text).name if text.startswith("/") and " " not in text else text
@@ -116,14 +117,14 @@ def without_machine(value: Any) -> Any:
 
 
 def read_environments(root: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What each session ran on that a case's end is of, the first one first, without the machine's folders."""
+    """The machines of the sessions whose results are shown, in order of time."""
     sessions = {result.row["session"] for result in results if result.row}
     found = [read_json(root / ENVIRONMENTS / f"{session}.json") for session in sessions]
     return sorted(map(without_machine, filter(None, found)), key=lambda known: (known["time"], known["command"]))
 
 
 def command_line(environment: Mapping[str, Any]) -> str:
-    """How a session was started, as one types it."""
+    """The command that started a session."""
     given = [word for word in (environment.get("command") or [])[1:] if word != "--lf"]
     return shlex.join(["pytest", *(given or ["-m", "longcycle"])])
 
@@ -166,9 +167,10 @@ def film_strip(video: Path, path: Path, pictures: int) -> bool:
 
 
 def interesting_box(frames: Sequence[Any]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom (pixels) of what is coloured in any of the frames [H, W, 3], with some margin.
+    """Left, top, right, bottom (pixels) that crop frames [H, W, 3] to the character, with a margin.
 
-    Ground and sky are grey. Between half and twice as wide as high, and not lower than a quarter of the frame.
+    Ground and sky are grey, characters coloured. The crop is between half and twice as wide as high, and at least a
+    quarter of the frame high.
     """
     import numpy as np
 
@@ -187,13 +189,13 @@ def interesting_box(frames: Sequence[Any]) -> tuple[int, int, int, int]:
 
 
 def curve_row(runs: Sequence[Curves], title: str) -> list[Panel]:
-    """A case's first informative columns, with a line for each attempt; empty without runs."""
+    """A case's first informative columns, one line per attempt; empty without runs."""
     columns = [c for c in CURVE_COLUMNS if any(c in run.columns and run.line("Samples", c)[1].any() for run in runs)]
     return [Panel(title, c, [run for run in runs if c in run.columns]) for c in columns[:CURVES_A_CASE]]
 
 
 def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
-    """Write everything; returns counts for the command's last line."""
+    """Write everything; returns the counts that the command prints."""
     results = read_root(root)
     environments = read_environments(root, results)
     for name in ("best_by_case.tsv", "case_manifest.tsv"):
@@ -220,7 +222,7 @@ def export(root: Path, out: Path, pictures: int) -> dict[str, Any]:
 
 
 def write_records(root: Path, path: Path) -> None:
-    """Pack what a root recorded, without models, films, pictures and outputs of processes."""
+    """Pack what a root recorded, without models, films, pictures and process output."""
     with atomic_path(path) as temporary, tarfile.open(temporary, "w:xz", preset=9) as archive:
         for file in sorted(file for file in root.rglob("*") if file.suffix in RECORDS):
             place = file.relative_to(root)
@@ -233,7 +235,7 @@ def write_records(root: Path, path: Path) -> None:
 
 
 def recorded_text(file: Path) -> str:
-    """A text file's content :func:`without_machine`; what a power cut left half written is passed over."""
+    """A text file's content :func:`without_machine`; half-written lines are skipped."""
     if file.suffix == ".json":
         return json.dumps(without_machine(read_json(file)), indent=1)
     if file.suffix == ".jsonl":

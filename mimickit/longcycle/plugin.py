@@ -1,6 +1,6 @@
-"""The pytest side of the acceptance suite: what is registered when, and which tests are selected.
+"""The pytest plugin of the acceptance suite: what is registered when, and which tests are selected.
 
-The table of options is in options.py; a session that runs cases in session.py, one that judges recorded results in
+The table of options is in options.py, a session that runs cases in session.py, one that judges recorded results in
 recorded.py.
 """
 
@@ -15,13 +15,12 @@ import pytest
 
 from mimickit.cases import Case, select
 from mimickit.engines.engine_config import load_engine_config
-from mimickit.longcycle.environment import smallest_gpu
-from mimickit.longcycle.old_runner import require_modules
+from mimickit.longcycle.cases import parse_shard, part
+from mimickit.longcycle.environment import require_modules, smallest_gpu
 from mimickit.longcycle.options import NAME, add_options, automatic, make_settings, option_values
 from mimickit.longcycle.recorded import RecordedSession
 from mimickit.longcycle.session import CASE, CASES_PER_DEVICE, Session, side_by_side
 from mimickit.longcycle.settings import Settings, parse_list
-from mimickit.longcycle.shards import parse_shard, part
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 
@@ -39,10 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
             if config.getoption(option):
                 raise pytest.UsageError(f"{option} is about the acceptance cases: add -m longcycle")
         return
-    if config.pluginmanager.has_plugin("lfplugin"):  # ours knows interrupted and never started cases too
+    if config.pluginmanager.has_plugin("lfplugin"):  # the suite's own --lf knows interrupted cases too
         config.pluginmanager.unregister(name="lfplugin")
     if config.option.tbstyle == "auto":
-        config.option.tbstyle = "short"  # the message tells all, the fixtures' values only hide it
+        config.option.tbstyle = "short"  # the message says everything
     try:
         values = option_values(config)
         values["cases-per-device"] = getattr(config, "workerinput", values).get(CASES_PER_DEVICE)
@@ -51,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
                      parse_shard(values["shard"]))
         if not values["from-results"]:
             check_gates(settings, cases, values["longcycle-targets"])
-            load_engine_config(config.rootpath / settings.engine_config)  # wrong for one case, wrong for all
+            load_engine_config(config.rootpath / settings.engine_config)  # of all cases
             if values["require-deps"] and not hasattr(config, "workerinput"):
                 require_modules(parse_list(values["require-deps"]))
     except UserError as error:
@@ -74,7 +73,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def check_gates(settings: Settings, cases: Sequence[Case], file: str) -> None:
-    """Raises UserError where gates decide and a case has none: better now than after its training."""
+    """Raise UserError where gates decide and a case has none: better now than after its training."""
     without = [case.name for case in cases if not settings.target(case.name).gates]
     if settings.profile.enforce_gates and without:
         raise UserError(f"{file}: no gates for {', '.join(without)}{nearest(without[0], settings.targets)}; "
@@ -88,12 +87,12 @@ def asked_for(config: pytest.Config) -> bool:
 
 
 def nothing_else(config: pytest.Config) -> bool:
-    """Whether ``-m`` selects only the acceptance cases, so that no other test file needs to be imported."""
+    """Whether ``-m`` selects the acceptance cases alone, so that no other test file needs to be imported."""
     return set(re.findall(r"\w+", config.getoption("-m") or "")) == {NAME}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Other test files are not imported for the acceptance suite: they load torch and more."""
+    """Skip all other test files when only the acceptance suite runs: they load torch and more."""
     if collection_path.suffix == ".py" and collection_path.name != "test_longcycle.py" and nothing_else(config):
         return True
     return None
@@ -125,5 +124,5 @@ def deselect(config: pytest.Config, items: list[pytest.Item], out: list[pytest.I
 
 @pytest.fixture(scope="session")
 def longcycle_session(pytestconfig: pytest.Config) -> Session | RecordedSession:
-    """What opens cases: to run them, or to judge what was recorded of them."""
+    """The session that opens cases: to run them, or to judge what was recorded of them."""
     return pytestconfig.pluginmanager.get_plugin(PLUGIN)

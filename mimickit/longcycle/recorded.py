@@ -1,4 +1,4 @@
-"""``--from-results``: judge what a root recorded by the present gates. Nothing runs, is locked or is written there."""
+"""``--from-results``: judge a root's records by the current gates. Nothing runs, is locked or is written there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mimickit.longcycle import report
 from mimickit.longcycle.events import EventFile
 from mimickit.longcycle.judge import GateVerdict, Verdict, judge_case
 from mimickit.longcycle.ledger import CaseState, State, fold
-from mimickit.longcycle.lifecycle import learned, verdict_columns
 from mimickit.longcycle.roots import LEDGER, rebased
+from mimickit.longcycle.rows import verdict_columns
 from mimickit.longcycle.session import NOTHING, is_case
 from mimickit.longcycle.settings import Settings
 from mimickit.longcycle.stages import StageResult
@@ -22,14 +22,14 @@ NOT_RUN = "no recorded end in these results"
 
 
 def read_state(settings: Settings) -> State:
-    """What the root of ``settings`` recorded, with paths as they are now."""
+    """The record of the root of ``settings``, with paths as they are now."""
     root = settings.relative(settings.out)
     content = EventFile(settings.out / LEDGER).read()
     return fold((rebased(event, root) for event in content.events), content.damaged)
 
 
 class RecordedCase:
-    """A case's recorded results, used in place of a CaseRun."""
+    """The recorded results of a case, in place of a CaseRun."""
 
     def __init__(self, settings: Settings, case: Case, state: CaseState) -> None:
         self.settings, self.case = settings, case
@@ -39,8 +39,7 @@ class RecordedCase:
         events = attempts[rung].stages if rung in attempts else {}
         self.stages = {stage: recorded_stage(stage, events.get(stage)) for stage in case.stages}
         self.reused_row = self.final_row = None if self.row is None else {
-            **self.row, **verdict_columns(self.finish(), str(self.row.get("degraded")) == "1",
-                                        learned(settings, case, self.finish()))}
+            **self.row, **verdict_columns(settings, case, self.finish(), str(self.row.get("degraded")) == "1")}
 
     def __enter__(self) -> RecordedCase:
         return self
@@ -58,7 +57,8 @@ class RecordedCase:
         return self.stages["viz"]
 
     def finish(self) -> Verdict:
-        """The verdict by the present gates; a case without a recorded end, or of another profile, does not pass."""
+        """The verdict by the current gates; a case without a recorded end, or of another profile, does not
+        pass."""
         if self.row is None:
             stage = next((name for name in self.case.stages if not self.stages[name].ok), self.case.stages[0])
             return Verdict(False, stage, "not_run", NOT_RUN, GateVerdict("missing", "not tested"))
@@ -81,7 +81,7 @@ def recorded_stage(stage: str, event: dict[str, Any] | None) -> StageResult:
 
 
 class RecordedSession:
-    """Hooks of a session that judges recorded results, in place of a Session."""
+    """The hooks of a session that judges recorded results, in place of a Session."""
 
     def __init__(self, config: pytest.Config, settings: Settings, cases: list[Case]) -> None:
         if config.getoption("lf", False):
@@ -99,11 +99,11 @@ class RecordedSession:
                 f"profile {self.settings.profile_name} ({self.settings.profile_reason})")
 
     def choose(self, items: list[pytest.Item]) -> list[pytest.Item]:
-        """Leave out pytest's stand-in for an empty list of cases."""
+        """Deselect pytest's placeholder for an empty list of cases."""
         return [item for item in items if not is_case(item)]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note what was judged; with pytest-xdist only reports reach the controller."""
+        """Note which cases were judged; with pytest-xdist only reports reach the controller."""
         found = report.nodeid.rpartition("[")[2].rstrip("]")
         self.selected.add(found)
 
@@ -121,7 +121,7 @@ class RecordedSession:
         report.add_to_job_summary(report.markdown(state, cases, set(), self.settings))
 
     def judged(self, cases: list[Case]) -> State:
-        """The recorded state with the present verdicts in its rows."""
+        """The recorded state with the current verdicts in its rows."""
         rows = {case.name: self.open_case(case).final_row for case in cases}
         return replace(self.state, touched={name for name, row in rows.items() if row is not None},
                        cases={name: replace(self.state.case(name), row=row) for name, row in rows.items()})

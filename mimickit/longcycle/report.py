@@ -1,4 +1,4 @@
-"""What people and job systems see: live line, why a case failed, the summary, the page of a run, JUnit's numbers."""
+"""What people and job systems see: the progress line, why a case failed, the summary, its page, JUnit properties."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_end(state: State, cases: Sequence[Case], reused: set[str]) -> tuple[list[
 
 def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Settings,
             resumable: bool = True) -> list[str]:
-    """The lines at the end of a session: results per case, what failed, what never ran, and last the counts."""
+    """The lines at the end of a session: a result per case, what failed or never ran, and last the counts."""
     passed, failed, never = by_end(state, cases, reused)
     lines = [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
     lines += [failed_line(state.case(case.name).row) for case in failed]
@@ -53,7 +53,7 @@ def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Set
 
 def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfinished: bool,
                 resumable: bool) -> list[str]:
-    """Where things are, and what the next command is."""
+    """Where the files are, and the next command to run."""
     root, python = settings.relative(settings.out), settings.relative(sys.executable)
     lines = [f"in {root}: summary.md, best_by_case.tsv; below runs/<case>_args/*/: logs, models, viz.mp4"]
     if unfinished and resumable:
@@ -67,7 +67,8 @@ def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfini
 
 
 def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Settings) -> str:
-    """The run as a page for job systems: counts, cases x stages with times and verdicts, what failed and its log."""
+    """The summary as a page for job systems: counts, cases x stages with times and verdicts, failures and their
+    logs."""
     passed, failed, never = by_end(state, cases, reused)
     lines = [f"## longcycle: {counts(cases, {case.name for case in passed}) if cases else 'no case was selected'}", "",
              f"Profile {settings.profile_name}, files in `{settings.relative(settings.out)}`.", ""]
@@ -107,14 +108,14 @@ def stage_cell(row: Mapping[str, Any], short: str) -> str:
 
 
 def add_to_job_summary(page: str) -> None:
-    """Append a page to the summary that GitHub shows with a job; nothing elsewhere."""
+    """Append a page to the job summary on GitHub; does nothing elsewhere."""
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{page}\n")
 
 
 def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What JUnit files say of a case: its end, numbers, the gate's verdict, and how each stage ended after how long."""
+    """JUnit properties of a case: its end, numbers, gate verdict, and the outcome and time of each stage."""
     if row is None:
         return [("outcome", "not_run")]
     times = [seconds for short in STAGE_COLUMNS if isinstance(seconds := row[f"{short}_elapsed_s"], (int, float))]
@@ -145,7 +146,7 @@ def passed_line(case: Case, state: CaseState, reused: bool) -> str:
 
 
 def labels(row: Mapping[str, Any], reused: bool) -> str:
-    """What else there is to know of a case's end."""
+    """Remarks on a case's end, in brackets."""
     accepted = row["message"] if str(row["final_ok"]) == "1" else ""
     words = [accepted, "degraded" if row["degraded"] else "", "reused" if reused else ""]
     return "".join(f" ({word})" for word in words if word)
@@ -163,19 +164,19 @@ def never_line(case: Case, state: CaseState) -> str:
 
 
 def unfinished(state: CaseState) -> str:
-    """How far a case without an end came; nothing when it never began."""
+    """How far a case without an end came; empty when it never began."""
     return next((attempt.note() for attempt in reversed(state.attempts.values())), "")
 
 
 def log_of(row: Mapping[str, Any]) -> str:
-    """The log of the stage that a row names as failed."""
+    """The log of the failed stage."""
     stage = row["failed_stage"]
     return row.get(f"{'long_train' if stage == 'bootstrap_train' else stage}_log") or row["out_dir"]
 
 
 def explain(case: Case, verdict: Verdict, stages: Mapping[str, StageResult], row: Mapping[str, Any] | None,
             repo: Path) -> str:
-    """Why a case did not pass: stage, class, root cause, last lines of the log, where the log is."""
+    """Why a case did not pass: stage, class, root cause, the log and its last lines."""
     if verdict.final_ok:
         return ""
     stage = stages.get(verdict.failed_stage)
@@ -192,7 +193,8 @@ def explain(case: Case, verdict: Verdict, stages: Mapping[str, StageResult], row
 
 def live_line(progress: Mapping[str, Any], ages: Mapping[tuple[str, str], float], left_s: float,
               columns: int | None) -> str:
-    """``[3/32] about 12:40 left | add_smpl long_train 45%, 1:12 | ...``: cases done, then what runs, as much as fits.
+    """``[3/32] about 12:40 left | add_smpl long_train 45%, 1:12 | ...``: cases done, then what runs, as space
+    allows.
 
     Args:
         ages: seconds for which a stage has run, by (case, stage).
@@ -215,7 +217,7 @@ def live_line(progress: Mapping[str, Any], ages: Mapping[tuple[str, str], float]
 
 
 def running_part(run: Mapping[str, Any], age: float, with_rate: bool) -> str:
-    """``add_smpl long_train 45%, 1:12``: case, stage, how far or which phase, for how long, samples a second."""
+    """``add_smpl long_train 45%, 1:12``: case, stage, share or phase, time so far, samples/s."""
     words = [run["case"], run["stage"]]
     if run["samples"] and run["max_samples"] and run["stage"] != "probe_train":
         words.append(f"{100 * run['samples'] / run['max_samples']:.0f}%")
@@ -226,7 +228,7 @@ def running_part(run: Mapping[str, Any], age: float, with_rate: bool) -> str:
 
 
 def ended_lines(events: Sequence[Mapping[str, Any]], progress: Mapping[str, Any], every_stage: bool) -> list[str]:
-    """A line for each case that ended, and for each stage: every one, or only those that did not end well."""
+    """A line for each case that ended, and for its stages: all of them, or only those that failed."""
     lines = []
     for event in events:
         if event["event"] == "stage_end" and (every_stage or event["outcome"] != "ok"):
@@ -240,7 +242,7 @@ def ended_lines(events: Sequence[Mapping[str, Any]], progress: Mapping[str, Any]
 
 
 def number(value: Any) -> str:
-    """``30.0M``, ``61.2k``, ``19.4``; text as it is, ``-`` for nothing."""
+    """``30.0M``, ``61.2k``, ``19.4``; text unchanged, ``-`` for nothing."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value) if value else "-"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
@@ -250,7 +252,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """``4:05``, ``2:04:05``; ``-`` for what is no number."""
+    """``4:05``, ``2:04:05``; ``-`` for anything but a finite number."""
     if not isinstance(seconds, (int, float)) or seconds != seconds or abs(seconds) == float("inf"):
         return "-"
     minutes, rest = divmod(int(seconds), 60)

@@ -1,4 +1,4 @@
-"""Root folders of sessions: where they are, what they recorded, also after they were moved or copied."""
+"""Root folders of sessions: where they are and what they recorded, also after they were moved or copied."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ENVIRONMENTS = "environments"  # what each session ran on, <session>.json
 
 
 def root_path(text: str, repo: Path) -> Path:
-    """A root that may not exist yet: a name below output/train, or a path (with a slash)."""
+    """A root that need not exist yet: a name below output/train, or a path (with a slash)."""
     return Path(text).absolute() if "/" in text.rstrip("/") or text in (".", "..") else repo / BASE / text
 
 
 def find_root(text: str, repo: Path) -> Path:
-    """A root with recorded results: a folder name below output/train, or a path.
+    """A root with recorded results: a name below output/train, or a path.
 
     Raises:
-        UserError: neither holds a ledger.
+        UserError: neither has a ledger.
     """
     tried = list(dict.fromkeys([repo / BASE / text, Path(text).absolute()]))
     for path in tried:
@@ -40,12 +40,12 @@ def recorded_profile(root: Path) -> str | None:
 
 
 def lock_session(root: Path) -> IO[str] | None:
-    """The lock that a working session holds. None when someone holds it. Close the file to release."""
+    """Take the lock of a working session; None when it is held. Close the file to release it."""
     return try_lock(root / SESSION_LOCK)
 
 
 def rebased(event: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """A case's event with all its paths below ``root``, wherever the root was when it was recorded."""
+    """A case's event with its paths below ``root``, wherever the root was when it was recorded."""
     row = event.get("row") or {}
     before, runs, _ = str(event.get("folder") or row.get("out_dir") or "").rpartition("/runs/")
     return _moved(event, before, root) if runs and before != root else dict(event)

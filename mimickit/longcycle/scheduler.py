@@ -1,8 +1,8 @@
-"""pytest-xdist one case at a time: a worker gets its next case when it has ended one, never earlier.
+"""Hands pytest-xdist's workers one case at a time: a worker gets the next one only when it has finished.
 
-xdist's own schedulers give each worker one test ahead of the one it runs, and cannot take it back. Cases take hours: a
-short one must not wait behind a long one while another worker has nothing to do. Two halves make it so: the controller
-hands out cases one by one (xdist's hook for schedulers), and a worker runs what it has without waiting for a next one.
+xdist's own schedulers give each worker one test in advance and cannot take it back. Cases take hours: a short one must
+not wait behind a long one while another worker is idle. Two halves: the controller hands out cases one by one (xdist's
+scheduler hook), and a worker runs what it has without waiting for the next one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pytest
 
 
 class OneAtATime:
-    """A scheduler as xdist wants it (``xdist.scheduler.protocol``); items are named by their index."""
+    """An xdist scheduler (``xdist.scheduler.protocol``); items are named by index."""
 
     def __init__(self, workers: int, cost: Callable[[str], float]) -> None:
-        self.workers = workers  # that collect before anything starts
-        self.cost = cost  # of an item: the dearest begin first, so that none is alone at the end
+        self.workers = workers  # all collect before anything starts
+        self.cost = cost  # of an item: the most expensive begin first, so that none is left for the end
         self.collections: dict[Any, list[str]] = {}
         self.running: dict[Any, int | None] = {}
         self.waiting: list[int] = []
@@ -48,7 +48,8 @@ class OneAtATime:
         self.collections[node] = list(collection)
 
     def schedule(self) -> None:
-        """Start, or go on after a worker was replaced. Raises UsageError when workers collected different cases."""
+        """Start, or go on after a worker was replaced. Raises UsageError when workers collected different
+        cases."""
         if self.items is None:
             self.items = next(iter(self.collections.values()))
             self.waiting = sorted(range(len(self.items)), key=lambda index: -self.cost(self.items[index]))
@@ -74,21 +75,21 @@ class OneAtATime:
         raise AssertionError("nothing is ever taken back from a worker")
 
     def remove_node(self, node: Any) -> str | None:
-        """Forget a worker; the case it ran when it died, if any."""
+        """Forget a worker that died; returns the case it was running, if any."""
         self.collections.pop(node, None)
         index = self.running.pop(node)
         return None if index is None else self.items[index]
 
 
 def make_scheduler(config: pytest.Config, cost: Callable[[str], float]) -> OneAtATime:
-    """In the controller. ``cost``: of a test by its id."""
+    """The controller's half. ``cost``: of a test, by its id."""
     from xdist.workermanage import parse_tx_spec_config
 
     return OneAtATime(len(parse_tx_spec_config(config)), cost)
 
 
 def run_without_waiting(config: pytest.Config) -> None:
-    """In a worker: from now on it starts a test without having been told of the one after it."""
+    """A worker's half: start a test without knowing the one after it."""
     worker = next(p for p in config.pluginmanager.get_plugins() if type(p).__name__ == "WorkerInteractor")
 
     def run_one_test() -> None:

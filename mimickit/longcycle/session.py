@@ -1,4 +1,4 @@
-"""A session that runs cases: what it selects, locks and records, how it ends, also when it is interrupted."""
+"""A session that runs cases: what it selects, locks and records, and how it ends, interrupted or not."""
 
 from __future__ import annotations
 
@@ -23,42 +23,40 @@ from mimickit.longcycle.gpu_sharing import shared_gpus
 from mimickit.longcycle.kernels import compile_kernels
 from mimickit.longcycle.ledger import Ledger, State
 from mimickit.longcycle.lifecycle import CaseRun, case_key, close_open_stages, passed, reusable
-from mimickit.longcycle.live import LiveLine, own_stdout
+from mimickit.longcycle.live import LiveLine, Watching, own_stdout
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from mimickit.longcycle.settings import Settings
-from mimickit.longcycle.tables import read_tsv, write_tsv
-from mimickit.longcycle.watching import Watching
 from mimickit.util.failures import UserError
-from mimickit.util.files import remove_half_written, write_json, write_text
+from mimickit.util.files import read_tsv, remove_half_written, write_json, write_text, write_tsv
 from mimickit.util.processes import end_with_parent
 
-CASE = "longcycle_case"  # the parameter that holds a test's case
+CASE = "longcycle_case"  # test parameter
 CASES_PER_DEVICE = "cases-per-device"
 ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
-OTHERS_WAIT = 60.0  # s, for pytest-xdist workers to end their stages after an interruption
+OTHERS_WAIT = 60.0  # s for workers to end their stages after an interruption
 NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
 
 
 def side_by_side(config: pytest.Config) -> int:
-    """How many cases run at once: pytest-xdist's workers."""
+    """The number of cases that run at once: pytest-xdist's workers."""
     if hasattr(config, "workerinput"):
         return int(config.workerinput["workercount"])
     return int(getattr(config.option, "numprocesses", None) or 1)
 
 
 def is_case(item: pytest.Item) -> bool:
-    """False for pytest's stand-in for an empty list of cases."""
+    """False for pytest's placeholder for an empty list of cases."""
     return isinstance(item.callspec.params[CASE], Case)
 
 
 def case_of(test: str) -> str:
-    """A case's name from the id of its test."""
+    """The case name in a test id."""
     return test.rpartition("[")[2].removesuffix("]")
 
 
 class Session:
-    """Hooks of one session that runs acceptance cases: the only process, or the controller or a worker of xdist."""
+    """The hooks of one session that runs cases: of the only process, or of xdist's controller or worker."""
 
     def __init__(self, config: pytest.Config, settings: Settings, cases: list[Case]) -> None:
         self.config, self.settings, self.cases = config, settings, cases
@@ -68,14 +66,14 @@ class Session:
         self.command = list(given.get("mainargv", sys.argv))
         self.idle = bool(config.getoption("--collect-only"))  # nothing runs, nothing is written
         self.selected: list[str] = []
-        self.passed_before = set(given.get(PASSED_BEFORE, ()))  # of what --lf leaves out
+        self.passed_before = set(given.get(PASSED_BEFORE, ()))  # left out by --lf
         self.lock: IO[str] | None = None
         self.live: LiveLine | None = None
         self.started = False
-        self.sharing = ""  # how cases share GPUs, where they do
+        self.sharing = ""  # how cases share GPUs, if they do
         self.until_end = contextlib.ExitStack()
         self.unwritten = ""  # why the end could not be recorded
-        if self.worker:  # a killed controller must not leave workers behind
+        if self.worker:  # end with the controller, however it ends
             end_with_parent(os.getppid())
         else:
             self.terminal = own_stdout()
@@ -93,24 +91,24 @@ class Session:
         return make_scheduler(config, self.cost) if config.getvalue("dist") in ("load", "worksteal") else None
 
     def cost(self, item: str) -> float:
-        """How long a test takes, see :meth:`Settings.cost`; pytest's stand-in for an empty list takes no time."""
+        """Cost of a test (:meth:`Settings.cost`); 0 for pytest's placeholder for an empty list."""
         return next((self.settings.cost(case) for case in self.cases if case.name == case_of(item)), 0.0)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        node.workerinput[CASES_PER_DEVICE] = self.settings.cases_per_device  # -n auto counts here, workers do not
+        node.workerinput[CASES_PER_DEVICE] = self.settings.cases_per_device  # -n auto is the controller's
         node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
-        node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # one that replaces a dead worker selects the same
+        node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # a replacement for a dead worker selects the same
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
-        """The first worker has told which cases are selected; no worker has begun one."""
+        """The first worker reports the selected cases, before any begins."""
         if not self.idle and self.live is None:
             self.begin_cases([case_of(test) for test in ids])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str) -> None:
-        """A worker died: its case was interrupted, and ``--lf`` continues it."""
+        """A worker died: its case counts as interrupted, and ``--lf`` continues it."""
         close_open_stages(self.ledger, case_of(crashitem), "the pytest-xdist worker that ran it died")
 
     # begin
@@ -139,7 +137,7 @@ class Session:
             self.sharing = self.until_end.enter_context(shared_gpus(self.settings.out / "mps"))
 
     def choose(self, items: list[pytest.Item]) -> list[pytest.Item]:
-        """Note the selected cases, add the back-stop timeout, and name the items that ``--lf`` leaves out."""
+        """Note the selected cases, add the back-stop timeout, and return the items that ``--lf`` leaves out."""
         real = [item for item in items if is_case(item)]
         by_name = {item.callspec.params[CASE].name: item for item in real}
         self.selected = sorted(by_name)
@@ -151,13 +149,13 @@ class Session:
         return [*none, *(by_name[name] for name in self.passed_before)]
 
     def back_stop(self) -> float:
-        """Seconds after which pytest-timeout ends a case; 0 (never) while a stage has no timeout."""
+        """Seconds after which pytest-timeout ends a case; 0 (never) where a stage has no timeout."""
         profile = self.settings.profile
         stages = (profile.probe_timeout, profile.long_timeout, profile.test_timeout, profile.viz_timeout)
         return 0 if 0 in stages else 16 * sum(stages)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Write what is known at the start (xdist: by the first worker, the controller collects nothing)."""
+        """Record the start (with xdist: in the first worker, since the controller collects nothing)."""
         distributing = not self.worker and side_by_side(self.config) > 1
         if self.idle or distributing or self.worker not in ("", "gw0"):
             return
@@ -166,7 +164,7 @@ class Session:
         table = manifest_rows(settings.repo, chosen, settings.engine_config, settings.variants)
         name, environment = uuid.uuid4().hex[:8], describe(settings, self.command)
         with self.needs_disk():
-            if table:  # with what other sessions of this root have run
+            if table:  # add to the rows of earlier sessions
                 rows = {row["case"]: row for row in [*read_tsv(out / "case_manifest.tsv"), *table]}
                 write_tsv(out / "case_manifest.tsv", list(table[0]), [row for _, row in sorted(rows.items())])
             write_json(out / "environment.json", environment)
@@ -179,8 +177,7 @@ class Session:
 
     @contextlib.contextmanager
     def needs_disk(self) -> Iterator[None]:
-        """A root that cannot be written, or not locked, ends the session with the reason (full disk, a file in its
-        place)."""
+        """End the session with the reason when its root cannot be written or locked."""
         try:
             yield
         except UserError as error:
@@ -192,16 +189,16 @@ class Session:
     def pytest_runtestloop(self) -> None:
         if self.worker and self.config.workerinput.get(ONE_AT_A_TIME):
             run_without_waiting(self.config)
-        distributes = self.config.pluginmanager.has_plugin("dsession")  # then the workers tell what is selected
+        distributes = self.config.pluginmanager.has_plugin("dsession")  # then the workers report the selection
         if not self.idle and not self.worker and not distributes:
             self.begin_cases([name for name in self.selected if name not in self.passed_before])
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """No dots between our lines; with -v pytest says its words."""
+        """No dots between the progress lines; -v keeps pytest's words."""
         return (report.outcome, "", report.outcome.upper()) if report.when == "call" else None
 
     def begin_cases(self, names: Sequence[str]) -> None:
-        """Before the first case: compile kernels, say how long it will take, and show from now on what runs."""
+        """Before the first case: compile kernels, estimate the time, and start the progress line."""
         state, policy = self.ledger.state(), self.settings.resume_skip_status
         chosen = [case for case in self.cases if case.name in names
                   and not reusable(state.case(case.name), case_key(self.settings, case), policy)]
@@ -217,7 +214,7 @@ class Session:
     # end
 
     def pytest_keyboard_interrupt(self) -> None:
-        """xdist: tell the workers, and wait until their stages have ended with a checkpoint."""
+        """With xdist: tell the workers, and wait until their stages have ended with a checkpoint."""
         if self.worker or self.idle or side_by_side(self.config) <= 1:
             return
         self.settings.stop_file.touch()
@@ -243,13 +240,13 @@ class Session:
             return
         try:
             self.record_end(session, exitstatus, state)
-        except OSError as error:  # a full disk, most likely
+        except OSError as error:  # most likely a full disk
             self.unwritten = str(error)
             session.exitstatus = exitstatus or pytest.ExitCode.INTERNAL_ERROR
         self.lock.close()
 
     def record_end(self, session: pytest.Session, exitstatus: int, state: State) -> None:
-        """Write how the session ended, and correct its exit code: 0 exactly when every selected case passed."""
+        """Record the end, and set the exit code: 0 exactly when every selected case passed."""
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
         self.ledger.append("session_end", status="interrupted" if interrupted else "finished")
         selected = state.session.get("cases", [])
@@ -284,7 +281,7 @@ class Session:
         return [case for case in self.cases if case.name in state.session.get("cases", [])]
 
     def reused(self, state: State) -> set[str]:
-        """Cases whose earlier end stands."""
+        """Cases whose earlier result was kept."""
         events = self.ledger.events()
         begin = max((i for i, event in enumerate(events) if event["event"] == "session_start"), default=0)
         return {*state.session.get("passed_before", []),
@@ -292,6 +289,6 @@ class Session:
 
 
 def on_sigterm(number: int, frame: object) -> None:
-    """End like Ctrl-C does: the running stage writes its checkpoint, the tables and the summary are written."""
+    """End as Ctrl-C does: the running stage writes its checkpoint, tables and summary are written."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pytest.exit("SIGTERM")

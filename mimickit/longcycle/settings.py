@@ -1,4 +1,4 @@
-"""Everything a session decided before it starts: profile data, options, devices. Plain values, no pytest objects."""
+"""What a session has decided before it starts: profile, options, devices. Plain values, no pytest objects."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ COST_WITHOUT_TRAINING = 0.2
 RUNNER = (sys.executable, "mimickit/run.py")
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 DEFAULT_LADDER, PI_PLUS, AMP_PI_PLUS = LADDERS = ("default-ladder", "pi-plus-ladder", "amp-pi-plus-ladder")
+GROUPS = {"amp_pi_plus": AMP_PI_PLUS, "add_pi_plus": PI_PLUS, "deepmimic_pi_plus_ppo": PI_PLUS}
 BUDGET_HOURS = 24.0
 BUDGET_SIGNALS = ("SIGINT", "SIGTERM")
 
@@ -35,17 +36,17 @@ class Profile(Config):
 
     Attributes:
         enforce_gates: learning gates decide; otherwise they are only reported.
-        hang_seconds: a process whose heartbeat is older than this hangs; 0: never.
-        startup_seconds: longest silence of a process that has not met the others yet; 0: never.
+        hang_seconds: a process without a heartbeat for so long counts as hanging; 0: never.
+        startup_seconds: the same for a process that has not yet joined the others; 0: never.
         stop_grace: s between SIGTERM and SIGKILL, for a checkpoint.
-        test_envs: episodes of a trainable case's test that statistics and gates are of, one in each of so many
-            environments, or in fewer if training had fewer. At least ``test_episodes``.
-        envs_per_eval_env: long_train evaluates in one of so many environments while the others train.
-        tuned_envs: environments of all devices together that the ``tuned`` variant starts with, where mimickit/cases.py
-            knows no other number for the agent; ``auto``: what that says; null: the args file's.
+        test_envs: episodes behind the statistics and gates of a trainable case's test, one per environment (in fewer
+            environments if training had fewer). At least ``test_episodes``.
+        envs_per_eval_env: long_train evaluates in one of this many environments while the others train.
+        tuned_envs: environments of all devices together that the ``tuned`` variant starts with, unless
+            mimickit/cases.py has another number for the agent; ``auto``: from there; null: the args file's.
         cpu_processes: training processes where no GPU is used.
-        max_episode_steps: test and viz stop episodes after so many steps.
-        stage_seconds: how long stages take, for the estimate at the start; of long_train at a cost of 1.
+        max_episode_steps: longest episode of test and viz, in steps.
+        stage_seconds: duration of the stages, for the estimate at the start; of long_train for a case of cost 1.
         env: environment of every stage; train_set, viz_set: ``--set`` values of trainable cases' training and film.
     """
 
@@ -92,7 +93,7 @@ class ProfilesFile(Config):
 
 
 class Gate(Config):
-    """``measure op bound``, a condition on the test stage's result, and where the bound comes from."""
+    """``measure op bound``: a condition on the test's result, with the source of the bound."""
 
     measure: str
     op: Literal[">=", "<=", ">", "<"]
@@ -101,7 +102,7 @@ class Gate(Config):
 
     @property
     def upwards(self) -> bool:
-        """Whether more is better."""
+        """Whether larger is better."""
         return self.op in (">=", ">")
 
 
@@ -121,7 +122,7 @@ class Target(Config):
 
 @dataclass(frozen=True)
 class Allocation:
-    """The attempt with which an allocation profile lets a case begin."""
+    """The attempt with which an allocation profile has a case begin."""
 
     variant: str
     num_envs: int  # per device
@@ -140,9 +141,9 @@ class Settings:
         cases_per_device: cases that may use a GPU at once.
         view_devices: devices of nontrainable cases; empty means the first of the leased ones.
         ladder: the ``--env-ladder`` option; ladders: those of groups of cases, by the name of their option.
-        long_budget_signal, long_budget_grace: what a training gets when its hours are used up, and s to end after it.
-        allocation: first attempts by case; allocation_only: there is no other after it.
-        notes: what the header says besides.
+        long_budget_signal, long_budget_grace: sent to a training when its hours are used up, and s it has to end.
+        allocation: first attempts by case; allocation_only: no other attempt follows.
+        notes: further remarks for the header.
         variants: the ``--variants`` option; empty: all.
     """
 
@@ -176,24 +177,24 @@ class Settings:
 
     @property
     def lock_dir(self) -> Path:
-        """Where devices are locked, for this host alone: a checkout may be on a file system that several share."""
+        """Where devices are locked, per host: a checkout may be on a shared file system."""
         return self.repo / "output" / ".device_locks" / platform.node()
 
     @property
     def compiles(self) -> bool:
-        """Whether kernels are compiled before the first case: not for a runner of one's own."""
+        """Whether kernels are compiled before the first case; not for a ``--runner``."""
         return self.runner == RUNNER
 
     @property
     def stop_file(self) -> Path:
-        """Exists while the session is being interrupted: pytest-xdist workers end their stages when they see it."""
+        """Exists while the session is being interrupted, which tells workers to end their stages."""
         return self.out / ".stop"
 
     def target(self, case_name: str) -> Target:
         return self.targets.get(case_name, Target())
 
     def cost(self, case: Case) -> float:
-        """How long a case takes beside others on a device, in trainings of one humanoid."""
+        """Load that a case puts on a device, in trainings of one humanoid."""
         return self.target(case.name).cost if case.trainable else COST_WITHOUT_TRAINING
 
     def header(self) -> str:
@@ -210,9 +211,14 @@ class Settings:
 
 
 def relative_to(path: Path | str, folder: Path) -> str:
-    """A path relative to ``folder``, or as it is when it lies elsewhere."""
+    """A path relative to ``folder``; unchanged when it lies elsewhere."""
     path = Path(path)
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def ladder_name(case: str) -> str:
+    """The option whose ladder is a case's."""
+    return GROUPS.get(case, DEFAULT_LADDER)
 
 
 def load_profiles(path: Path = PROFILES_FILE) -> ProfilesFile:
@@ -236,8 +242,7 @@ def choose_profile(asked: str | None, known: Mapping[str, Profile], cuda: list[s
 
 def choose_devices(asked: list[str] | None, profile_name: str, cuda: list[str], cpu_processes: int,
                    sessions: int) -> tuple[tuple[str, ...], int]:
-    """Devices to lease from and number per case: all that were asked for. The smoke profile uses CPU processes unless
-    told otherwise."""
+    """The devices to lease from, and how many a case takes. The smoke profile uses CPU processes by default."""
     if asked:
         if twice := [name for i, name in enumerate(asked) if name != "cpu" and name in asked[:i]]:
             raise UserError(f"--devices-train {','.join(asked)}: {twice[0]} is named twice, each process needs a GPU "

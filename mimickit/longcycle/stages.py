@@ -1,4 +1,4 @@
-"""Run one stage as its own process group, watch over it, and tell how it ended from its exit code and its files."""
+"""Run a stage as a process group of its own, watch it, and tell how it ended from its exit code and its files."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from mimickit.util.manifest import describe_file
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
 POLL = 0.05  # s
-KILL_WAIT = 15.0  # s, for the guard to kill what is below it
-TERM_WAIT = 10.0  # s, between SIGTERM and SIGKILL of a training that outlived its budget's grace
+KILL_WAIT = 15.0  # s for the guard to kill everything below it
+TERM_WAIT = 10.0  # s between SIGTERM and SIGKILL of a training that outlived its grace
 TAIL_LINES = 15
 USED_UP = ("budget", "used up")
 BUDGET_REACHED, GRACE_TERM, FORCE_KILL = "long_budget_reached_", "long_budget_grace_term", "long_budget_force_kill"
 
-NO_SPACE = 2**20  # bytes: with less a disk counts as full
+NO_SPACE = 2**20  # bytes; with less the disk counts as full
 KILLED, ENDED = 128 + signal.SIGKILL, (128 + signal.SIGTERM, 128 + signal.SIGINT)
 CRASHES = {128 + s: s.name for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
 
 # Last resort, for processes that died before they could write failures/rank_<r>.json: (pattern in the log, class).
 LOG_SIGNS = (
-    *((rf"^error \({name}\): .*", name) for name in FAILURE_CLASSES),  # the run program's own words
-    (r"^error: .* is in use by .*: wait for it", "preempted"),  # by what is left of an attempt that was killed
+    *((rf"^error \({name}\): .*", name) for name in FAILURE_CLASSES),  # the run program's own message
+    (r"^error: .* is in use by .*: wait for it", "preempted"),  # by the rest of an attempt that was killed
     (r"CUDA out of memory|cuda.*failed to allocate|CUDA_ERROR_OUT_OF_MEMORY|CUDA error( 2)?: out of memory", "oom_gpu"),
     (r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc", "oom_host"),
     (r"illegal memory access|device-side assert|CUDA_ERROR_|CUDA error", "cuda_fault"),
@@ -50,8 +50,11 @@ LOG_SIGNS = (
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The hours of a training: after ``seconds`` it gets ``signal`` and has ``grace`` seconds to end, then SIGTERM and
-    ``TERM_WAIT`` more. They count from the process' start, but no signal comes before it trains."""
+    """The hours of a training: after ``seconds`` it is sent ``signal`` and has ``grace`` seconds to end, then it
+    gets SIGTERM and ``TERM_WAIT`` more.
+
+    They count from the start of the process, but the signal waits until training has begun.
+    """
 
     seconds: float
     signal: str  # SIGINT or SIGTERM
@@ -69,12 +72,12 @@ class StageSpec:
         stage: name of the stage.
         argv: the command; cwd: where it runs; env: what is added to the environment.
         out_dir: the stage's own folder; log: its log file, appended to; result_file: what it writes at the end.
-        mode: ``train`` or ``test``, which the result has to confirm.
+        mode: ``train`` or ``test``; the result must say the same.
         timeout: s, 0 for none; hang_seconds: oldest heartbeat allowed, 0 for any.
-        startup_seconds: longest silence of a process before it has met the others; 0 for any.
-        ranks: processes that have to give a sign of life.
-        key: what the stage's outcome depends on; another key means that an earlier outcome does not count.
-        budget: of a training that ends when its hours are used up.
+        startup_seconds: longest silence of a process that has not yet joined the others; 0 for any.
+        ranks: processes that must give signs of life.
+        key: what the outcome depends on; an earlier outcome under another key does not count.
+        budget: hours after which a training ends.
     """
 
     stage: str
@@ -96,8 +99,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended. ``result`` is its result file's content, {} when it wrote none; ``stop_reason`` how its budget
-    ended it, see :func:`end_budget`, else empty."""
+    """How a stage ended. ``result``: content of its result file, or {}; ``stop_reason``: see :func:`end_budget`."""
 
     stage: str
     outcome: Outcome
@@ -128,9 +130,9 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
               stop_requested: Callable[[], bool] = lambda: False) -> StageResult:
     """Run a stage to its end.
 
-    ``record`` is called exactly once, also when the wait is interrupted (Ctrl-C, SIGTERM, pytest-timeout): then the
+    ``record`` is called exactly once, also when waiting is interrupted (Ctrl-C, SIGTERM, pytest-timeout): then the
     stage gets SIGTERM and ``grace`` seconds to write a checkpoint, whatever is left is killed, the outcome is
-    ``interrupted``, and the interruption goes on. ``stop_requested`` true counts as Ctrl-C.
+    ``interrupted``, and the interruption is raised again. ``stop_requested`` returning True counts as Ctrl-C.
     """
     begin, oom_before = time.monotonic(), oom_kills()
     try:
@@ -164,7 +166,7 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
             time.sleep(0.5)
             stop(process, spec.grace)
         kill(process)
-        guard.kill_marked(mark(spec))  # what a killed guard left behind; its files are judged when it is gone
+        guard.kill_marked(mark(spec))  # what a killed guard left; the files are judged afterwards
     except BaseException as interruption:
         stop(process, spec.grace)
         guard.kill_marked(mark(spec))
@@ -180,7 +182,7 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
 
 
 def end_budget(process: subprocess.Popen, budget: TimeBudget, stop_requested: Callable[[], bool]) -> str:
-    """Send what a training gets when its hours are used up, wait for its end, and return how it ended.
+    """Send the signal for used-up hours, wait for the end, and return how the training ended.
 
     ``long_budget_reached_<SIGNAL>``, ``long_budget_signal_failed_<SIGNAL>`` (it had just ended by itself),
     ``long_budget_grace_term`` (by the SIGTERM after its grace) or ``long_budget_force_kill``.
@@ -204,12 +206,12 @@ def end_budget(process: subprocess.Popen, budget: TimeBudget, stop_requested: Ca
 
 
 def mark(spec: StageSpec) -> str:
-    """What all processes of a stage carry in their environment, see :mod:`mimickit.longcycle.guard`."""
+    """What all processes of a stage carry in their environment (:mod:`mimickit.longcycle.guard`)."""
     return str(spec.out_dir.absolute())
 
 
 def start(spec: StageSpec) -> subprocess.Popen:
-    """The stage's guard, which starts the command."""
+    """Start the guard, which starts the command."""
     with spec.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd,
@@ -218,12 +220,12 @@ def start(spec: StageSpec) -> subprocess.Popen:
 
 
 def exit_code(returncode: int) -> int:
-    """Of a guard: the command's, or 128 + signal where a signal ended the guard itself."""
+    """The command's exit code; 128 + signal where a signal ended the guard itself."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
 def prepare(spec: StageSpec) -> None:
-    """Make the folder; remove what an earlier run of this stage left running, and said about its end and its life."""
+    """Make the folder; remove what an earlier run of the stage left: processes, result, failures, heartbeats."""
     guard.kill_marked(mark(spec))
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     spec.result_file.unlink(missing_ok=True)
@@ -233,8 +235,10 @@ def prepare(spec: StageSpec) -> None:
 
 
 def watch(process: subprocess.Popen, spec: StageSpec, stop_requested: Callable[[], bool]) -> tuple[str, str] | None:
-    """Wait for the end; (class, message) when patience ran out first, ``USED_UP`` when its budget did. Waiting for
-    kernels that others compile costs none of the stage's patience."""
+    """Wait for the end; (class, message) on a timeout or hang, ``USED_UP`` when the budget is.
+
+    Time spent waiting for kernels that others compile does not count.
+    """
     signs, lost, before = Signs(spec, time.monotonic()), 0.0, time.monotonic()
     while process.poll() is None:
         if stop_requested():
@@ -254,8 +258,10 @@ def watch(process: subprocess.Popen, spec: StageSpec, stop_requested: Callable[[
 
 
 class Signs:
-    """Signs of life of a stage's processes. What is measured is when a file changed, by this process's own monotonic
-    clock: modification times are the wall clock's, which may be set at any time."""
+    """Signs of life of a stage's processes: when their files changed, by this process's monotonic clock.
+
+    Modification times come from the wall clock, which may be set at any time.
+    """
 
     def __init__(self, spec: StageSpec, begin: float) -> None:
         self.spec, self.begin = spec, begin
@@ -265,7 +271,7 @@ class Signs:
     def look(self, now: float) -> None:
         """Note which files have changed."""
         for path in (*(self.spec.out_dir / "heartbeat").glob("*"), self.spec.out_dir / "progress.json"):
-            with contextlib.suppress(OSError):  # not there yet, or being replaced
+            with contextlib.suppress(OSError):  # not there yet, or just being replaced
                 stamp = path.stat().st_mtime_ns
                 if self.changed.get(path.name, (None,))[0] != stamp:
                     self.changed[path.name] = stamp, now
@@ -278,14 +284,14 @@ class Signs:
         return f" ({self.phase})" if self.phase else ""
 
     def silence(self, now: float) -> tuple[str, str] | None:
-        """(class, message) where the silence means a hang: ``no_start`` of a process that never came to life."""
+        """(class, message) when the silence means a hang, or ``no_start`` of a process that never came up."""
         spec = self.spec
         seen = {name: now - since for name, (_, since) in self.changed.items()}
         late = {name: age for name, age in seen.items() if name.startswith("rank_") and age > spec.hang_seconds > 0}
         if late:
             return "hang", (f"no sign of life from {', '.join(sorted(late))} for {max(late.values()):.0f} s"
                             f"{self.while_phase}")
-        first = seen.get("start", now - self.begin)  # of the process that was started, which starts the others
+        first = seen.get("start", now - self.begin)  # of the launcher
         silent = [age for rank in range(spec.ranks) if f"rank_{rank}" not in seen
                   and (age := seen.get(f"start_{rank}", first)) > spec.startup_seconds > 0]
         if silent:
@@ -295,7 +301,7 @@ class Signs:
 
 
 def with_stopped(failure_class: str, message: str, process: subprocess.Popen) -> tuple[str, str]:
-    """Add to the message which processes do not run because somebody stopped them (SIGSTOP, a debugger)."""
+    """Add to the message which processes were stopped (SIGSTOP, a debugger)."""
     stopped = ", ".join(map(str, guard.descendants(process.pid, states="Tt")))
     return failure_class, f"{message}; stopped by a signal: process {stopped}" if stopped else message
 
@@ -325,7 +331,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool, asked: bool = False) -> tuple[Outcome, str, str]:
-    """(outcome, failure class, message) of a process that ended by itself; ``asked``: by a signal, as it was to."""
+    """(outcome, failure class, message) of a process that has ended. ``asked``: it was sent a signal to end."""
     result, failures = read_json(spec.result_file), read_failures(spec.out_dir)
     good = rc == 0 or (asked and rc in ENDED)
     if good and not result:
@@ -337,7 +343,7 @@ def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool, asked: bo
     root = root_cause(failures)
     if root is not None and root.get("failure_class") not in ("nccl", "failed"):
         return "failed", *told(root)
-    if rc < 0 and not oom_killed:  # not the command: what watched over it
+    if rc < 0 and not oom_killed:  # the guard itself was killed
         return "failed", "preempted", f"the stage's guard was killed from outside by {signal.Signals(-rc).name}"
     rc = exit_code(rc)
     if rc in ENDED:
@@ -351,7 +357,7 @@ def judge_end(spec: StageSpec, rc: int, offset: int, oom_killed: bool, asked: bo
     text = log_since(spec.log, offset)
     for pattern, name in LOG_SIGNS:
         if name == "nccl" and rc in CRASHES and rc != 128 + signal.SIGABRT:
-            continue  # the others' words: they lost the crashed one (NCCL and gloo themselves abort)
+            continue  # said by the ranks that lost the crashed one (NCCL and gloo themselves abort)
         if found := re.search(pattern, text, flags=re.MULTILINE):
             return "failed", name, f"exit code {rc}; the log says: {found.group()}"
     if rc != 0 and (free := free_space(spec.out_dir)) < NO_SPACE:
@@ -372,7 +378,7 @@ def told(failure: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def free_space(path: Path) -> int:
-    """Bytes an ordinary user may still write to the file system of ``path``."""
+    """Bytes that users may still write to the file system of ``path``."""
     state = os.statvfs(path)
     return state.f_bavail * state.f_frsize
 
@@ -380,7 +386,7 @@ def free_space(path: Path) -> int:
 def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached: bool) -> StageResult:
     """The ``budget_checkpoint`` policy: training that reached its budget and left a model counts, however it ended.
 
-    Except for ends that say something about the training itself (NaN, memory, wrong input, a full disk).
+    Exceptions are failures of the training itself (NaN, memory, wrong input, a full disk).
     """
     forgivable = ("failed", "timeout", "hang", "no_start", "nccl", "cuda_fault", "preempted", "no_result")
     if result.outcome == "failed" and result.failure_class in forgivable and target_reached \
@@ -393,7 +399,7 @@ def with_checkpoint_policy(result: StageResult, spec: StageSpec, target_reached:
 
 
 def log_header(spec: StageSpec) -> int:
-    """Append time and command to the log; the position where this run's own lines begin."""
+    """Append time and command to the log; returns the position where this run's own lines begin."""
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("ab") as log:
         settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in spec.env.items())
@@ -411,12 +417,12 @@ def log_since(path: Path, offset: int, limit: int = 1_000_000) -> str:
 
 
 def log_tail(path: Path, offset: int) -> str:
-    """Last lines of a log, from this run only."""
+    """The last lines of a log, of this run only."""
     return "\n".join(log_since(path, offset, 20_000).splitlines()[-TAIL_LINES:])
 
 
 def oom_kills() -> int:
-    """Processes the system has killed for memory since boot; 0 where it does not say."""
+    """Processes that the system has killed for lack of memory since boot; 0 where it does not say."""
     with contextlib.suppress(OSError):
         found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), flags=re.MULTILINE)
         return int(found.group(1)) if found else 0

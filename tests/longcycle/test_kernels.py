@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from mimickit.cases import VIEW_STAGES, Case
-from mimickit.longcycle import report, watching
+from mimickit.longcycle import live, report
 from mimickit.longcycle.estimate import Estimate
 from mimickit.longcycle.guard import descendants
 from mimickit.longcycle.ledger import Ledger, State, fold
-from mimickit.longcycle.live import LiveLine
+from mimickit.longcycle.live import LiveLine, Watching
 from tests.longcycle.conftest import CASES, TRAINED
 from tests.longcycle.test_resume import alive, wait_for
 
@@ -202,10 +202,10 @@ def test_a_terminal_gets_one_line_that_fits():
 def test_a_stage_that_is_tried_again_begins_anew(tmp_path, estimate, monkeypatch):
     """What is told and estimated of it is the new attempt's time, not that of both."""
     clock = [0.0]
-    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     ledger = Ledger(tmp_path, tmp_path)
     ledger.append("session_start", cases=["amp_humanoid"])
-    watch = watching.Watching(ledger, CASES_OF_IT[1:2], estimate)
+    watch = Watching(ledger, CASES_OF_IT[1:2], estimate)
     about = {"key": {}, "out_dir": "x", "log": "x", "started": 0.0}
     start, end = ({**event, **about} for event in ended("amp_humanoid", "probe_train", 20.0, "failed"))
     for event in (start, end):

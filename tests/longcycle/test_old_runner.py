@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from mimickit.cases import discover, select
-from mimickit.longcycle import allocation, ledger, lifecycle, old_runner, stages
+from mimickit.longcycle import allocation, ledger, lifecycle, stages
 from mimickit.longcycle.ladder import Rung
 from mimickit.longcycle.options import OPTIONS, make_settings
-from mimickit.longcycle.tables import read_tsv, write_tsv
+from mimickit.longcycle.settings import ladder_name
 from mimickit.util.failures import UserError
+from mimickit.util.files import read_tsv, write_tsv
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 from tests.longcycle.test_parts import run
+from tools import measure_allocation
 
 TABLE = """
 case method case_type variant agent_config num_envs probe_rc probe_ok probe_timeout long_rc long_ok long_timeout
@@ -64,7 +66,7 @@ def test_every_column_is_there_and_filled(project):
     assert project.run("--cases", f"{TRAINED},{CASES[1]}").ret == 0
     rows = project.rows()
     row, fixed = rows[TRAINED], rows[CASES[1]]
-    assert list(row)[:len(COLUMNS)] == COLUMNS == list(old_runner.COLUMNS)
+    assert list(row)[:len(COLUMNS)] == COLUMNS == list(ledger.OLD_COLUMNS)
     budget = [name for name in COLUMNS if name.startswith("long_budget")]
     empty = {*budget, "alloc_variant", "alloc_num_envs", "alloc_agent_config"}
     assert {name for name in COLUMNS if not row[name]} == empty
@@ -193,28 +195,28 @@ def test_measuring_keeps_the_faster_attempt_that_fits(tmp_path, monkeypatch):
     def measure(settings, case, rung, devices, iters, folder):
         speed = speeds[rung.num_envs]
         status = "oom_gpu" if speed is None or (case.name == "amp_g1") else "ok"
-        return allocation.Measured(rung.variant, rung.num_envs, "a.yaml", status, speed or 0.0, 2.5)
+        return measure_allocation.Measured(rung.variant, rung.num_envs, "a.yaml", status, speed or 0.0, 2.5)
 
-    monkeypatch.setattr(allocation, "measure", measure)
+    monkeypatch.setattr(measure_allocation, "measure", measure)
     monkeypatch.chdir(ROOT)
     out = tmp_path / "profile.tsv"
     words = [str(out), "--cases", "amp_g1,add_go2", "--env-ladder", "256,128,64", "--variants", "tuned",
              "--devices-train", "cpu"]
-    assert allocation.main(words) == 1, "one case does not fit"
+    assert measure_allocation.main(words) == 1, "one case does not fit"
     assert {allocation.case_name(row): (row["status"], row["num_envs"]) for row in read_tsv(out)} == {
         "amp_g1": ("oom_gpu", "0"), "add_go2": ("ok", "64")}
     speeds[64] = 1.0
-    assert allocation.main([*words, "--below", "0"]) == 1
+    assert measure_allocation.main([*words, "--below", "0"]) == 1
     assert read_tsv(out)[0]["num_envs"] == "64", "what was measured stays"
-    assert allocation.main([str(out), "--cases", "amp_g2"]) == 2
+    assert measure_allocation.main([str(out), "--cases", "amp_g2"]) == 2
     with pytest.raises(UserError, match=r"agent_config a\.yaml is not"):
         allocation.read_allocation(str(out), ROOT)
-    assert set(HEADER) <= set(allocation.COLUMNS)
+    assert set(HEADER) <= set(measure_allocation.COLUMNS)
 
 
 def test_the_columns_of_the_table_are_named_once():
     assert len(set(ledger.COLUMNS)) == len(ledger.COLUMNS)
-    assert {case.name for case in discover(ROOT) if old_runner.ladder_name(case) != "default-ladder"} == {
+    assert {case.name for case in discover(ROOT) if ladder_name(case.name) != "default-ladder"} == {
         "add_pi_plus", "deepmimic_pi_plus_ppo", "amp_pi_plus"}
     page = Path(ROOT / "docs/old_runner.md").read_text()
     assert [name for name in COLUMNS if not re.search(rf"`{name}`", page)] == []

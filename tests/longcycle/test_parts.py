@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from mimickit.cases import discover, select
-from mimickit.longcycle import devices, environment, judge, ladder, ledger, lifecycle, report, settings, stages, tables
+from mimickit.longcycle import devices, environment, judge, ladder, ledger, lifecycle, report, settings, stages
 from mimickit.longcycle.ladder import Rung, Trial
+from mimickit.util import files
 from mimickit.util.failures import FAILURE_CLASSES, UserError
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 
@@ -304,11 +305,11 @@ def test_an_interrupted_wait_is_recorded(tmp_path):
 
 def test_table_text_survives_tabs_and_lines(tmp_path):
     path = tmp_path / "table.tsv"
-    tables.write_tsv(path, ("a", "b"), [{"a": "x\ty\nz", "b": None}, {"b": '"quoted" or not'}])
+    files.write_tsv(path, ("a", "b"), [{"a": "x\ty\nz", "b": None}, {"b": '"quoted" or not'}])
     assert path.read_text() == 'a\tb\nx y z\t\n\t"quoted" or not\n'
-    assert tables.read_tsv(path) == [{"a": "x y z", "b": ""}, {"a": "", "b": '"quoted" or not'}]
+    assert files.read_tsv(path) == [{"a": "x y z", "b": ""}, {"a": "", "b": '"quoted" or not'}]
     path.write_text("")
-    assert tables.read_tsv(path) == tables.read_tsv(tmp_path / "none.tsv") == []
+    assert files.read_tsv(path) == files.read_tsv(tmp_path / "none.tsv") == []
 
 
 def test_numbers_and_durations():

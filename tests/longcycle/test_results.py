@@ -10,12 +10,11 @@ import yaml
 
 from mimickit.cases import discover
 from mimickit.longcycle import merge as merging
+from mimickit.longcycle.cases import Shard, parse_shard, part
 from mimickit.longcycle.ledger import Ledger
 from mimickit.longcycle.roots import lock_session
-from mimickit.longcycle.shards import Shard, parse_shard, part
-from mimickit.longcycle.tables import read_tsv
 from mimickit.util.failures import UserError
-from mimickit.util.files import write_json, write_text
+from mimickit.util.files import read_tsv, write_json, write_text
 from mimickit.util.manifest import describe_file
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 from tests.longcycle.test_resume import running, wait_for

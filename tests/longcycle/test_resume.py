@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mimickit.longcycle.devices import file_lock
-from mimickit.longcycle.tables import read_tsv
-from mimickit.util.files import read_json
+from mimickit.util.files import read_json, read_tsv
 from tests.longcycle.conftest import CASES, TRAINED
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mimickit.longcycle.tables import read_tsv
+from mimickit.util.files import read_tsv
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 
 FIRST = f"*test_longcycle[[]{TRAINED}[]]*"

@@ -15,9 +15,9 @@ from PIL import Image
 
 from mimickit.longcycle import page as results
 from mimickit.longcycle.ledger import read_events
-from mimickit.longcycle.tables import write_tsv
 from mimickit.util.curves import joined, read_curves, smooth
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.files import write_tsv
 from tools import plot_log
 
 ROOT = Path(__file__).resolve().parents[2]
