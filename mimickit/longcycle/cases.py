@@ -11,6 +11,8 @@ from typing import Any
 
 from mimickit.cases import Case
 from mimickit.config import layers, load_yaml
+from mimickit.longcycle.settings import relative_to
+from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 
 
@@ -67,16 +69,16 @@ class Inputs:
 
 def read_inputs(root: Path, case: Case, engine_config: str, only: Sequence[str] = ()) -> Inputs:
     """Find and hash every input of a case: args, engine, env, agents, character, objects and all clips."""
-    env = _yaml(root / case.env_config)
+    env = _yaml(root, case.env_config)
     motion, character = str(env.get("motion_file") or ""), str(env.get("char_file") or "")
     objects = [o.get("file") or o.get("asset_file") for o in env.get("objects") or [] if isinstance(o, dict)]
     clips: list[Any] = []
     if motion.endswith((".yaml", ".yml")):
-        clips = [entry.get("file") for entry in _yaml(root / motion).get("motions") or [] if isinstance(entry, dict)]
+        clips = [entry.get("file") for entry in _yaml(root, motion).get("motions") or [] if isinstance(entry, dict)]
     agents = [file for variant in case.variants(root, only).values() for file in _layers(root, variant)]
     paths = [case.args_file, engine_config, case.env_config, *agents, character, motion]
     paths += [str(path) for path in (*objects, *clips)]
-    return Inputs(character, motion, {path: sha256(root / path) for path in dict.fromkeys(paths) if path})
+    return Inputs(character, motion, {path: sha256(locate(path, root)) for path in dict.fromkeys(paths) if path})
 
 
 def sha256(path: Path) -> str:
@@ -106,14 +108,15 @@ def manifest_rows(
 def _layers(root: Path, path: str) -> list[str]:
     """An agent file and the files it is based on, as paths below ``root``."""
     try:
-        return [str(file.resolve().relative_to(root.resolve())) for file, _ in layers(root / path)] if path else []
-    except (UserError, ValueError):  # reported by the run program
+        files = [file.resolve() for file, _ in layers(locate(path, root))] if path else []
+        return [relative_to(relative_to(file, root.resolve()), SHIPPED) for file in files]
+    except UserError:  # reported by the run program
         return [path]
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def _yaml(root: Path, path: str) -> dict[str, Any]:
     """A yaml mapping, or an empty one for a broken file, which the run program reports in full."""
     try:
-        return load_yaml(path)
+        return load_yaml(locate(path, root))
     except UserError:
         return {}

@@ -15,6 +15,7 @@ from mimickit.longcycle.cases import Inputs
 from mimickit.longcycle.ladder import Rung, scaled_steps
 from mimickit.longcycle.settings import Settings
 from mimickit.longcycle.stages import StageSpec, TimeBudget
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError
 from mimickit.util.manifest import find_latest
 
@@ -57,7 +58,7 @@ class Attempt:
         if self.case.trainable and self.settings.scale_steps and rung.num_envs < self.first_envs:
             name = "agent.steps_per_iter"
             given = [v.partition("=")[2] for v in values if v.startswith(f"{name}=")]
-            steps = int(given[0]) if given else steps_per_iter(self.settings.repo / self.agent_config)
+            steps = int(given[0]) if given else steps_per_iter(locate(self.agent_config, self.settings.repo))
             values = [v for v in values if not v.startswith(f"{name}=")]
             values.append(f"{name}={scaled_steps(steps, self.first_envs, rung.num_envs)}")
         return values

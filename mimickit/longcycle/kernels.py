@@ -21,12 +21,12 @@ from mimickit.longcycle.environment import PACKAGES, version
 from mimickit.longcycle.lifecycle import case_rungs
 from mimickit.longcycle.live import LiveLine
 from mimickit.longcycle.report import duration
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.settings import PACKAGE, Settings
 from mimickit.longcycle.stages import StageResult, StageSpec, run_stage
 from mimickit.util.alive import WAITING
 from mimickit.util.files import read_json, write_json
 
-PROGRAM = (sys.executable, "mimickit/kernels.py")
+PROGRAM = (sys.executable, str(PACKAGE / "kernels.py"))
 KNOWN = "output/.kernels.json"  # markers, keyed by what a case's runs depend on
 
 

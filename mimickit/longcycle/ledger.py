@@ -98,7 +98,7 @@ class State:
         return self.cases.setdefault(name, CaseState())
 
 
-def fold(events: Iterable[Mapping[str, Any]], damaged: int = 0) -> State:
+def replay(events: Iterable[Mapping[str, Any]], damaged: int = 0) -> State:
     """The state after all events, in order."""
     state = State(damaged=damaged)
     for event in events:
@@ -175,7 +175,7 @@ class Ledger:
 
     def state(self) -> State:
         content = self._file.read()
-        return fold(content.events, content.damaged)
+        return replay(content.events, content.damaged)
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one event to disk, then update the tables."""

@@ -1,4 +1,4 @@
-"""The line that tells what runs now: how it is shown (:class:`LiveLine`) and what is in it (:class:`Watching`)."""
+"""The progress line: how it is shown (:class:`LiveLine`) and what it says (:class:`SessionProgress`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO
 from mimickit.cases import Case
 from mimickit.longcycle import report
 from mimickit.longcycle.estimate import Estimate
-from mimickit.longcycle.ledger import Ledger, fold
+from mimickit.longcycle.ledger import Ledger, replay
 
 LINE_EVERY = 60.0  # s between lines where none can be rewritten
 LOOK_EVERY = 1.0  # s
@@ -31,11 +31,11 @@ def width(terminal: IO[str]) -> int | None:
 
 
 class LiveLine(threading.Thread):
-    """Shows what runs: one line that renews itself on a terminal, a line a minute and for whatever ends elsewhere.
+    """Shows what runs: on a terminal one line that rewrites itself, elsewhere a line a minute and one for each end.
 
     Args:
-        look: called every second with the width there is (None: any); gives the line, empty for none, and the lines
-            about what has ended since the last look, which stay.
+        look: called every second with the available width (None: any); returns the line (empty: none), and lines about
+            what has ended since, which stay.
     """
 
     def __init__(self, look: Look, terminal: IO[str]) -> None:
@@ -84,8 +84,8 @@ class LiveLine(threading.Thread):
             self.terminal.flush()
 
 
-class Watching:
-    """Looks into the ledger again and again. How long a stage runs is measured here, from when it was first seen."""
+class SessionProgress:
+    """What the progress line says, from the ledger. Stages are timed here, from when they were first seen."""
 
     def __init__(self, ledger: Ledger, cases: Sequence[Case], estimate: Estimate) -> None:
         self.ledger, self.cases, self.estimate = ledger, cases, estimate
@@ -94,7 +94,7 @@ class Watching:
         self.begun: set[str] = set()
 
     def forecast(self) -> str:
-        """A line for the start: how long the session will take, and what that stands on."""
+        """A line for the start: how long the session will take, and what that is based on."""
         state = self.ledger.state()
         state.touched = set()  # an earlier session's
         stages = sum(len(case.stages) for case in self.cases)
@@ -104,7 +104,7 @@ class Watching:
                 f"({self.estimate.basis(self.cases, state)})")
 
     def look(self, columns: int | None) -> tuple[str, list[str]]:
-        """The line that tells what runs, and lines about what has ended since the last look."""
+        """The progress line, and lines about what has ended since the last call."""
         now, progress, events = time.monotonic(), self.ledger.refresh_progress(), self.ledger.events()
         fresh, self.told = events[self.told:], len(events)
         for event in fresh:
@@ -115,6 +115,6 @@ class Watching:
                    for run in progress["running"]}
         self.since = {key: self.since.get(key, now) for key in running}
         ages = {key: now - since for key, since in self.since.items()}
-        left = self.estimate.left(self.cases, fold(events), self.begun, running, ages)
+        left = self.estimate.left(self.cases, replay(events), self.begun, running, ages)
         return (report.live_line(progress, ages, left, columns),
                 report.ended_lines(fresh, progress, every_stage=columns is None))

@@ -18,7 +18,7 @@ from typing import Any
 
 from mimickit.longcycle.devices import try_lock
 from mimickit.longcycle.events import EventFile, to_line
-from mimickit.longcycle.ledger import LEDGER, CaseState, Ledger, State, attempts_table, damaged_lines, fold
+from mimickit.longcycle.ledger import LEDGER, CaseState, Ledger, State, attempts_table, damaged_lines, replay
 from mimickit.longcycle.lifecycle import close_open_stages
 from mimickit.longcycle.roots import ENVIRONMENTS, SESSION_LOCK, find_root, lock_session, rebased, root_path
 from mimickit.longcycle.settings import relative_to
@@ -42,7 +42,7 @@ class Source:
     @classmethod
     def read(cls, root: Path, repo: Path) -> Source:
         content = EventFile(root / LEDGER).read()
-        return cls(root, relative_to(root, repo), tuple(content.events), fold(content.events, content.damaged))
+        return cls(root, relative_to(root, repo), tuple(content.events), replay(content.events, content.damaged))
 
     def last(self, case: str, *kinds: str) -> float:
         """Time of a case's last event of these kinds; -1 without one."""

@@ -21,6 +21,7 @@ from mimickit.longcycle.options import NAME, add_options, automatic, make_settin
 from mimickit.longcycle.recorded import RecordedSession
 from mimickit.longcycle.session import CASE, CASES_PER_DEVICE, Session, side_by_side
 from mimickit.longcycle.settings import Settings, parse_list
+from mimickit.util.assets import locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 
@@ -50,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
                      parse_shard(values["shard"]))
         if not values["from-results"]:
             check_gates(settings, cases, values["longcycle-targets"])
-            load_engine_config(config.rootpath / settings.engine_config)  # of all cases
+            load_engine_config(locate(settings.engine_config, config.rootpath))  # of all cases
             if values["require-deps"] and not hasattr(config, "workerinput"):
                 require_modules(parse_list(values["require-deps"]))
     except UserError as error:

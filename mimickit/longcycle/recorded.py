@@ -11,7 +11,7 @@ from mimickit.cases import Case
 from mimickit.longcycle import report
 from mimickit.longcycle.events import EventFile
 from mimickit.longcycle.judge import GateVerdict, Verdict, judge_case
-from mimickit.longcycle.ledger import CaseState, State, fold
+from mimickit.longcycle.ledger import CaseState, State, replay
 from mimickit.longcycle.roots import LEDGER, rebased
 from mimickit.longcycle.rows import verdict_columns
 from mimickit.longcycle.session import NOTHING, is_case
@@ -25,7 +25,7 @@ def read_state(settings: Settings) -> State:
     """The record of the root of ``settings``, with paths as they are now."""
     root = settings.relative(settings.out)
     content = EventFile(settings.out / LEDGER).read()
-    return fold((rebased(event, root) for event in content.events), content.damaged)
+    return replay((rebased(event, root) for event in content.events), content.damaged)
 
 
 class RecordedCase:

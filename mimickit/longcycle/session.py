@@ -23,7 +23,7 @@ from mimickit.longcycle.gpu_sharing import shared_gpus
 from mimickit.longcycle.kernels import compile_kernels
 from mimickit.longcycle.ledger import Ledger, State
 from mimickit.longcycle.lifecycle import CaseRun, case_key, close_open_stages, passed, reusable
-from mimickit.longcycle.live import LiveLine, Watching, own_stdout
+from mimickit.longcycle.live import LiveLine, SessionProgress, own_stdout
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from mimickit.longcycle.settings import Settings
@@ -205,10 +205,11 @@ class Session:
         if chosen and self.settings.compiles:
             compile_kernels(self.settings, chosen, self.terminal)
         workers = side_by_side(self.config)
-        self.watching = Watching(self.ledger, chosen, Estimate(self.settings, workers, len(os.sched_getaffinity(0))))
+        estimate = Estimate(self.settings, workers, len(os.sched_getaffinity(0)))
+        self.progress = SessionProgress(self.ledger, chosen, estimate)
         if chosen:
-            self.terminal.write(f"{self.watching.forecast()}\n")
-        self.live = LiveLine(self.watching.look, self.terminal)
+            self.terminal.write(f"{self.progress.forecast()}\n")
+        self.live = LiveLine(self.progress.look, self.terminal)
         self.live.start()
 
     # end

@@ -23,7 +23,8 @@ FILES = SHIPPED / "tests" / "acceptance"
 PROFILES_FILE = FILES / "profiles.yaml"
 TARGETS_FILE = FILES / "targets.yaml"
 COST_WITHOUT_TRAINING = 0.2
-RUNNER = (sys.executable, "mimickit/run.py")
+PACKAGE = Path(__file__).resolve().parents[1]
+RUNNER = (sys.executable, str(PACKAGE / "run.py"))
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 DEFAULT_LADDER, PI_PLUS, AMP_PI_PLUS = LADDERS = ("default-ladder", "pi-plus-ladder", "amp-pi-plus-ladder")
 GROUPS = {"amp_pi_plus": AMP_PI_PLUS, "add_pi_plus": PI_PLUS, "deepmimic_pi_plus_ppo": PI_PLUS}

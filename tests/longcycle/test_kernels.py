@@ -16,8 +16,8 @@ from mimickit.cases import VIEW_STAGES, Case
 from mimickit.longcycle import live, report
 from mimickit.longcycle.estimate import Estimate
 from mimickit.longcycle.guard import descendants
-from mimickit.longcycle.ledger import Ledger, State, fold
-from mimickit.longcycle.live import LiveLine, Watching
+from mimickit.longcycle.ledger import Ledger, State, replay
+from mimickit.longcycle.live import LiveLine, SessionProgress
 from tests.longcycle.conftest import CASES, TRAINED
 from tests.longcycle.test_resume import alive, wait_for
 
@@ -132,7 +132,7 @@ def test_costs_make_the_first_estimate(estimate):
 
 def test_what_was_recorded_counts_more(estimate):
     """Where a stage took twice as long as planned, the others will too; what has ended is not waited for."""
-    state = fold(ended("amp_humanoid", "probe_train", 20.0))
+    state = replay(ended("amp_humanoid", "probe_train", 20.0))
     assert estimate.left(CASES_OF_IT[1:2], state, set(), {}, {}) == 2 * 120.0
     assert estimate.basis(CASES_OF_IT[1:2], state).startswith("1 of 4 stages as they went before")
     running = {("amp_humanoid", "long_train"): None}
@@ -205,7 +205,7 @@ def test_a_stage_that_is_tried_again_begins_anew(tmp_path, estimate, monkeypatch
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     ledger = Ledger(tmp_path, tmp_path)
     ledger.append("session_start", cases=["amp_humanoid"])
-    watch = Watching(ledger, CASES_OF_IT[1:2], estimate)
+    watch = SessionProgress(ledger, CASES_OF_IT[1:2], estimate)
     about = {"key": {}, "out_dir": "x", "log": "x", "started": 0.0}
     start, end = ({**event, **about} for event in ended("amp_humanoid", "probe_train", 20.0, "failed"))
     for event in (start, end):

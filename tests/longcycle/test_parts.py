@@ -233,7 +233,7 @@ def test_all_hours_before_an_interruption_count():
                 "elapsed_s": seconds}
 
     def used(*events):
-        return ledger.fold(events).case(TRAINED).attempts["default", 8].train_seconds
+        return ledger.replay(events).case(TRAINED).attempts["default", 8].train_seconds
 
     probe = [event("stage_start", "probe_train", afresh=True), event("stage_end", "probe_train", 5.0, "ok")]
     parts = [each for seconds in (100.0, 20.0, 3.0)
