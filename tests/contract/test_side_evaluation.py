@@ -9,12 +9,12 @@ import torch
 from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
 from mimickit.learning.evaluate import evaluate
 from mimickit.learning.trainer import TrainOptions, train
+from mimickit.util.curves import read_curves
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
 from tests.contract.toy_style_env import StyleEnv, agent_config
-from tools.curves import read_curves
 
 ALONE = Distributed.single()
 
