@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mimickit.request import FLAGS, help_text
+from mimickit.commands import help_text
+from mimickit.util.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
@@ -100,6 +101,6 @@ def test_no_off_screen_rendering(tmp_path):
 
 def test_help_names_every_flag():
     text = help_text()
-    assert all(f"--{flag}" in text for flag in FLAGS)
+    assert all(f"--{flag}" in text for flag in OPTIONS)
     done = subprocess.run([sys.executable, "mimickit/run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == text

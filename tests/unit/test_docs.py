@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimickit.request import FLAGS
+from mimickit.util.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").rglob("*.md"))]
@@ -39,7 +39,7 @@ def test_commands_exist(page):
             assert (ROOT / words[1]).is_file(), words
         if words[0] == "mimickit" or "mimickit/run.py" in words:
             for word in words:
-                assert not word.startswith("--") or word[2:] in FLAGS, (page.name, word)
+                assert not word.startswith("--") or word[2:] in {*OPTIONS, "help"}, (page.name, word)
         for word in words:
             if re.match(r"(args|data)/[\w/]+\.(txt|yaml|xml|pkl)$", word) and word not in introduced:
                 assert (ROOT / word).is_file(), (page.name, word)
@@ -53,4 +53,4 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_every_flag_is_documented():
     text = (ROOT / "docs" / "run_folder.md").read_text()
-    assert [flag for flag in FLAGS if f"--{flag}" not in text and flag != "help"] == []
+    assert [flag for flag in OPTIONS if f"--{flag}" not in text] == []
