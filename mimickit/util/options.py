@@ -51,12 +51,16 @@ class Option:
     bare: bool = False
 
     @property
-    def usage(self) -> str:
-        """``N [1]``: how a value is written, and the default."""
+    def form(self) -> str:
+        """How a value is written: ``N``, ``KEY=VALUE ...``."""
         kinds = {str: "TEXT", int: "N", float: "X", bool: "BOOL"}
         value = self.value or "|".join(self.choices) or kinds[self.kind]
-        value = f"{value} ..." if self.many else f"[{value}]" if self.bare else value
-        return f"{value} [{self.shown_default}]" if self.shown_default else value
+        return f"{value} ..." if self.many else f"[{value}]" if self.bare else value
+
+    @property
+    def usage(self) -> str:
+        """The form, and the default: ``N [1]``."""
+        return f"{self.form} [{self.shown_default}]" if self.shown_default else self.form
 
     @property
     def shown_default(self) -> str:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mimickit.util import options
+from tests.acceptance.options import OPTIONS
 from tests.suite.conftest import CASES, ROOT, TRAINED
 from tests.suite.test_suite_jobs import junit
 from tests.suite.test_suite_resume import wait_for
@@ -60,7 +61,7 @@ def test_workflows_are_whole(path):
             assert (ROOT / file).is_file()
         for file in re.findall(r"(?<!/)\btests/\S+\.yaml", step["run"]):
             assert (ROOT / file).is_file()
-        assert suite_options(step["run"]) <= set(options.OPTIONS) | PYTEST_OPTIONS
+        assert suite_options(step["run"]) <= set(OPTIONS) | PYTEST_OPTIONS
 
 
 def test_the_nightly_workflow_keeps_what_is_needed_and_no_checkpoints():
@@ -131,7 +132,7 @@ def test_recipes_are_shell_scripts_with_known_options(path):
     assert text.startswith("#!/bin/bash\n") and "docs/clusters.md" in text[:600]
     if path.suffix == ".sbatch":
         assert "#SBATCH --time=" in text and "\n#SBATCH" not in text.split("\nset -u")[1]
-    assert suite_options(text) <= set(options.OPTIONS) | PYTEST_OPTIONS
+    assert suite_options(text) <= set(OPTIONS) | PYTEST_OPTIONS
     if "mimickit/run.py" in text:
         flags = re.findall(r"--([a-z]+_[a-z_]+|mode|visualize|devices|resume)\b", text)
         assert flags and set(flags) <= set(options.OPTIONS)
