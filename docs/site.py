@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from mkdocs.structure.files import File
 
+from mimickit.commands import COMMANDS
 from mimickit.config import Config
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.env_config import ENV_CONFIGS
@@ -71,9 +72,15 @@ def table(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
 
 
 def options() -> str:
-    """The table of options."""
-    lines = ["# Options", "", "You want to know what an option does. `mimickit COMMAND --help` tells which defaults a "
-             "command has of its own; `python mimickit/run.py` takes the same options."]
+    """The commands and the table of options."""
+    lines = ["# Commands and options", "", "You want to know what a command or an option does. The same is said by "
+             "`mimickit --help` and `mimickit COMMAND --help`. `python mimickit/run.py` takes the same options.", "",
+             "## Commands"]
+    for name, command in COMMANDS.items():
+        own = "; ".join(f"`--{option}`: {words}" for option, words in command.options.items() if words)
+        lines += ["", f"### mimickit {name}", "", f"`mimickit {name} {command.usage}`".replace(" `", "`"), "",
+                  f"{command.does[0].upper()}{command.does[1:]}. {command.more}", "",
+                  f"Its own defaults: {own}." if own else ""]
     for title, group in GROUPS.items():
         lines += ["", f"## {title}", *table((f"--{name}", option.form, option.shown_default, option.help)
                                             for name, option in group.items())]
