@@ -152,7 +152,7 @@ def read_request(args: Args) -> Request:
     """
     from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
     from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
-    from mimickit.learning.agents import parse_agent_config, present_layout
+    from mimickit.learning.config import parse_agent_config, present_layout
 
     args, variant = with_variant(args)
     mode = args.text("mode", "train", choices=("train", "test"))

@@ -95,8 +95,8 @@ def measure_case(case: Case, episodes: int, seed: int, device: str) -> dict[str,
     import torch
 
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent
-    from mimickit.learning.evaluate import run_test
+    from mimickit.learning.evaluation import run_test
+    from mimickit.learning.methods import build_agent
     from mimickit.run import read_request
     from mimickit.util.distributed import Distributed, seed_process
 

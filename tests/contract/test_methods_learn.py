@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
-from mimickit.learning.evaluate import run_test
-from mimickit.learning.tracker import EpisodeTracker
-from mimickit.learning.trainer import TrainOptions, roll_out, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import EpisodeTracker
+from mimickit.learning.trainer import roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
@@ -148,7 +149,7 @@ def test_normalisers_freeze_and_the_model_file_carries_everything(tmp_path, meth
     model = agent.model_tensors()
     assert model["_disc_obs_norm._count"].item() == 256 * (1 if method == "ADD" else 2)
     _, other = build(method, num_envs=16, seed=5)
-    load_agent_model(other, tmp_path / "model.pt")
+    other.load_model(tmp_path / "model.pt")
     for name, tensor in other.model_tensors().items():
         assert torch.equal(tensor, model[name]), name
 

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
-from mimickit.learning.evaluate import evaluate
-from mimickit.learning.trainer import TrainOptions, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import evaluate
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
@@ -40,7 +41,7 @@ def test_it_measures_the_frozen_policy(tmp_path):
     env = ToyEnv(2000)
     judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
     for samples in found:
-        load_agent_model(judge, tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
+        judge.load_model(tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
         expected = evaluate(env, judge, ALONE, 2000).mean_return
         assert found[samples] == pytest.approx(expected, abs=4 * 3.0 / math.sqrt(128))
     assert found[7 * per_iter] > found[3 * per_iter] + 0.3

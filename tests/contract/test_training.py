@@ -9,10 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimickit.envs.base import EnvMode
-from mimickit.learning.agents import build_agent, parse_agent_config
-from mimickit.learning.evaluate import Evaluation
-from mimickit.learning.tracker import EpisodeTracker
-from mimickit.learning.trainer import TrainOptions, roll_out, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import Evaluation
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import EpisodeTracker
+from mimickit.learning.trainer import roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import NonFiniteError, UserError

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mimickit.learning import ppo
-from mimickit.learning.policy import ActorCritic
-from mimickit.learning.skill import (
+from mimickit.learning.ase import (
     DiversityTerm,
     Encoder,
     Latents,
@@ -14,6 +13,7 @@ from mimickit.learning.skill import (
     encoder_reward,
     random_unit_like,
 )
+from mimickit.learning.model import ActorCritic
 from tests.unit.method_case import StillEnv, config
 
 Z = torch.tensor([[1.0, 0.0], [0.6, 0.8]])

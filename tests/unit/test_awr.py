@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mimickit.learning import ppo
-from mimickit.learning.awr_agent import WeightedRegression, regression_loss, regression_weights
-from mimickit.learning.policy import gaussian_log_prob
+from mimickit.learning.ppo import WeightedRegression
+from mimickit.learning.rl_math import gaussian_log_prob, regression_loss, regression_weights
 from tests.unit.method_case import config
 
 ADVANTAGE = torch.tensor([-1.0, 0.0, 0.5, 2.0, 8.0])

@@ -6,9 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from mimickit.learning import adversarial_agents, discriminator, ppo_agent
-from mimickit.learning.agents import build_agent
-from mimickit.learning.buffer import MinibatchSampler
-from mimickit.learning.discriminator import (
+from mimickit.learning.adversarial import (
     Demonstrations,
     Differences,
     Discriminator,
@@ -16,7 +14,9 @@ from mimickit.learning.discriminator import (
     discriminator_loss,
     style_reward,
 )
-from mimickit.learning.update import take_turns
+from mimickit.learning.methods import build_agent
+from mimickit.learning.optim import interleave
+from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from tests.unit.method_case import Linear, StillEnv, config
@@ -174,7 +174,7 @@ def test_discriminator_learns_to_tell():
     before, _ = disc.reward()
     sampler = MinibatchSampler(256, "cpu")
     for _ in range(10):
-        take_turns([disc.steps(sampler)])
+        interleave([disc.steps(sampler)])
     stats = disc.stats()
     assert stats["Disc_Agent_Acc"].value > 0.9 and stats["Disc_Demo_Acc"].value > 0.9
     after, columns = disc.reward()
@@ -215,7 +215,7 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
             disc.record(t)
         disc.reward()
         judged.clear()
-        take_turns([disc.steps(MinibatchSampler(64, "cpu"))])
+        interleave([disc.steps(MinibatchSampler(64, "cpu"))])
         counts = torch.bincount(torch.cat(judged), minlength=128)
         assert len(judged) == 24 and counts.sum() == 288
         return counts

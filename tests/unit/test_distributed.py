@@ -14,14 +14,13 @@ from mimickit.envs.base import EnvMode
 from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
 from mimickit.learning import ppo
-from mimickit.learning.buffer import MinibatchSampler
-from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
-from mimickit.learning.evaluate import mean_values, run_test
+from mimickit.learning.agent import Agent
+from mimickit.learning.config import DummyConfig, OptimizerConfig
+from mimickit.learning.evaluation import mean_values, run_test
+from mimickit.learning.metrics import EpisodeRecord, Metric, reduce_metrics
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
-from mimickit.learning.stats import Stat, reduce_stats
-from mimickit.learning.tracker import EpisodeRecord
-from mimickit.learning.update import BatchLoss, NetworkUpdate, take_turns
+from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate, interleave
+from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
@@ -111,13 +110,13 @@ def worked_numbers(dist):
     assert dist.broadcast_object(f"from {dist.rank}") == "from 0"
 
     t = torch.tensor
-    found = reduce_stats({
-        "return": Stat(t([5.0, 0.0][dist.rank]), "mean", t([2.0, 0.0][dist.rank])),  # nobody finished on rank 1
-        "weighted": Stat(t([1.0, 4.0][dist.rank]), "mean", t([1.0, 3.0][dist.rank])),
-        "plain": Stat(t([1.0, 4.0][dist.rank])),
-        "episodes": Stat(t([1, 2][dist.rank]), "sum"),
-        "min": Stat(t([1.0, 4.0][dist.rank]), "min"),
-        "max": Stat(t([1.0, 4.0][dist.rank]), "max"),
+    found = reduce_metrics({
+        "return": Metric(t([5.0, 0.0][dist.rank]), "mean", t([2.0, 0.0][dist.rank])),  # nobody finished on rank 1
+        "weighted": Metric(t([1.0, 4.0][dist.rank]), "mean", t([1.0, 3.0][dist.rank])),
+        "plain": Metric(t([1.0, 4.0][dist.rank])),
+        "episodes": Metric(t([1, 2][dist.rank]), "sum"),
+        "min": Metric(t([1.0, 4.0][dist.rank]), "min"),
+        "max": Metric(t([1.0, 4.0][dist.rank]), "max"),
     }, dist)
     assert found == {"return": 5.0, "weighted": 3.25, "plain": 2.5, "episodes": 3.0, "min": 1.0, "max": 4.0}
 
@@ -183,7 +182,7 @@ def largest_error(dist, clip):
         env.engine.body_pos[1, 7, 2] += dist.rank
 
     env.engine._kinematics = kinematics
-    found = run_test(env, DummyAgent(env, DummyConfig(), dist), dist, 4)
+    found = run_test(env, Agent(env, DummyConfig(), dist), dist, 4)
     assert found.complete and found.measures["pose_err"] == pytest.approx(1.0, abs=1e-5)
 
 
@@ -233,10 +232,10 @@ def learning(dist, in_turns):
         parameters += net.parameters()
     sampler = MinibatchSampler(12, "cpu")
     if in_turns:
-        take_turns(learner.steps(sampler) for learner in learners)
+        interleave(learner.steps(sampler) for learner in learners)
     else:
         for learner in learners:
-            take_turns([learner.steps(sampler)])
+            interleave([learner.steps(sampler)])
     return [p.detach() for p in parameters], order, [learner.stats()["Loss"].value for learner in learners]
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mimickit.config import build
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.config import OptimizerConfig
+from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
 
 ALONE = Distributed.single()

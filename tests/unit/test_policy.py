@@ -7,7 +7,8 @@ import torch
 
 from mimickit.config import build
 from mimickit.learning import policy
-from mimickit.learning.policy import ActorCritic, GaussianHead, ModelConfig
+from mimickit.learning.config import ModelConfig
+from mimickit.learning.model import ActorCritic, GaussianHead
 from mimickit.util.failures import UserError
 
 MODEL = {
@@ -21,7 +22,7 @@ def test_gaussian_formulas():
     action, log_std = torch.tensor([0.15, 0.0]), STD.log()
     assert policy.gaussian_log_prob(action, MEAN, log_std).item() == pytest.approx(1.767293, rel=1e-5)
     assert policy.gaussian_entropy(log_std).item() == pytest.approx(-1.767293, rel=1e-5)
-    assert policy.mean_regularizer(MEAN).item() == pytest.approx(0.05, rel=1e-5)
+    assert policy.action_reg_loss(MEAN).item() == pytest.approx(0.05, rel=1e-5)
     found = policy.gaussian_kl(MEAN, log_std, torch.zeros(2), torch.zeros(2))
     assert found.item() == pytest.approx(3.651420, rel=1e-5)
 
@@ -37,7 +38,7 @@ def test_categorical_formulas():
     logits = torch.tensor([1.0, 2.0, 0.5])
     assert policy.categorical_log_prob(torch.tensor([1]), logits).item() == pytest.approx(-0.464369, rel=1e-5)
     assert policy.categorical_entropy(logits).item() == pytest.approx(0.905959, rel=1e-5)
-    assert policy.mean_regularizer(logits).item() == pytest.approx(5.25)
+    assert policy.action_reg_loss(logits).item() == pytest.approx(5.25)
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("FIXED", False), ("CONSTANT", True), ("VARIABLE", True)])

@@ -5,13 +5,13 @@ import torch
 
 from mimickit.envs.base import DoneFlag
 from mimickit.learning import ppo
-from mimickit.learning.agents import build_agent
-from mimickit.learning.buffer import MinibatchSampler
-from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
-from mimickit.learning.evaluate import evaluate, run_test
-from mimickit.learning.policy import gaussian_entropy, gaussian_log_prob, mean_regularizer
-from mimickit.learning.side_evaluation import SideEvaluation
-from mimickit.learning.stats import Stat
+from mimickit.learning.agent import Agent
+from mimickit.learning.config import DummyConfig
+from mimickit.learning.evaluation import ConcurrentEvaluation, evaluate, run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import Metric
+from mimickit.learning.rl_math import action_reg_loss, gaussian_entropy, gaussian_log_prob
+from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.distributed import Distributed, seed_process
 from tests.contract.toy_env import AGENT_CONFIG
 from tests.two_processes import in_two_processes
@@ -59,7 +59,7 @@ def test_actor_loss_is_the_sum_of_its_terms():
     log_ratio = (gaussian_log_prob(action, mean, log_std) - old) * flag
     ratio = log_ratio.exp()
     clipped = torch.minimum(ratio * weight, ratio.clamp(0.8, 1.2) * weight)
-    bound, entropy, length = ppo.action_bound_loss(mean), gaussian_entropy(log_std), mean_regularizer(mean)
+    bound, entropy, length = ppo.action_bound_loss(mean), gaussian_entropy(log_std), action_reg_loss(mean)
     each = -clipped + 3.0 * bound - 0.2 * entropy + 0.5 * length
     found = agent._actor_loss(index)
     assert 0.0 < flag.sum() < len(index) and (bound > 0.0).any() and (log_ratio != 0.0).any()
@@ -168,7 +168,7 @@ def the_rate_follows_the_change_of_both(dist):
     for target, (first, second), factor in ((0.02, (300.0, 100.0), 1.0), (0.02, (100.0, 300.0), 1 / 1.5),
                                             (0.2, (1.0, 1.0), 1.5), (0.2, (0.0, 0.0), 1.0)):
         agent = ppo_agent(env, dist, kl_target=target)
-        change = Stat(torch.tensor([0.0, 0.1][dist.rank]), "mean", torch.tensor([first, second][dist.rank]))
+        change = Metric(torch.tensor([0.0, 0.1][dist.rank]), "mean", torch.tensor([first, second][dist.rank]))
         rate = agent._adapt_rate(change)["Actor_Rate"].value.item()
         assert rate == pytest.approx(1e-3 * factor, rel=1e-5), (target, first, second)
 
@@ -217,22 +217,22 @@ def unequal_episodes(dist):
     """Episodes of 2, 4 and of 3, 23 steps: every environment counts once, a measure's mean is over all their steps."""
     env = Episodes(*[(2, 4), (3, 23)][dist.rank])
     steps = []
-    found = evaluate(env, DummyAgent(env, DummyConfig(), dist), dist, 4, on_step=lambda: steps.append(1))
+    found = evaluate(env, Agent(env, DummyConfig(), dist), dist, 4, on_step=lambda: steps.append(1))
     assert (found.episodes, found.complete, len(steps)) == (4, True, 24)  # also who is done early goes on
     assert (found.mean_return, found.episode_length) == (8.0, 8.0)
     assert found.measures["miss"] == pytest.approx((2**2 + 4**2 + 3**2 + 23**2) / 32)
-    late = evaluate(env, DummyAgent(env, DummyConfig(), dist), dist, 4, should_stop=lambda: dist.rank == 1)
+    late = evaluate(env, Agent(env, DummyConfig(), dist), dist, 4, should_stop=lambda: dist.rank == 1)
     assert not late.complete  # one of them has to stop, so both do
 
 
 def headline_episodes(dist):
     """Of eight episodes the first of each process are the headline; rows begin with each environment's first."""
     env = Episodes(*[(2, 4), (3, 5)][dist.rank])
-    found = run_test(env, DummyAgent(env, DummyConfig(), dist), dist, 2, 8)
+    found = run_test(env, Agent(env, DummyConfig(), dist), dist, 2, 8)
     assert (found.test_return, found.test_episode_length, found.test_episodes) == (2.5, 2.5, 2)
     assert found.statistics["return"]["mean"] == 3.5 and found.statistics["return"]["episodes"] == 8
     assert found.statistics["return"]["max"] == 5.0 and found.complete
-    odd = run_test(env, DummyAgent(env, DummyConfig(), dist), dist, 3, 4)  # two of each: never fewer than asked for
+    odd = run_test(env, Agent(env, DummyConfig(), dist), dist, 3, 4)  # two of each: never fewer than asked for
     assert (odd.test_return, odd.test_episodes) == (3.5, 4)
     assert dist.all_gather_object((found, odd)) == [(found, odd)] * 2
 
@@ -240,7 +240,7 @@ def headline_episodes(dist):
 def side_evaluation(dist):
     """It ends when the last process' episodes do, and is the mean of all."""
     env = Episodes(*[(2, 9, 9), (4, 6, 9)][dist.rank])
-    beside = SideEvaluation(env, DummyAgent(env, DummyConfig(), dist), 2)
+    beside = ConcurrentEvaluation(env, Agent(env, DummyConfig(), dist), 2)
     beside.begin(7, 0)
     for step in range(1, 10):
         env.step(None)

@@ -7,7 +7,7 @@ import torch
 
 from mimickit.envs.base import DoneFlag
 from mimickit.learning import ppo
-from mimickit.learning.policy import gaussian_entropy, gaussian_log_prob, mean_regularizer
+from mimickit.learning.rl_math import action_reg_loss, gaussian_entropy, gaussian_log_prob
 
 REWARD, NEXT = [1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]
 
@@ -99,7 +99,7 @@ def test_actor_terms():
 
     bound = ppo.flagged_mean(ppo.action_bound_loss(mean), data["flag"])
     entropy = ppo.flagged_mean(gaussian_entropy(log_std), data["flag"])
-    regularizer = ppo.flagged_mean(mean_regularizer(mean), data["flag"])
+    regularizer = ppo.flagged_mean(action_reg_loss(mean), data["flag"])
     assert bound.item() == pytest.approx(0.166667, rel=1e-5)
     assert entropy.item() == pytest.approx(-0.380999, rel=1e-5)
     assert regularizer.item() == pytest.approx(1.666667, rel=1e-5)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mimickit.learning.agents import parse_agent_config
-from mimickit.learning.discriminator import Demonstrations, Differences, DiscriminatorNet, discriminator_loss
-from mimickit.learning.nets import build_net
+from mimickit.learning.adversarial import Demonstrations, Differences, DiscriminatorNet, discriminator_loss
+from mimickit.learning.config import parse_agent_config
+from mimickit.learning.model import build_net
 from mimickit.learning.relu_layers import aligned, aligned_size
 from mimickit.util.distributed import Distributed
 from tests.contract.toy_style_env import agent_config

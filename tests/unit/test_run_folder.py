@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimickit import run
-from mimickit.learning.evaluate import TestResult
+from mimickit.learning.evaluation import TestResult
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mimickit.learning.buffer import MinibatchSampler, Rollout, SampleTable, minibatch_plan
+from mimickit.learning.config import minibatch_plan
+from mimickit.learning.rollout import MinibatchSampler, Rollout, SampleTable
 
 
 @pytest.mark.parametrize(("num_envs", "steps", "batch", "epochs", "expected"), [

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from mimickit.envs.base import EnvMode
-from mimickit.learning.evaluate import episodes_per_env, evaluate, run_test
-from mimickit.learning.stats import Stat, reduce_stats, student_t95, summarize, wilson95
-from mimickit.learning.tracker import EpisodeRecord, EpisodeTracker
+from mimickit.learning.evaluation import episodes_per_env, evaluate, run_test
+from mimickit.learning.metrics import (
+    EpisodeRecord,
+    EpisodeTracker,
+    Metric,
+    reduce_metrics,
+    student_t95,
+    summarize,
+    wilson95,
+)
 from mimickit.util.distributed import Distributed
 from mimickit.util.means import Means
 
@@ -16,7 +23,7 @@ ALONE = Distributed.single()
 
 
 def values(tracker):
-    return list(reduce_stats(dict(zip("abc", tracker.stats(), strict=True)), ALONE).values())
+    return list(reduce_metrics(dict(zip("abc", tracker.stats(), strict=True)), ALONE).values())
 
 
 def test_episode_tracker():
@@ -136,9 +143,9 @@ def test_episodes_per_env(episodes, num_envs, world_size, expected):
 
 def test_stats_of_one_process():
     t = torch.tensor
-    found = reduce_stats({
-        "mean": Stat(t(3.0)), "none": Stat(t(3.0), "mean", 0.0), "sum": Stat(t(4), "sum"), "min": Stat(t(-2.0), "min"),
-        "max": Stat(t(7.0), "max"), "bad": Stat(t(float("nan"))),
+    found = reduce_metrics({
+        "mean": Metric(t(3.0)), "none": Metric(t(3.0), "mean", 0.0), "sum": Metric(t(4), "sum"),
+        "min": Metric(t(-2.0), "min"), "max": Metric(t(7.0), "max"), "bad": Metric(t(float("nan"))),
     }, ALONE)
     bad = found.pop("bad")
     assert bad != bad
