@@ -22,7 +22,7 @@ from mimickit.envs.base import VecEnv
 from mimickit.learning import rl_math
 from mimickit.learning.config import AdversarialConfig, NetName, check_replay, minibatch_plan
 from mimickit.learning.metrics import Metric, TestMetrics
-from mimickit.learning.model import PASS_SAMPLES, build_head, build_net, hidden_dtype
+from mimickit.learning.model import PASS_SAMPLES, build_head, build_net
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate
 from mimickit.learning.relu_layers import aligned, aligned_size, penalized_entropy
@@ -187,12 +187,12 @@ class Demonstrations:
         "logit_loss": "Disc_Logit_Loss",
     }
 
-    def __init__(self, env: VecEnv, config: AdversarialConfig) -> None:
+    def __init__(self, env: VecEnv, config: AdversarialConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Args: ``dtype`` what networks compute in."""
         self._obs, self._demo = require_info(env, "disc_obs", "disc_demo")
         self.size = self._obs.shape[-1]
         norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
-        self.buffer = DiscBuffer(env, config.steps_per_iter, norm, self.size, ("agent", "real"),
-                                 hidden_dtype(config, env.device))
+        self.buffer = DiscBuffer(env, config.steps_per_iter, norm, self.size, ("agent", "real"), dtype)
         if config.disc_logit_reg == 0.0:
             self.columns = {name: column for name, column in self.columns.items() if name != "logit_loss"}
 
@@ -221,10 +221,10 @@ class Differences:
         "neg_logit": "Disc_Neg_Logit",
     }
 
-    def __init__(self, env: VecEnv, config: AdversarialConfig) -> None:
+    def __init__(self, env: VecEnv, config: AdversarialConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Args: ``dtype`` what networks compute in."""
         self._obs, self._reference = require_info(env, "disc_obs", "disc_obs_demo")
         self.size = self._obs.shape[-1]
-        dtype = hidden_dtype(config, env.device)
         self.buffer = DiscBuffer(env, config.steps_per_iter, MeanAbsNormalizer(self.size, env.device), self.size,
                                  ("agent",), dtype)
         self._zero = torch.zeros(1, self.size, device=env.device)

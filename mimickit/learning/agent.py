@@ -66,7 +66,7 @@ class Agent(nn.Module):
         self.config, self._env, self._dist = config, env, dist
         self._obs_norm = MeanStdNormalizer(env.obs.shape[-1], env.device, OBS_CLIP)
         self._a_norm = ActionNormalizer(env.action_low, env.action_high)
-        self._norm_learns = False
+        self._norm_learns = True
         self._frozen: FrozenPolicy | None = None
         self.action = torch.zeros(env.num_envs, env.action_low.shape[0], device=env.device)
         self.per_process: dict[str, ProcessState] = {}

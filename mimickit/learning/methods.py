@@ -7,6 +7,7 @@ from mimickit.learning.adversarial import Demonstrations, Differences, Discrimin
 from mimickit.learning.agent import Agent
 from mimickit.learning.ase import DiversityTerm, Latents, SkillReward
 from mimickit.learning.config import AdversarialConfig, AgentConfig, ASEConfig, AWRConfig, DummyConfig, PPOConfig
+from mimickit.learning.model import hidden_dtype
 from mimickit.learning.ppo import ClippedSurrogate, PolicyAgent, WeightedRegression
 from mimickit.util.distributed import Distributed
 
@@ -19,15 +20,13 @@ def build_agent(env: VecEnv, config: AgentConfig, dist: Distributed) -> Agent:
     """
     match config:
         case ASEConfig():  # AMP whose policy obeys a latent that can be told from its motion
-            disc = Discriminator(env, config, dist, Demonstrations(env, config))
-            latents = Latents(env, config)
-            return PolicyAgent(
-                env, config, dist, ClippedSurrogate(config), [disc, SkillReward(env, config, dist, disc, latents)],
-                config.task_reward_weight, latents, [DiversityTerm(config)])
-        case AdversarialConfig():  # rewarded for moving like the clips (AMP), for not differing from them (ADD)
-            data = Demonstrations if config.agent_name == "AMP" else Differences
-            disc = Discriminator(env, config, dist, data(env, config))
-            return PolicyAgent(env, config, dist, ClippedSurrogate(config), [disc], config.task_reward_weight)
+            disc, latents = discriminator(env, config, dist), Latents(env, config)
+            sources = [disc, SkillReward(env, config, dist, disc, latents)]
+            return PolicyAgent(env, config, dist, ClippedSurrogate(config), sources, config.task_reward_weight, latents,
+                               [DiversityTerm(config)])
+        case AdversarialConfig():
+            sources = [discriminator(env, config, dist)]
+            return PolicyAgent(env, config, dist, ClippedSurrogate(config), sources, config.task_reward_weight)
         case PPOConfig():
             return PolicyAgent(env, config, dist, ClippedSurrogate(config))
         case AWRConfig():
@@ -35,3 +34,9 @@ def build_agent(env: VecEnv, config: AgentConfig, dist: Distributed) -> Agent:
         case DummyConfig():
             return Agent(env, config, dist)
     raise AssertionError(f"no recipe for {type(config).__name__}")
+
+
+def discriminator(env: VecEnv, config: AdversarialConfig, dist: Distributed) -> Discriminator:
+    """Rewards motion that looks like the clips' (AMP, ASE) or does not differ from the reference (ADD)."""
+    data = Differences if config.agent_name == "ADD" else Demonstrations
+    return Discriminator(env, config, dist, data(env, config, hidden_dtype(config, env.device)))

@@ -111,7 +111,8 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, method):
         env, agent = build(method, num_envs=16, iters_per_output=2, test_episodes=16, **keys)
         train(env, agent, ALONE, TrainOptions(tmp_path / name, max_iters=iters, **options))
         found = load_checkpoint(find_latest(tmp_path / name), ALONE)
-        return {**found.shared["agent"], **found.local["agent"], **found.local["env"]}
+        own = {f"{part}.{name}": x for part, state in found.local["agent"].items() for name, x in state.items()}
+        return {**found.shared["agent"], **own, **found.local["env"]}
 
     whole = go("whole", 6)
     go("parts", 3)
@@ -120,11 +121,11 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, method):
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
     if method != "AWR":
-        assert {"disc_replay.data", "disc_replay.received", "disc_optimizer.moment1", "disc_obs_norm.pending",
+        assert {"disc_replay.data", "disc_replay.received", "disc_optimizer.moment1", "_disc_obs_norm.pending",
                 "_model._disc_logits.weight"} <= whole.keys()
         assert whole["disc_replay.received"] == 256 * 3 + 50 * 3
     if method == "ASE":
-        assert {"latent.values", "latent.expiry", "enc_optimizer.moment2"} <= whole.keys()
+        assert {"latents.values", "latents.expiry", "enc_optimizer.moment2"} <= whole.keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -134,12 +135,12 @@ def test_nothing_waits_for_the_device(method):
     with NoWaiting():
         agent.start_iteration(0)
         roll_out(env, agent, agent.config.steps_per_iter, lambda: tracker.update(env.reward, env.done))
-        stats = agent.update(0)
+        metrics = agent.update(0)
         agent.start_test()
         agent.act_test()
         agent.observe_test()
-        measures = [tensor for pair in agent.measure_sums().values() for tensor in pair]
-    assert all(torch.isfinite(value).all() for value in (*(stat.value for stat in stats.values()), *measures))
+        sums = [tensor for pair in agent.metric_sums().values() for tensor in pair]
+    assert all(torch.isfinite(value).all() for value in (*(metric.value for metric in metrics.values()), *sums))
 
 
 @pytest.mark.parametrize("method", ["AMP", "ADD", "ASE"])
@@ -166,9 +167,9 @@ def _train_one_rank(dist, folder):
     env = StyleEnv(16)
     agent = build_agent(env, parse_agent_config(agent_config("ASE")), dist)
     train(env, agent, dist, TrainOptions(folder, max_iters=4))
-    for name, tensor in agent.state_tensors().items():
+    for name, tensor in agent.state_dict().items():
         root = tensor.clone()
         dist.broadcast_([root])
         assert torch.equal(root, tensor), name
-    replays = dist.all_gather_object(agent.local_state()["disc_replay.data"].tolist())
+    replays = dist.all_gather_object(agent.process_state()["disc_replay"]["data"].tolist())
     assert replays[0] != replays[1]

@@ -49,7 +49,7 @@ def test_it_measures_the_frozen_policy(tmp_path):
 
 @pytest.mark.parametrize("eval_envs", [0, 4])
 def test_every_row_is_whole_and_of_its_own_policy(tmp_path, eval_envs):
-    """The log has the same columns however evaluations are made, and training's figures are those of the row."""
+    """The log has the same columns however evaluations are made, and training's metrics are those of the row."""
     run(tmp_path, num_envs=16, max_iters=7, eval_envs=eval_envs)
     columns, rows = read_log(tmp_path / "log.txt")
     assert columns[:6] == ["Iteration", "Wall_Time", "Samples", "Test_Return", "Test_Episode_Length", "Test_Episodes"]
@@ -78,8 +78,8 @@ def test_a_continued_run_replaces_rows_that_were_not_evaluated(tmp_path):
 
 def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):
     _, agent, _ = run(tmp_path, num_envs=16, max_iters=1, eval_envs=4)
-    flag = agent._rollout["flag"]
-    assert flag[:, :4].sum() == 0 and flag[:, 4:].min() == 1
+    mask = agent._rollout["explore_mask"]
+    assert mask[:, :4].sum() == 0 and mask[:, 4:].min() == 1
 
 
 def test_other_environments_go_on_when_an_evaluation_begins(tmp_path):

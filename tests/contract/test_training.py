@@ -45,11 +45,13 @@ def assert_same_checkpoint(folder_a, folder_b):
         for name in a.local[part]:
             assert torch.equal(a.local[part][name], b.local[part][name]), name
     assert torch.equal(a.local["random_cpu"], b.local["random_cpu"])
-    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best", "side"}:
+    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best", "concurrent"}:
         assert a.shared[name] == b.shared[name], name
-    if a.shared["side"] is not None:
-        assert a.shared["side"]["samples"] == b.shared["side"]["samples"]
-        for x, y in ((a.shared["side"]["frozen"], b.shared["side"]["frozen"]), (a.local["side"], b.local["side"])):
+    if a.shared["concurrent"] is not None:
+        assert a.shared["concurrent"]["samples"] == b.shared["concurrent"]["samples"]
+        pairs = ((a.shared["concurrent"]["frozen"], b.shared["concurrent"]["frozen"]),
+                 (a.local["concurrent"], b.local["concurrent"]))
+        for x, y in pairs:
             assert all(torch.equal(x[name], y[name]) for name in x) and x.keys() == y.keys()
 
 
@@ -263,10 +265,10 @@ def test_rolling_out_and_learning_never_wait_for_the_device(keys):
     with NoWaiting():
         agent.start_iteration(50)
         roll_out(env, agent, agent.config.steps_per_iter, lambda: tracker.update(env.reward, env.done))
-        stats = agent.update(50)
-        tracker.stats()
+        metrics = agent.update(50)
+        tracker.metrics()
         agent.info(50)
-    assert all(torch.isfinite(stat.value) for stat in stats.values())
+    assert all(torch.isfinite(metric.value) for metric in metrics.values())
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         env.reward.sum().item()
 

@@ -13,7 +13,7 @@ from mimickit.config import build
 from mimickit.envs.base import EnvMode
 from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
-from mimickit.learning import ppo
+from mimickit.learning import rl_math
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import DummyConfig, OptimizerConfig
 from mimickit.learning.evaluation import mean_values, run_test
@@ -88,7 +88,7 @@ def reentrant(dist):
 def worked_numbers(dist):
     x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0]][dist.rank])
 
-    mean, std = ppo.mean_and_std(dist.sum_(ppo.advantage_sums(x, torch.ones_like(x))))
+    mean, std = rl_math.mean_and_std(dist.sum_(rl_math.masked_moments(x, torch.ones_like(x))))
     assert mean.item() == pytest.approx(6.666667, rel=1e-6)
     assert std.item() == pytest.approx(7.257180, rel=1e-6)
 
@@ -198,7 +198,7 @@ def similarity(dist, clip):
         env.parts = [MotionSimilarity(history, windows, count, env.dt)]
         env.set_mode(EnvMode.TEST)
         yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
-        record = EpisodeRecord(count, "cpu", per_env=1, measures=env.measure_sums())
+        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.measure_sums())
         env.parts[0].measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
         record.update(torch.ones(count), flags)
         found = [mean_values(record, env, among) for _ in range(2)]
@@ -224,11 +224,11 @@ def learning(dist, in_turns):
         def loss(index, net=net, name=name):
             order.append(name)
             value = net(data[index]).square().mean()
-            return BatchLoss(value, float(len(index)), value.detach().view(1))
+            return BatchLoss(value, float(len(index)), ("Loss",), value.detach().view(1))
 
         rate = build(OptimizerConfig, {"type": "Adam", "learning_rate": 0.01}, "test")
         flat = FlatOptimizer(dict(net.named_parameters()), rate, dist)
-        learners.append(NetworkUpdate(loss, ("Loss",), flat, 12 // size, size, dist))
+        learners.append(NetworkUpdate(loss, flat, 12 // size, size, dist))
         parameters += net.parameters()
     sampler = MinibatchSampler(12, "cpu")
     if in_turns:
@@ -236,7 +236,7 @@ def learning(dist, in_turns):
     else:
         for learner in learners:
             interleave([learner.steps(sampler)])
-    return [p.detach() for p in parameters], order, [learner.stats()["Loss"].value for learner in learners]
+    return [p.detach() for p in parameters], order, [learner.metrics()["Loss"].value for learner in learners]
 
 
 def networks_take_turns(dist):
