@@ -337,7 +337,7 @@ class Training:
     # --- starting, saving, continuing, ending
 
     def _start(self) -> None:
-        options, state = self.options, self.state
+        options = self.options
         self.files.beat()
         self.env.set_mode(EnvMode.TRAIN)
         self.env.clear_health()
@@ -349,9 +349,9 @@ class Training:
         else:
             self._resume(options.resume)
             waiting = self.concurrent.row if self.concurrent is not None else None
-            first_row = int((waiting or {}).get("Iteration", state.iteration))
+            first_row = int((waiting or {}).get("Iteration", self.state.iteration))
         self.files.open_log(first_row)
-        self.files.progress.advance(state.iteration, state.samples)
+        self.files.progress.advance(self.state.iteration, self.state.samples)
         self.files.progress.enter("compiling")
 
     def _before_output(self, due: bool) -> Saved:
