@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -156,29 +156,14 @@ class DiscBuffer:
         return aligned(self.norm.normalize(samples), self._dtype)
 
 
-class DiscData(Protocol):
-    """What the discriminator judges: the policy's samples of the rollout, and real ones."""
-
-    size: int  # n
-    buffer: DiscBuffer
-    columns: dict[str, str]  # name in discriminator_loss -> log column, in the order of the log
-
-    def now(self) -> Tensor:
-        """The policy's sample [N, n] of the last step, not normalized."""
-
-    def real_now(self) -> Tensor:
-        """Real samples [*, n] of this moment, not normalized."""
-
-    def record(self, t: int) -> None: ...
-
-    def real(self, index: Tensor) -> Tensor:
-        """Input of networks, [P, m], for the real side of a minibatch."""
-
-
 class Demonstrations:
     """AMP: the policy's recent states against as many independent ones of the reference clips.
 
     The environment provides both in every step, ``disc_obs`` and ``disc_demo``.
+
+    Attributes:
+        size: n.
+        columns: name in :func:`discriminator_loss` -> log column, in the order of the log.
     """
 
     columns: ClassVar[dict[str, str]] = {
@@ -197,22 +182,26 @@ class Demonstrations:
             self.columns = {name: column for name, column in self.columns.items() if name != "logit_loss"}
 
     def now(self) -> Tensor:
+        """The policy's sample [N, n] of the last step, not normalized."""
         return self._obs
 
     def real_now(self) -> Tensor:
+        """Real samples [*, n] of this moment, not normalized."""
         return self._demo
 
     def record(self, t: int) -> None:
         self.buffer.record(t, agent=self._obs, real=self._demo)
 
     def real(self, index: Tensor) -> Tensor:
+        """Input of networks, [P, m], for the real side of a minibatch."""
         return self.buffer.take("real", index)
 
 
 class Differences:
     """ADD: reference minus policy at the same instant, against the one real example there is: no difference.
 
-    The environment provides both in every step, ``disc_obs`` and ``disc_obs_demo``.
+    The environment provides both in every step, ``disc_obs`` and ``disc_obs_demo``. Methods as of
+    :class:`Demonstrations`.
     """
 
     columns: ClassVar[dict[str, str]] = {
@@ -241,6 +230,9 @@ class Differences:
 
     def real(self, index: Tensor) -> Tensor:
         return self._real
+
+
+DiscData = Demonstrations | Differences  # what a discriminator judges: the policy's samples, and real ones
 
 
 def require_info(env: VecEnv, *names: str) -> list[Tensor]:

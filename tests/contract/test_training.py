@@ -300,6 +300,14 @@ def test_other_sizes_cannot_be_continued(tmp_path):
         run(tmp_path, agent_keys=smaller, max_iters=1, resume=tmp_path)
 
 
+def test_a_checkpoint_of_an_earlier_layout_is_refused_with_a_way_out(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("mimickit.learning.run_files.LAYOUT", 1)
+        run(tmp_path, max_iters=1)
+    with pytest.raises(UserError, match=r"0000000001 was written by another version.*layout 1, here 2.*--model_file"):
+        run(tmp_path, max_iters=1, resume=tmp_path)
+
+
 def test_changed_configuration_is_mentioned(tmp_path, capsys):
     before = {"env": {"name": "toy", "limits": (0.0, float("inf"))}, "agent": {"model": {"action_std": 0.1}}}
     run(tmp_path, max_iters=1, configuration=before)
