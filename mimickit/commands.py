@@ -327,7 +327,7 @@ def _longcycle(words: list[str]) -> int:
 
 
 def _convert_agent(words: list[str]) -> None:
-    from mimickit.learning.agents import convert_agent_file
+    from mimickit.learning.config import convert_agent_file
 
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
         raise UserError(f"usage: mimickit convert-agent {COMMANDS['convert-agent'].usage}")

@@ -240,7 +240,7 @@ def run_stage(request: Request, dist: Any) -> int:
 def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
     """Environment and agent of this process."""
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent, load_agent_model
+    from mimickit.learning.methods import build_agent
     from mimickit.util.distributed import seed_process
 
     seed = dist.broadcast_object(request.seed)
@@ -261,7 +261,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
             print(f"  engine keys of {request.env.source}: {keys}", flush=True)
     agent = build_agent(env, request.agent, dist)
     if (model_file := request.args["model_file"]) is not None:
-        load_agent_model(agent, model_file)
+        agent.load_model(model_file)
     if dist.is_root:
         warn_if_pointless(request, env)
     return env, agent
@@ -269,8 +269,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 def warn_if_pointless(request: Request, env: Any) -> None:
     """Say so when a test or a training can hardly be what somebody wanted."""
-    from mimickit.learning.discriminator import AdversarialConfig
-    from mimickit.learning.dummy_agent import DummyConfig
+    from mimickit.learning.config import AdversarialConfig, DummyConfig
 
     if isinstance(request.agent, DummyConfig):
         return
@@ -286,7 +285,8 @@ def warn_if_pointless(request: Request, env: Any) -> None:
 
 def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Train, leave ``result.json``; exit code 0, or 128 + signal when a signal ended it (with a checkpoint)."""
-    from mimickit.learning.trainer import TrainOptions, train
+    from mimickit.learning.config import TrainOptions
+    from mimickit.learning.trainer import train
 
     args = request.args
     for flag, shows in (("video", "records"), ("visualize", "opens a window")):
@@ -310,7 +310,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         resume=None if resume is None else Path(resume),
         run=run or "",
         logger=args["logger"],
-        log_measures=env.log_diagnostics,
+        log_env_metrics=env.log_diagnostics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),
@@ -327,7 +327,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
     from mimickit.envs.filming import Window
-    from mimickit.learning.evaluate import run_test
+    from mimickit.learning.evaluation import run_test
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mimickit.config import build
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.config import OptimizerConfig
+from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
 
 ALONE = Distributed.single()
@@ -69,8 +70,8 @@ def test_state_continues_exactly():
     q, other = fresh()
     with torch.no_grad():
         q.copy_(p)
-    for name, tensor in other.state_tensors().items():
-        tensor.copy_(optimizer.state_tensors()[name])
+    for name, tensor in other.state_dict().items():
+        tensor.copy_(optimizer.state_dict()[name])
     step(p, optimizer)
     step(q, other)
     assert torch.equal(p, q)
@@ -92,8 +93,8 @@ def test_a_resumed_run_keeps_the_adaptation_and_takes_the_configured_rate():
     before, after = (FlatOptimizer({"p": nn.Parameter(torch.ones(1))}, config(learning_rate=rate), ALONE)
                      for rate in (0.1, 0.02))
     before.adapt_rate(torch.tensor(0.0), 0.03)
-    for name, tensor in after.state_tensors().items():
-        tensor.copy_(before.state_tensors()[name])
+    for name, tensor in after.state_dict().items():
+        tensor.copy_(before.state_dict()[name])
     assert after.rate.item() == pytest.approx(0.03)
 
 
