@@ -217,7 +217,7 @@ class PolicyAgent(Agent):
     # --- 1. collect
 
     def start_iteration(self, samples: int) -> None:
-        super().start_iteration(samples)
+        self._norm_learns = samples < self.config.normalizer_samples
         self._explore_prob.fill_(self._exploration(samples))
         self._sampler.restart()
 
@@ -225,7 +225,8 @@ class PolicyAgent(Agent):
         self._act_train()
         self._rollout.record(t, input=self._input, action=self._norm_action, log_prob=self._log_prob,
                              explore_mask=self._explore_mask)
-        super().act(t)
+        if self._norm_learns:
+            self._obs_norm.record(self._env.obs)
         if self._latents is not None:
             self._latents.record(t)
 
@@ -280,8 +281,8 @@ class PolicyAgent(Agent):
         for source in self._sources:
             metrics |= source.metrics()
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
-        super().update(samples)
         if self._norm_learns:
+            self._obs_norm.update(self._dist)
             for source in self._sources:
                 source.update_norm()
         return metrics | target_metrics
@@ -401,7 +402,7 @@ class PolicyAgent(Agent):
         return {name: pair for source in self._sources for name, pair in source.test_metrics.sums().items()}
 
     def freeze(self, count: int) -> None:
-        assert self._frozen is not None or not self._act_train.captured, "what acts is captured already"
+        assert self._frozen is not None or not self._act_train.captured, "acting is captured already"
         super().freeze(count)
 
     def info(self, samples: int) -> dict[str, Metric]:
