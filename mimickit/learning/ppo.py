@@ -184,11 +184,7 @@ class PolicyAgent(Agent):
         if latents is not None:
             self.per_process["latents"] = latents
         for source in self._sources:
-            for name, part in source.net.named_children():
-                self._model.add_module(name, part)
-            for name, module in source.modules.items():
-                self.add_module(name, module)
-            self.per_process |= source.per_process
+            self._adopt(source)
 
         # what minibatches are taken from, and what is needed of a rollout besides
         self._rollout = SampleTable(steps, num_envs, {
@@ -213,6 +209,14 @@ class PolicyAgent(Agent):
         critic_plan = minibatch_plan(steps, num_envs, config.critic_batch_size, config.critic_epochs)
         self._actor = NetworkUpdate(self._actor_loss, self.actor_optimizer, *actor_plan, dist, config.cuda_graphs)
         self._critic = NetworkUpdate(self._critic_loss, self.critic_optimizer, *critic_plan, dist, config.cuda_graphs)
+
+    def _adopt(self, source: RewardSource) -> None:
+        """Make the state of a reward source a part of this agent's."""
+        for name, part in source.net.named_children():
+            self._model.add_module(name, part)
+        for name, module in source.modules.items():
+            self.add_module(name, module)
+        self.per_process |= source.per_process
 
     # --- 1. collect
 
@@ -270,9 +274,12 @@ class PolicyAgent(Agent):
         c = self.config
         return rl_math.exploration_probability(samples, c.exp_prob_beg, c.exp_prob_end, c.exp_anneal_samples)
 
+    # --- learn: first targets, then minibatches
+
     def update(self, samples: int) -> dict[str, Metric]:
         """Learn from the rollout that was collected; see the module's description for the order."""
         target_metrics = self._compute_targets()
+        # The networks share no parameters, so their minibatch steps may interleave.
         learners = (self._critic, self._actor, *self._sources)
         interleave(learner.steps(self._sampler) for learner in learners)
         metrics = {**self._critic.metrics(), **self._actor.metrics()}
@@ -342,12 +349,14 @@ class PolicyAgent(Agent):
     # --- 3. losses of a minibatch
 
     def _critic_loss(self, index: Tensor) -> BatchLoss:
+        """Squared error to the TD(lambda) returns, from all samples, random or not."""
         batch = self._rollout.minibatch(index)
         loss = rl_math.critic_loss(self._model.value(batch["input"]), batch["returns"])
         return BatchLoss(loss, float(index.shape[0]), ("Critic_Loss",), loss.detach().view(1))
 
     def _actor_loss(self, index: Tensor) -> BatchLoss:
-        """The objective plus weighted terms: action bounds, entropy, length of the action, the method's own."""
+        """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action, the
+        method's own; means over the random actions."""
         config, batch = self.config, self._rollout.minibatch(index)
         x, mask = batch["input"], batch["explore_mask"]
         # One pass of the network for the minibatch and all its variants.
