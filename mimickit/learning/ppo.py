@@ -4,9 +4,10 @@
 2. Targets: rewards, values, returns, advantages.
 3. Minibatches: losses of critic and actor; networks of reward sources take their own steps in between.
 
-An agent is composed of an :class:`Objective` (what the actor makes of advantages), :class:`RewardSource`\\ s (rewards
-that the learner computes, each with networks of its own), latents (a further input of actor and critic), and
-:class:`ActorTerm`\\ s (further losses of the actor). ``methods.py`` says which method has which.
+An agent is composed of an :class:`Objective` (what the actor makes of advantages), reward sources
+(:class:`RewardSource`: rewards that the learner computes, each with networks of its own), latents (a further input of
+actor and critic), and actor terms (:class:`ActorTerm`: further losses of the actor). ``methods.py`` says which method
+has which.
 
 ``T`` steps, ``N`` environments, ``B`` samples of a minibatch, ``O`` observation, ``L`` latent, ``A`` action size.
 """
