@@ -44,8 +44,12 @@ from mimickit.cases import DEFAULT, VARIANTS, select  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
 from mimickit.request import Request, read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
-from tools.command import explains_mistakes  # noqa: E402
+from mimickit.util.failures import (  # noqa: E402
+    EXIT_FAILED,
+    EXIT_OK,
+    UserError,
+    explains_mistakes,
+)
 
 
 @explains_mistakes

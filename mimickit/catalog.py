@@ -72,7 +72,7 @@ def configuration(args: Args) -> str:
     from mimickit.request import read_overrides, read_request
 
     request = read_request(args)
-    changes = read_overrides(args.get("set") or [])
+    changes = read_overrides(args["set"])
     given = {part: [("--set", values)] for part, values in changes.items()}
     env = load_yaml(request.files["env_config"])
     stacks = {

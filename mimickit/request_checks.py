@@ -20,17 +20,17 @@ def check_request(request: Request) -> None:
     """Raise UserError for what would fail, or train nothing, once everything is built."""
     args = request.args
     if request.mode == "test":
-        for flag, given in (("resume", "resume" in args), ("overwrite", args.boolean("overwrite", False))):
+        for flag, given in (("resume", "resume" in args), ("overwrite", args["overwrite"])):
             if given:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
-    check_logger(args.text("logger", "txt"))
+    check_logger(args["logger"])
     check_motors(request)
     check_sizes(request)
-    if request.mode == "train" and args.text("resume") is not None:
-        check_resume(request, Path(args.text("resume")))
-    if args.text("model_file") is not None:
-        check_model_file(request, Path(args.text("model_file")))
+    if request.mode == "train" and args["resume"] is not None:
+        check_resume(request, Path(args["resume"]))
+    if args["model_file"] is not None:
+        check_model_file(request, Path(args["model_file"]))
 
 
 def check_logger(kind: str) -> None:
@@ -52,10 +52,12 @@ def check_motors(request: Request) -> None:
     weak = [name for name, span in zip(model.joint_names, model.dof_slices, strict=True)
             if span.stop > span.start and not (gains[span] > 0.0).any()]
     if weak:
+        convert = ("URDF has no stiffness: write an MJCF file (python -m mimickit.util.urdf_file). "
+                   if model.file.suffix.lower() == ".urdf" else "")
         raise UserError(
             f"{model.file}: no {key} at joint {', '.join(weak)}: control_mode {request.engine.control_mode} cannot "
-            "move them. Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), or drive "
-            f"them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
+            f"move them. {convert}Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), "
+            f"or drive them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
 
 
 def check_sizes(request: Request) -> None:
@@ -64,7 +66,7 @@ def check_sizes(request: Request) -> None:
 
     agent, num_envs = request.agent, request.num_envs
     if request.mode == "train":
-        check_eval_envs(request.args.integer("eval_envs", 0), num_envs)
+        check_eval_envs(request.args["eval_envs"], num_envs)
     if isinstance(agent, AdversarialConfig):
         check_replay(agent, num_envs)
 

@@ -10,12 +10,12 @@ from mimickit.learning.config import TrainOptions, parse_agent_config
 from mimickit.learning.evaluation import evaluate
 from mimickit.learning.methods import build_agent
 from mimickit.learning.trainer import train
+from mimickit.util.curves import read_curves
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
 from tests.contract.toy_style_env import StyleEnv, agent_config
-from tools.curves import read_curves
 
 ALONE = Distributed.single()
 

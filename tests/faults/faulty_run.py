@@ -326,8 +326,8 @@ def main() -> int:
     file = Path(os.environ["FAULT_FILE"])
     args = Args.from_argv(sys.argv[1:])
     fault = Fault(**json.loads(file.read_text())) if file.exists() else None
-    stage = Path(args.text("out_dir", "")).name
-    install(fault, Journal(file.with_suffix(".jsonl"), stage), args.integer("num_envs", 1))
+    stage = Path(args["out_dir"]).name
+    install(fault, Journal(file.with_suffix(".jsonl"), stage), args["num_envs"])
     return run.main()
 
 
