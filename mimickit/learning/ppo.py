@@ -14,7 +14,8 @@ has which.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -85,16 +86,23 @@ class WeightedRegression:
         return {"Actor_Loss": rl_math.regression_loss(log_prob, advantage)}
 
 
-class RewardSource(Protocol):
+class RewardSource:
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
     An iteration is ``record`` in every step, ``record_norm`` while normalizers learn, ``reward``, ``steps``, and
     ``update_norm`` while they learn. Nothing waits for the device.
+
+    Attributes:
+        net: its children, named as in the model file, become part of the agent's model.
+        update: the minibatch steps of ``net``.
+        modules: normalizers and optimizers, by the names under which the agent registers them.
+        per_process: as of :class:`Agent`.
     """
 
-    net: nn.Module  # its children, named as in the model file, become part of the agent's model
-    modules: dict[str, nn.Module]  # normalizers and optimizers, by the names under which the agent registers them
-    per_process: dict[str, ProcessState]
+    net: nn.Module
+    update: NetworkUpdate
+    modules: dict[str, nn.Module]
+    per_process: Mapping[str, ProcessState] = MappingProxyType({})
     test_metrics: TestMetrics
 
     def record(self, t: int) -> None:
@@ -105,18 +113,17 @@ class RewardSource(Protocol):
 
     def reward(self) -> tuple[Tensor, dict[str, Metric]]:
         """Weighted reward [T, N] of the rollout, and log columns."""
+        raise NotImplementedError
 
     def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
         """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
-
-    def metrics(self) -> dict[str, Metric]:
-        """Log columns of what was learned last."""
+        return self.update.steps(sampler)
 
     def update_norm(self) -> None:
         """Fold what was recorded into the source's normalizer."""
 
 
-class LatentInput(Protocol):
+class LatentInput(ProcessState, Protocol):
     """A further input of actor and critic."""
 
     size: int  # L
@@ -125,11 +132,8 @@ class LatentInput(Protocol):
     def refresh(self) -> None:
         """Before every action, captured: draw new values where they are due."""
 
-    def record(self, t: int) -> None: ...
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, state: dict[str, Tensor], where: str) -> None: ...
+    def record(self, t: int) -> None:
+        """Record the values of step ``t``."""
 
 
 class ActorTerm(Protocol):
@@ -169,7 +173,8 @@ class PolicyAgent(Agent):
         super().__init__(env, config, dist)
         device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
         obs_size, action_size = env.obs.shape[-1], env.action_low.shape[0]
-        check_same_sizes({"num_envs": num_envs, "steps_per_iter": steps, "obs": obs_size, "action": action_size}, dist)
+        sizes = dist.all_gather_object((num_envs, steps, obs_size, action_size))
+        assert len(set(sizes)) == 1, f"processes take unequal steps and would wait for ever: {sizes}"
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         self._objective = objective
@@ -292,7 +297,7 @@ class PolicyAgent(Agent):
         if self.config.kl_target > 0.0:
             metrics |= self._adapt_rate(metrics["Kl_Div"])
         for source in self._sources:
-            metrics |= source.metrics()
+            metrics |= source.update.metrics()
         if self.averaged_critic is not None:
             self.averaged_critic.update(self._model)
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
@@ -431,9 +436,3 @@ class PolicyAgent(Agent):
     def info(self, samples: int) -> dict[str, Metric]:
         probability = torch.full_like(self._explore_prob, self._exploration(samples))
         return {**super().info(samples), "Exp_Prob": Metric(probability)}
-
-
-def check_same_sizes(sizes: dict[str, int], dist: Distributed) -> None:
-    """All processes must take the same number of equal steps, or their collectives would wait for ever."""
-    every = dist.all_gather_object(sizes)
-    assert all(other == every[0] for other in every), f"processes differ in size: {every}"
