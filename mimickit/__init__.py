@@ -30,8 +30,7 @@ def make(case: str, num_envs: int = 1, device: str | None = None, overrides: Seq
     """
     from mimickit.commands import read_args
     from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
-    from mimickit.envs.env_builder import build_env, load_env_config
-    from mimickit.envs.env_config import merge_engine_config
+    from mimickit.envs.env_builder import build_env, load_env_config, merge_engine_config
     from mimickit.request import read_devices, read_overrides
     from mimickit.util.assets import locate
     from mimickit.util.distributed import seed_process

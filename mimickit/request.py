@@ -151,7 +151,7 @@ def read_request(args: Args) -> Request:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
     from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
-    from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
+    from mimickit.envs.env_builder import check_env_name, check_files, load_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config, present_layout
 
     args, variant = with_variant(args)

@@ -22,7 +22,7 @@ from mimickit.anim.character import Character
 from mimickit.anim.motion_lib import MotionLib
 from mimickit.engines.engine import StaticObject, WorldSpec
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
-from mimickit.envs.env_config import load_env_config
+from mimickit.envs.env_builder import load_env_config
 from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path
 from tools.check_motion import character_of

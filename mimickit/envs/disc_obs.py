@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimickit.anim.character import Character
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.char_obs import tan_norms
-from mimickit.envs.parts import CharState, Part, Reference, Snapshot, overwrite, select
+from mimickit.envs.observations import tan_norms
 from mimickit.envs.ref_motion import clip_state
+from mimickit.envs.scene import Scene
+from mimickit.envs.terms import CharState, Memory, StepState, overwrite, select
 from mimickit.util.rotations import heading, in_heading
 
 
@@ -97,23 +96,20 @@ def tracking_observation(frames: Frames, global_obs: bool) -> Tensor:
 
 
 class ClipWindows:
-    """Windows of clips, ending at any time.
+    """Windows of the scene's clips, ending at any time; frames are one control step apart.
 
     Args:
         num_steps: S.
-        dt: s, between frames.
     """
 
-    def __init__(self, motions: MotionLib, character: Character, num_steps: int, dt: float) -> None:
-        self.motions = motions
-        self.character = character
-        self.num_steps = num_steps
-        self._offsets = torch.tensor([(i + 1 - num_steps) * dt for i in range(num_steps)], device=motions.device)
+    def __init__(self, scene: Scene, num_steps: int) -> None:
+        self.motions, self.num_steps = scene.motions, num_steps
+        self._offsets = torch.tensor([(i + 1 - num_steps) * scene.dt for i in range(num_steps)], device=scene.device)
 
     def ending(self, ids: Tensor, times: Tensor) -> Frames:
         """Windows [N, S, ...] of clip ids [N] ending at times [N] (s). Before 0 a clip repeats, or holds its start."""
         window = times.unsqueeze(-1) + self._offsets
-        return frames_of(clip_state(self.motions, self.character, ids.unsqueeze(-1).expand_as(window), window))
+        return frames_of(clip_state(self.motions, ids.unsqueeze(-1).expand_as(window), window))
 
     def sample(self, count: int) -> Frames:
         """Windows [count, S, ...] drawn independently: clips by weight, end times uniform within the clip."""
@@ -121,16 +117,16 @@ class ClipWindows:
         return self.ending(ids, self.motions.sample_times(ids))
 
 
-class History(Part):
+class History(Memory):
     """The last ``S`` states of every character, oldest first; at the start of an episode those of its clip.
 
     Args:
-        still: [N] bool, episodes that began at rest in the default pose: their past is that pose.
+        still: [N] bool, episodes that started at rest in the default pose: their past is that pose.
     """
 
     def __init__(self, windows: ClipWindows, num_envs: int, still: Tensor | None = None) -> None:
-        character = windows.character
-        self._windows = windows
+        character = windows.motions.character
+        self.windows = windows
         self._still = still
         self._rows = (character.num_joints, character.num_bodies)
         self._widths = (3, 4, 3, 3, character.num_dofs, 4 * character.num_joints, 3 * character.num_bodies)
@@ -138,7 +134,7 @@ class History(Part):
 
     @property
     def num_steps(self) -> int:
-        return self._windows.num_steps
+        return self.windows.num_steps
 
     def frames(self) -> Frames:
         """The windows [N, S, ...]; valid until the next step."""
@@ -146,11 +142,11 @@ class History(Part):
         joints, bodies = self._rows
         return Frames(*flat, joint_rot.unflatten(-1, (joints, 4)), body_pos.unflatten(-1, (bodies, 3)))
 
-    def update(self, now: Snapshot) -> None:
+    def update(self, now: StepState) -> None:
         newest = _packed(frames_of(now.char)).unsqueeze(1)
         self._data.copy_(torch.cat([self._data[:, 1:], newest], dim=1))
 
-    def reset(self, mask: Tensor, start: Snapshot) -> None:
+    def reset(self, mask: Tensor, start: StepState) -> None:
         past = _packed(frames_of(start.ref.window))
         if self._still is not None:
             past = select(self._still, _packed(frames_of(start.char)).unsqueeze(1), past)
@@ -159,78 +155,8 @@ class History(Part):
     def buffers(self) -> dict[str, Tensor]:
         return {"frames": self._data}
 
-    def describe(self) -> str:
-        return f"history of {self.num_steps} states"
-
 
 def _packed(frames: Frames) -> Tensor:
     """Everything of a frame in one row, [..., F]."""
     *flat, joint_rot, body_pos = frames
     return torch.cat([*flat, joint_rot.flatten(-2), body_pos.flatten(-2)], dim=-1)
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
-class PriorObs(Part):
-    """Info for AMP and ASE: ``disc_obs``, what the characters did, and ``disc_demo``, as many windows of the clips.
-
-    Demonstrations are drawn anew in every step: clips by weight, end times uniform. Where episodes begin is drawn just
-    so, for all environments in every step, so those windows serve (looking them up is the larger part of the cost);
-    only where episodes always begin at a clip's beginning others are drawn.
-
-    Args:
-        rand_reset: episodes begin anywhere in a clip.
-    """
-
-    def __init__(
-        self, history: History, windows: ClipWindows, rand_reset: bool, key_ids: Tensor, global_obs: bool,
-        root_height_obs: bool, dof_vel_obs: bool, world_anchor: bool,
-    ) -> None:
-        self._history = history
-        self._windows = windows
-        self._rand_reset = rand_reset
-        self._options = (key_ids, global_obs, root_height_obs, dof_vel_obs, world_anchor)
-        self._obs = prior_observation(history.frames(), *self._options)
-        self._demo = torch.zeros_like(self._obs)
-
-    def look(self, ref: Reference, fresh: Reference) -> None:
-        demo = frames_of(fresh.window) if self._rand_reset else self._windows.sample(len(self._demo))
-        self._demo.copy_(prior_observation(demo, *self._options))
-
-    def update(self, now: Snapshot) -> None:
-        self._obs.copy_(prior_observation(self._history.frames(), *self._options))
-
-    def discard(self, valid: Tensor) -> None:
-        self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)
-
-    def info(self) -> dict[str, Tensor]:
-        return {"disc_obs": self._obs, "disc_demo": self._demo}
-
-    def describe(self) -> str:
-        return f"discriminator observation {self._obs.shape[1]} ({self._history.num_steps} frames) and demonstrations"
-
-
-class TrackingObs(Part):
-    """Info for ADD: ``disc_obs`` of the characters, and ``disc_obs_demo`` of their references at the same instant."""
-
-    def __init__(self, history: History, global_obs: bool) -> None:
-        self._history = history
-        self._global_obs = global_obs
-        self._obs = tracking_observation(history.frames(), global_obs)
-        self._reference = torch.zeros_like(self._obs)
-
-    def look(self, ref: Reference, fresh: Reference) -> None:
-        self._reference.copy_(tracking_observation(frames_of(ref.window), self._global_obs))
-
-    def update(self, now: Snapshot) -> None:
-        self._obs.copy_(tracking_observation(self._history.frames(), self._global_obs))
-
-    def discard(self, valid: Tensor) -> None:
-        self._obs.masked_fill_(~valid.unsqueeze(-1), 0.0)
-
-    def info(self) -> dict[str, Tensor]:
-        return {"disc_obs": self._obs, "disc_obs_demo": self._reference}
-
-    def describe(self) -> str:
-        return f"discriminator observation {self._obs.shape[1]} of character and reference"

@@ -15,9 +15,8 @@ from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, load_engine_config
 from mimickit.engines.newton_engine import NewtonEngine
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import load_env_config, make_env_config
-from mimickit.envs.world import init_pose
+from mimickit.envs.env_builder import build_env, load_env_config, make_env_config
+from mimickit.envs.scene import init_pose
 from mimickit.util.failures import AssetMissingError
 
 pytestmark = pytest.mark.sim

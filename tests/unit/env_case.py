@@ -8,8 +8,7 @@ import numpy as np
 
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.config import load_yaml
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import make_env_config
+from mimickit.envs.env_builder import build_env, make_env_config
 from tests.unit.fake_engine import FakeEngine, engine_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,7 @@ from mimickit.anim.mjcf import JointKind, load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.config import load_yaml
 from mimickit.engines.engine_config import contact_capacity, load_engine_config
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import check_files, make_env_config
+from mimickit.envs.env_builder import build_env, check_files, make_env_config
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.rotations import exp_map_to_quat
 from tests.unit.fake_engine import FakeEngine, engine_config
