@@ -129,7 +129,7 @@ class Request:
     agent_data: Mapping[str, Any] | None  # the agent file with --set
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
-    agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
+    whole: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # those that stand on others, merged, by flag
     notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
     variant: str | None = None  # of the agent file, where an args file names one
 
@@ -151,7 +151,7 @@ def read_request(args: Args) -> Request:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
     from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
-    from mimickit.envs.env_builder import check_env_name, check_files, load_env_config, merge_engine_config
+    from mimickit.envs.env_builder import check_env_name, check_files, make_env_config, merge_engine_config
     from mimickit.learning.agents import parse_agent_config, present_layout
 
     args, variant = with_variant(args)
@@ -175,8 +175,10 @@ def read_request(args: Args) -> Request:
     changes = read_overrides(assignments or [])
     if assignments == []:
         raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
-    if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
-        check_env_name(merge(load_yaml(files["env_config"]), changes["env"]), str(files["env_config"]))
+    env_files = layers(files["env_config"]) if os.path.exists(files["env_config"]) else []
+    env_data = merge(stacked(env_files), changes["env"])
+    if env_files:  # before missing files: an environment to come needs none
+        check_env_name(env_data, str(files["env_config"]))
     missing = [str(path) for path in files.values() if not os.path.exists(path)]
     for flag in ("model_file", "resume"):
         if (value := args.text(flag)) and not os.path.exists(value):
@@ -190,7 +192,7 @@ def read_request(args: Args) -> Request:
                         "checkpoint and writes the model anew")
 
     with naming_overrides(assignments, "env"):
-        env = load_env_config(files["env_config"], changes["env"])
+        env = make_env_config(env_data, str(files["env_config"]))
         with naming_overrides(assignments, "engine"):
             engine = merge_engine_config(files["engine_config"], env, changes["engine"])
     notes = []
@@ -199,8 +201,7 @@ def read_request(args: Args) -> Request:
     agent_files = layers(files["agent_config"]) if "agent_config" in files else []
     if not agent_files and changes["agent"]:
         raise UserError("--set agent.… needs an --agent_config")
-    agent_file = stacked(agent_files)
-    agent_data = merge(agent_file, changes["agent"]) if agent_files else None
+    agent_data = merge(stacked(agent_files), changes["agent"]) if agent_files else None
     with naming_overrides(assignments, "agent"):
         if agent_data is not None:
             agent_data, note = present_layout(agent_data, str(files["agent_config"]))
@@ -215,8 +216,9 @@ def read_request(args: Args) -> Request:
         result_file=result_file(args, out_dir),
         num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
         engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
-        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)),
-        variant=variant,
+        whole={flag: stacked(found) for flag, found in (("env_config", env_files), ("agent_config", agent_files))
+               if len(found) > 1},
+        notes=tuple(filter(None, notes)), variant=variant,
     )
     with naming_overrides(assignments, "agent"):
         check_request(request)

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.anim.motion import load_motion, save_motion
-from mimickit.config import load_yaml, nearest
+from mimickit.config import load_layered, nearest
 from mimickit.util import rotations as rot
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError
 from tools.authoring import monotone, turns_between
@@ -186,7 +186,7 @@ def read_boxes(env_file: Path) -> list[Box]:
         AssetMissingError, UserError: it is missing or not valid.
     """
     boxes = []
-    for item in load_yaml(env_file)["objects"]:
+    for item in load_layered(env_file)["objects"]:
         model = mujoco.MjModel.from_xml_path(str(PROJECT / item["file"]))
         boxes.append(Box(tuple(map(float, item["pos"])), tuple(map(float, model.geom_size[0]))))
     return boxes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mimickit.anim.motion_lib import missing_motions
-from mimickit.config import build, load_yaml, merge
+from mimickit.config import build, load_layered, merge
 from mimickit.engines.engine_config import EngineConfig, load_engine_config
 from mimickit.envs import add, amp, deepmimic, dof_test, tasks, view_motion
 from mimickit.envs.env import Env
@@ -37,14 +37,14 @@ def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None
     """Read an environment file.
 
     Args:
-        path: yaml file.
+        path: yaml file; what it does not give comes from the files that its key ``base`` names.
         overrides: keys that replace those of the file, e.g. ``{"episode_length": 5}``; mappings are merged.
 
     Raises:
         AssetMissingError: no such file.
         UserError: unknown ``env_name`` or key, missing key, wrong value; all of a file's problems in one message.
     """
-    return make_env_config(merge(load_yaml(path), overrides or {}), str(path))
+    return make_env_config(merge(load_layered(path), overrides or {}), str(path))
 
 
 def check_env_name(data: Mapping[str, Any], where: str) -> None:

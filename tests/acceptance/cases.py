@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.cases import Case
-from mimickit.config import layers, load_yaml
+from mimickit.config import layers, load_layered
 from mimickit.util.failures import UserError
 
 
@@ -31,7 +31,7 @@ def read_inputs(root: Path, case: Case, engine_config: str, only: Sequence[str] 
     if motion.endswith((".yaml", ".yml")):
         clips = [entry.get("file") for entry in _yaml(root / motion).get("motions") or [] if isinstance(entry, dict)]
     agents = [file for variant in case.variants(root, only).values() for file in _layers(root, variant)]
-    paths = [case.args_file, engine_config, case.env_config, *agents, character, motion]
+    paths = [case.args_file, engine_config, *_layers(root, case.env_config), *agents, character, motion]
     paths += [str(path) for path in (*objects, *clips)]
     return Inputs(character, motion, {path: sha256(root / path) for path in dict.fromkeys(paths) if path})
 
@@ -61,7 +61,7 @@ def manifest_rows(
 
 
 def _layers(root: Path, path: str) -> list[str]:
-    """An agent file and the files that it stands on, as paths below ``root``."""
+    """An agent or environment file and the files that it stands on, as paths below ``root``."""
     try:
         return [str(file.resolve().relative_to(root.resolve())) for file, _ in layers(root / path)] if path else []
     except (UserError, ValueError):  # reported by the run program
@@ -71,6 +71,6 @@ def _layers(root: Path, path: str) -> list[str]:
 def _yaml(path: Path) -> dict[str, Any]:
     """A yaml mapping, or an empty one: a wrong file is the run program's business, which reports it in full."""
     try:
-        return load_yaml(path)
+        return load_layered(path)
     except UserError:
         return {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mimickit.config import load_layered
 from mimickit.request import FLAGS, help_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ def refused(tmp_path, *argv, env=None):
 
 
 def write_env(tmp_path, **changes):
-    data = yaml.safe_load((ROOT / "data/envs/deepmimic_humanoid_env.yaml").read_text()) | changes
+    data = load_layered(ROOT / "data/envs/deepmimic_humanoid_env.yaml") | changes
     path = tmp_path / "env.yaml"
     path.write_text(yaml.safe_dump(data))
     return str(path)
