@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, Frames, History, frames_of, tracking_observation
-from mimickit.envs.env import Env
+from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.imitation import CLIP_OVER, AdversarialConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import Scene, Setup
@@ -34,13 +34,12 @@ def build(config: ADDConfig, setup: Setup) -> Env:
         return tracking_observation(frames, config.global_obs)
 
     demonstrations = LookedUp(lambda ref, start: observe(frames_of(ref.window)), like=observe(history.frames()))
-    return Env(
-        scene,
-        clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1, past_of_reference=True),
+    return Env(scene, EnvTerms(
+        reference=clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1, past_of_reference=True),
         observations=motion_observations(config, scene),
         rewards={"none": scene.constant(0.0)},
         terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
         info={"disc_obs": lambda now: observe(history.frames()), "disc_obs_demo": demonstrations.buffer},
         memory={"history": history, "disc_obs_demo": demonstrations},
         metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
-    )
+    ))

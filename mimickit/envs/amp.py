@@ -4,20 +4,19 @@ provides windows of states for its discriminator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, Frames, History, frames_of, prior_observation
-from mimickit.envs.env import Env
+from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.imitation import AdversarialConfig, clip_reference, failures, motion_observations
-from mimickit.envs.metrics import Metric, fall_rate
-from mimickit.envs.ref_motion import DefaultPose, RefMotion
+from mimickit.envs.metrics import fall_rate
+from mimickit.envs.ref_motion import DefaultPose
 from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.similarity import MotionSimilarity
-from mimickit.envs.terms import Drawing, LookedUp, Memory, RefState, Term
+from mimickit.envs.terms import LookedUp, RefState
 from mimickit.envs.tracking_reward import tracking_metric
 
 
@@ -52,43 +51,30 @@ class ASEConfig(PriorConfig):
 
 
 def build_amp(config: AMPConfig, setup: Setup) -> Env:
-    """Style alone; the environment's own reward is 0."""
+    """Style alone."""
     scene = Scene(config, setup)
-    return style_env(config, scene, style_reference(config, scene))
+    return Env(scene, style_terms(config, scene))
 
 
 def build_ase(config: ASEConfig, setup: Setup) -> Env:
-    """Style alone, and some episodes start in ``init_pose``."""
+    """Style alone, and some episodes start at rest in ``init_pose``, which then is their past too."""
     scene = Scene(config, setup)
-    clips = style_reference(config, scene)
-    if config.default_reset_prob == 0.0:
-        return style_env(config, scene, clips)
-    reference = DefaultPose(clips, scene.character, scene.init_pose, config.default_reset_prob)
-    return style_env(config, scene, reference, still=reference.still)
+    terms = style_terms(config, scene)
+    if config.default_reset_prob > 0.0:
+        terms.reference = DefaultPose(terms.reference, scene.character, scene.init_pose, config.default_reset_prob)
+        terms.memory["history"].still = terms.reference.still
+    return Env(scene, terms)
 
 
-def style_reference(config: PriorConfig, scene: Scene) -> RefMotion:
-    """The clips, with as much of their past at a reset as the discriminator sees."""
-    return clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1)
+def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
+    """Move like the clips: windows of states for a discriminator, no reward of the environment's own.
 
-
-def style_env(
-    config: PriorConfig, scene: Scene, reference: RefMotion | DefaultPose, *, still: Tensor | None = None,
-    observations: Mapping[str, Term] | None = None, rewards: Mapping[str, Term] | None = None,
-    metrics: Mapping[str, Metric] | None = None, memory: Mapping[str, Memory] | None = None,
-    drawings: Sequence[Drawing] = (),
-) -> Env:
-    """What environments about style have in common. All but the first four arguments is what one of them adds.
-
-    Demonstrations for the discriminator are drawn anew in every step: clips by weight, end times uniform. Reset states
-    are drawn just so, for all environments in every step, so their windows serve (the lookup is the larger part of the
-    cost); only where episodes always start at a clip's beginning others are drawn.
-
-    Args:
-        still: [N] bool, episodes that started at rest in ``init_pose``.
+    Demonstrations are drawn anew in every step: clips by weight, end times uniform. Reset states are drawn just so, for
+    all environments in every step, so their windows serve (the lookup is the larger part of the cost); only where
+    episodes always start at a clip's beginning others are drawn.
     """
     windows = ClipWindows(scene, config.num_disc_obs_steps)
-    history = History(windows, scene.num_envs, still)
+    history = History(windows, scene.num_envs)
 
     def observe(frames: Frames) -> Tensor:
         return prior_observation(frames, scene.key_ids, config.global_obs, config.root_height_obs,
@@ -98,19 +84,16 @@ def style_env(
         return observe(frames_of(start.window) if config.rand_reset else windows.sample(scene.num_envs))
 
     demonstrations = LookedUp(demonstrate, like=observe(history.frames()))
-    return Env(
-        scene,
-        reference,
-        observations={**motion_observations(config, scene), **(observations or {})},
-        rewards=rewards or {"none": scene.constant(0.0)},
+    terms = EnvTerms(
+        reference=clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1),
+        observations=motion_observations(config, scene),
+        rewards={"none": scene.constant(0.0)},
         terminations=failures(config, scene),
         info={"disc_obs": lambda now: observe(history.frames()), "disc_demo": demonstrations.buffer},
-        memory={"history": history, "disc_demo": demonstrations, **(memory or {})},
-        metrics={
-            **(metrics or {}),
-            "similarity": MotionSimilarity(history, windows, scene.num_envs, scene.dt),
-            "fall_rate": fall_rate(scene),
-            **({"tracking": tracking_metric(scene)} if config.log_tracking_error else {}),
-        },
-        drawings=drawings,
+        memory={"history": history, "disc_demo": demonstrations},
+        metrics={"similarity": MotionSimilarity(history, windows, scene.num_envs, scene.dt),
+                 "fall_rate": fall_rate(scene)},
     )
+    if config.log_tracking_error:
+        terms.metrics["tracking"] = tracking_metric(scene)
+    return terms

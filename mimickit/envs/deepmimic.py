@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimickit.config import Config
 from mimickit.engines.engine import StaticObject
-from mimickit.envs.env import Env
+from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.imitation import CLIP_OVER, MotionConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import AssetPath, Scene, Setup
@@ -66,8 +66,13 @@ class StaticObjectsConfig(DeepMimicConfig):
 
 
 def build(config: DeepMimicConfig, setup: Setup) -> Env:
-    """Follow a clip, rewarded for being near it."""
+    """The environment of :func:`tracking_terms`, among the objects of the settings."""
     scene = Scene(config, setup, objects=config.static_objects)
+    return Env(scene, tracking_terms(config, scene))
+
+
+def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
+    """Follow a clip, rewarded for being near it."""
     joint_w, dof_w = scene.joint_weights("joint_err_w")
     weights = scene.tensor([getattr(config, f"reward_{term}_w") for term in TERMS])
     scales = scene.tensor([getattr(config, f"reward_{term}_scale") for term in TERMS])
@@ -77,9 +82,8 @@ def build(config: DeepMimicConfig, setup: Setup) -> Env:
                                config.root_height_obs)
         return tracking_reward(errors, weights, scales)
 
-    return Env(
-        scene,
-        clip_reference(config, scene),
+    return EnvTerms(
+        reference=clip_reference(config, scene),
         observations=motion_observations(config, scene),
         rewards={"tracking": tracking},
         terminations={"clip_over": CLIP_OVER, **failures(config, scene)},

@@ -120,14 +120,15 @@ class ClipWindows:
 class History(Memory):
     """The last ``S`` states of every character, oldest first; at the start of an episode those of its clip.
 
-    Args:
-        still: [N] bool, episodes that started at rest in the default pose: their past is that pose.
+    Attributes:
+        still: [N] bool, episodes that started at rest: their past is the state they started from.
     """
 
-    def __init__(self, windows: ClipWindows, num_envs: int, still: Tensor | None = None) -> None:
+    still: Tensor | None = None
+
+    def __init__(self, windows: ClipWindows, num_envs: int) -> None:
         character = windows.motions.character
         self.windows = windows
-        self._still = still
         self._rows = (character.num_joints, character.num_bodies)
         self._widths = (3, 4, 3, 3, character.num_dofs, 4 * character.num_joints, 3 * character.num_bodies)
         self._data = torch.zeros(num_envs, windows.num_steps, sum(self._widths), device=character.device)
@@ -148,8 +149,8 @@ class History(Memory):
 
     def reset(self, mask: Tensor, start: StepState) -> None:
         past = _packed(frames_of(start.ref.window))
-        if self._still is not None:
-            past = select(self._still, _packed(frames_of(start.char)).unsqueeze(1), past)
+        if self.still is not None:
+            past = select(self.still, _packed(frames_of(start.char)).unsqueeze(1), past)
         overwrite(mask, past, self._data)
 
     def buffers(self) -> dict[str, Tensor]:

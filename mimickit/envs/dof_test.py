@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mimickit.anim.mjcf import JointKind
-from mimickit.envs.env import Env
+from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.observations import char_observation
 from mimickit.envs.ref_motion import FixedPose
@@ -92,29 +92,24 @@ class DofDrive(Memory):
 def build(config: DofTestConfig, setup: Setup) -> Env:
     """A fixed root, and commands of its own."""
     scene = Scene(config, setup, fixed_root=True, self_collision=False)
-    drive = DofDrive(scene)
-    return standing(
-        scene,
-        memory={"drive": drive},
-        metrics={"drive": StepMean(("pose_err", "command_size"), drive.errors, scene)},
-        episode_length=SECONDS_PER_DOF * scene.character.num_dofs,
-    )
+    drive, terms = DofDrive(scene), standing_terms(config, scene)
+    terms.memory["drive"] = drive
+    terms.metrics["drive"] = StepMean(("pose_err", "command_size"), drive.errors, scene)
+    terms.episode_length = SECONDS_PER_DOF * scene.character.num_dofs
+    return Env(scene, terms)
 
 
 def build_char(config: CharConfig, setup: Setup) -> Env:
-    """A character that starts from ``init_pose``; nothing is asked of it."""
-    return standing(Scene(config, setup))
+    """A free character."""
+    scene = Scene(config, setup)
+    return Env(scene, standing_terms(config, scene))
 
 
-def standing(scene: Scene, **more: Any) -> Env:
-    """A character that starts from ``init_pose``; ``more``: arguments of :class:`Env`."""
-    config = scene.config
-    return Env(
-        scene,
-        FixedPose(scene.character, scene.num_envs, *scene.init_pose),
+def standing_terms(config: EnvConfig, scene: Scene) -> EnvTerms:
+    """Start from ``init_pose``; nothing is asked."""
+    return EnvTerms(
+        reference=FixedPose(scene.character, scene.num_envs, *scene.init_pose),
         observations={"character": lambda now: char_observation(
             now.char, scene.key_ids, config.global_obs, config.root_height_obs)},
         rewards={"one": scene.constant(1.0)},
-        terminations={},
-        **more,
     )

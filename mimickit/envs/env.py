@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -28,7 +29,38 @@ from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 from mimickit.util.graphs import Beside, Graphed
 
-SEVERITY = (DoneFlag.TIME, DoneFlag.SUCC, DoneFlag.FAIL)  # a later one overrules an earlier one
+SEVERITY = (DoneFlag.TIME, DoneFlag.SUCC, DoneFlag.FAIL)  # of several ends the last one counts
+
+
+@dataclass
+class EnvTerms:
+    """What an environment is made of. A recipe fills it in; another one takes it and changes what differs.
+
+    Names are keys of ``info``, of checkpoints (memory, metrics) and of what ``Env.describe`` says.
+
+    Attributes:
+        reference: where episodes start and what the character is compared with.
+        observations: blocks of the observation, side by side in this order.
+        rewards: are added up.
+        terminations: of several, failure counts before success, success before time.
+        metrics: measured in TEST mode.
+        info: what a learning method needs besides, of the state before resets: a term, or a buffer that a memory fills.
+        memory: all memories that terms and metrics use.
+        drawings: what pictures show besides.
+        episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
+        kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
+    """
+
+    reference: Reference
+    observations: dict[str, Term]
+    rewards: dict[str, Term]
+    terminations: dict[str, Termination] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    info: dict[str, Term | Tensor] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+    drawings: list[Drawing] = field(default_factory=list)
+    episode_length: float | None = None
+    kinematic: bool = False
 
 
 class Env:
@@ -39,42 +71,22 @@ class Env:
     graph. Environments in which a NaN or infinity turns up are failed, reset and counted; their observation and reward
     of that step read zero.
 
-    Names are keys of checkpoints (memory, metrics), of ``info`` and of :meth:`describe`.
-
     Args:
         scene: the characters and their physics.
-        reference: where episodes start and what the character is compared with.
-        observations: blocks of the observation, side by side in this order.
-        rewards: are added up.
-        terminations: the most serious of several counts, see ``SEVERITY``.
-        metrics: measured in TEST mode.
-        info: what a learning method needs besides, of the state before resets: a term, or a buffer that somebody else
-            keeps up to date.
-        memory: all memories that terms and metrics use.
-        drawings: what pictures show besides.
-        episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
-        kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
+        terms: everything else.
     """
 
     fail_reward = 0.0
     succ_reward = 0.0
 
-    def __init__(
-        self, scene: Scene, reference: Reference, *, observations: Mapping[str, Term], rewards: Mapping[str, Term],
-        terminations: Mapping[str, Termination], metrics: Mapping[str, Metric] | None = None,
-        info: Mapping[str, Term | Tensor] | None = None, memory: Mapping[str, Memory] | None = None,
-        drawings: Sequence[Drawing] = (), episode_length: float | None = None, kinematic: bool = False,
-    ) -> None:
-        self.scene, self.reference = scene, reference
+    def __init__(self, scene: Scene, terms: EnvTerms) -> None:
+        self.scene, self.terms = scene, terms
         self.engine, self.character, self.view = scene.engine, scene.character, scene.config.view
         self.device, self.num_envs, self.dt = scene.device, scene.num_envs, scene.dt
         self.action_low, self.action_high = scene.action_low, scene.action_high
         self.log_diagnostics = scene.config.log_diagnostics
-        self.observations, self.rewards, self.terminations = dict(observations), dict(rewards), dict(terminations)
-        self.metrics, self.memory, self.drawings = dict(metrics or {}), dict(memory or {}), tuple(drawings)
-        self._ends = sorted(self.terminations.values(), key=lambda end: SEVERITY.index(end[0]))
-        self._kinematic = kinematic
-        self._max_steps = steps_of(scene.config.episode_length if episode_length is None else episode_length, self.dt)
+        length = scene.config.episode_length if terms.episode_length is None else terms.episode_length
+        self._max_steps = steps_of(length, self.dt)
 
         self.mode = EnvMode.TRAIN
         self.steps = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)  # control steps since reset
@@ -85,14 +97,12 @@ class Env:
         self._all = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
         with torch.no_grad():
-            now = self._state(self.reference.lookup(self._time())[0])
-            self._widths = {name: term(now).shape[1] for name, term in self.observations.items()}
-            given = {name: (value, None) if isinstance(value, Tensor) else (torch.zeros_like(value(now)), value)
-                     for name, value in (info or {}).items()}
+            now = self._state(terms.reference.lookup(self._time())[0])
+            self._widths = {name: term(now).shape[1] for name, term in terms.observations.items()}
+            self.info = {name: value if isinstance(value, Tensor) else torch.zeros_like(value(now))
+                         for name, value in terms.info.items()}
         self.obs = torch.zeros(self.num_envs, sum(self._widths.values()), device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
-        self.info = {name: buffer for name, (buffer, _) in given.items()}
-        self._info_terms = {name: term for name, (_, term) in given.items() if term is not None}
         self._lookups = Beside(self._look_up, self.device)
         changed = [*self._persistent().values(), *scene.placed()]
         self._after_physics_graphs = {
@@ -112,7 +122,7 @@ class Env:
     def before_physics(self, action: Tensor) -> None:
         """First third of a step: the command, and the start of what runs beside physics. Separate for benchmarks."""
         torch.clamp(action, self.action_low, self.action_high, out=self.engine.command)
-        for memory in self.memory.values():
+        for memory in self.terms.memory.values():
             memory.before_physics()
         self._lookups.begin()
 
@@ -125,7 +135,7 @@ class Env:
         """Last third of a step: everything that follows the engine's step."""
         self.finish_lookups()
         self._after_physics_graphs[self.mode]()
-        for memory in self.memory.values():
+        for memory in self.terms.memory.values():
             memory.after_step()
 
     @torch.no_grad()
@@ -133,28 +143,28 @@ class Env:
         """Start a new episode in every environment, or in the first ones."""
         mask = self._all if first is None else torch.arange(self.num_envs, device=self.device) < first
         self.done.masked_fill_(mask, DoneFlag.NULL)
-        self._reset(mask, self.reference.lookup(self._time())[1])
+        self._reset(mask, self.terms.reference.lookup(self._time())[1])
 
     def set_mode(self, mode: EnvMode) -> None:
         """Entering TEST clears the metrics, which are measured in TEST only; nothing else differs between the modes."""
         self.mode = mode
         if mode is EnvMode.TEST:
-            for metric in self.metrics.values():
+            for metric in self.terms.metrics.values():
                 metric.clear()
 
     def diagnostics(self) -> dict[str, Tensor]:
         """All metrics of this process, 0-d tensors. NaN where there was nothing to measure yet."""
         alone = Distributed(0, 1, 0, self.device)
-        return {name: value for metric in self.metrics.values()
+        return {name: value for metric in self.terms.metrics.values()
                 for name, value in {**metric.means.means(), **metric.pooled(alone)}.items()}
 
     def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """See :meth:`mimickit.envs.base.VecEnv.measure_sums`."""
-        return {name: pair for metric in self.metrics.values() for name, pair in metric.means.per_env().items()}
+        return {name: pair for metric in self.terms.metrics.values() for name, pair in metric.means.per_env().items()}
 
     def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.pooled_diagnostics`."""
-        return {name: value for metric in self.metrics.values() for name, value in metric.pooled(dist).items()}
+        return {name: value for metric in self.terms.metrics.values() for name, value in metric.pooled(dist).items()}
 
     def health(self) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.health`."""
@@ -200,31 +210,32 @@ class Env:
 
         ``None`` where nothing is followed. For pictures: not part of the step.
         """
-        return self.reference.pose_of(0, self._time()) if self.view.visualize_ref_char else None
+        return self.terms.reference.pose_of(0, self._time()) if self.view.visualize_ref_char else None
 
     @torch.no_grad()
     def markers(self) -> list[Marker]:
         """What to draw for environment 0 beside the character, now: goals. For pictures: not part of the step."""
-        return [item for draw in self.drawings for item in draw() if isinstance(item, Marker)]
+        return [item for draw in self.terms.drawings for item in draw() if isinstance(item, Marker)]
 
     @torch.no_grad()
     def lines(self) -> list[Lines]:
         """Lines to draw for environment 0, now. For pictures: not part of the step."""
-        return [item for draw in self.drawings for item in draw() if isinstance(item, Lines)]
+        return [item for draw in self.terms.drawings for item in draw() if isinstance(item, Lines)]
 
     def describe(self) -> str:
         """What was built, a few lines for people."""
         length = f"{self._max_steps} steps" if self._max_steps is not None else "until the clip ends"
+        terms = self.terms
         groups = {
-            "observations": [f"{name} {width}" for name, width in self._widths.items()], "rewards": self.rewards,
-            "terminations": self.terminations, "info": [f"{name} {x.shape[1]}" for name, x in self.info.items()],
-            "memory": self.memory, "metrics": self.metrics,
+            "observations": [f"{name} {width}" for name, width in self._widths.items()], "rewards": terms.rewards,
+            "terminations": terms.terminations, "info": [f"{name} {x.shape[1]}" for name, x in self.info.items()],
+            "memory": terms.memory, "metrics": terms.metrics,
         }
         return "\n".join([
             f"environment: {self.num_envs} worlds on {self.device}, control step {self.dt:.4g} s, episodes {length}",
             f"  character: {self.character.model.file}, {self.character.num_bodies} bodies, "
             f"{self.character.num_dofs} dofs, {self.engine.total_mass:.2f} kg",
-            f"  reference: {self.reference.describe()}",
+            f"  reference: {self.terms.reference.describe()}",
             f"  observation {self.obs.shape[1]}, action {len(self.action_low)}",
             *(f"  {group}: {', '.join(names)}" for group, names in groups.items() if names),
         ])
@@ -235,7 +246,7 @@ class Env:
         self.steps.add_(1)
         ref, reset_state = self._lookups.result
         now = self._state(ref)
-        for memory in self.memory.values():
+        for memory in self.terms.memory.values():
             memory.update(now)
         next_obs, reward, done = self._observe(now), self._reward(now), self._done(now)
 
@@ -246,59 +257,60 @@ class Env:
         torch.where(valid, reward, self._zero, out=self.reward)
         self.obs.copy_(self.next_obs)
         self.done.copy_(done.masked_fill(invalid, DoneFlag.FAIL))
-        for name, term in self._info_terms.items():
-            torch.where(valid.unsqueeze(-1), term(now), self._zero, out=self.info[name])
+        for name, term in self.terms.info.items():
+            if not isinstance(term, Tensor):
+                torch.where(valid.unsqueeze(-1), term(now), self._zero, out=self.info[name])
         if mode is EnvMode.TEST:
-            for metric in self.metrics.values():
+            for metric in self.terms.metrics.values():
                 metric.measure(now, self.done, valid)
 
         self._reset(self.done != DoneFlag.NULL, reset_state)
 
     def _look_up(self) -> tuple[RefState, RefState]:
         """The reference one step ahead, and where new episodes would start then."""
-        ref, reset_state = self.reference.lookup((self.steps + 1) * self.dt)
-        for memory in self.memory.values():
+        ref, reset_state = self.terms.reference.lookup((self.steps + 1) * self.dt)
+        for memory in self.terms.memory.values():
             memory.lookup(ref, reset_state)
         return ref, reset_state
 
     def _state(self, ref: RefState) -> StepState:
         """Where everybody is now."""
-        if self._kinematic:
+        if self.terms.kinematic:
             self.scene.place(self._all, ref.now)
-        return StepState(self._time(), ref.now if self._kinematic else self.scene.char_state(), ref)
+        return StepState(self._time(), ref.now if self.terms.kinematic else self.scene.char_state(), ref)
 
     def _time(self) -> Tensor:
         return self.steps * self.dt
 
     def _observe(self, now: StepState) -> Tensor:
-        return torch.cat([term(now) for term in self.observations.values()], dim=-1)
+        return torch.cat([term(now) for term in self.terms.observations.values()], dim=-1)
 
     def _reward(self, now: StepState) -> Tensor:
-        first, *others = (term(now) for term in self.rewards.values())
+        first, *others = (term(now) for term in self.terms.rewards.values())
         return sum(others, start=first)
 
     def _done(self, now: StepState) -> Tensor:
         done = self._null
         if self._max_steps is not None:
             done = done.masked_fill(self.steps >= self._max_steps, DoneFlag.TIME)
-        for flag, ended in self._ends:
+        for flag, ended in sorted(self.terms.terminations.values(), key=lambda end: SEVERITY.index(end[0])):
             done = done.masked_fill(ended(now), flag)
         return done
 
     def _reset(self, mask: Tensor, reset_state: RefState) -> None:
         """Start new episodes from ``reset_state`` where mask [N], and observe them."""
         self.steps.masked_fill_(mask, 0)
-        self.reference.reset(mask, reset_state)
+        self.terms.reference.reset(mask, reset_state)
         start = StepState(self._time(), reset_state.now, reset_state)
         self.scene.place(mask, start.char)
-        for memory in self.memory.values():
+        for memory in self.terms.memory.values():
             memory.reset(mask, start)
         overwrite(mask, self._observe(start), self.obs)
 
     def _persistent(self) -> dict[str, Tensor]:
         """Own tensors that outlive a step, the engine's excepted."""
-        pieces = {"reference": self.reference, **{f"memory.{name}": x for name, x in self.memory.items()},
-                  **{f"metrics.{name}": x for name, x in self.metrics.items()}}
+        pieces = {"reference": self.terms.reference, **{f"memory.{name}": x for name, x in self.terms.memory.items()},
+                  **{f"metrics.{name}": x for name, x in self.terms.metrics.items()}}
         return {
             "steps": self.steps, "obs": self.obs, "next_obs": self.next_obs, "reward": self.reward, "done": self.done,
             "nonfinite": self._nonfinite,

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mimickit.envs.amp import PriorConfig, style_env, style_reference
+from mimickit.envs.amp import PriorConfig, style_terms
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 from mimickit.envs.metrics import Metric, StepMean
@@ -333,26 +333,27 @@ def build_location(config: LocationConfig, setup: Setup) -> Env:
     """Style, and a place to go to."""
     scene = Scene(config, setup)
     goal = LocationGoal(config, scene)
-    return style_env(
-        config, scene, style_reference(config, scene),
-        observations={"goal": goal.observe},
-        rewards={"goal": goal.reward},
-        metrics={"goal": StepMean(("task_reward", "goal_err"), goal.measures, scene),
-                 "success_rate": TargetsReached(goal, scene)},
-        memory={"goal": goal},
-        drawings=[goal.draw],
-    )
+    return with_goal(config, scene, goal, {
+        "goal": StepMean(("task_reward", "goal_err"), goal.measures, scene),
+        "success_rate": TargetsReached(goal, scene),
+    })
 
 
 def build_steering(config: SteeringConfig, setup: Setup) -> Env:
     """Style, and a direction and speed to keep."""
     scene = Scene(config, setup)
     goal = SteeringGoal(config, scene)
-    return style_env(
-        config, scene, style_reference(config, scene),
-        observations={"goal": goal.observe},
-        rewards={"goal": goal.reward},
-        metrics={"goal": StepMean(("task_reward", "vel_err", "success_rate"), goal.measures, scene)},
-        memory={"goal": goal},
-        drawings=[goal.draw],
-    )
+    return with_goal(config, scene, goal, {
+        "goal": StepMean(("task_reward", "vel_err", "success_rate"), goal.measures, scene),
+    })
+
+
+def with_goal(config: GoalConfig, scene: Scene, goal: LocationGoal | SteeringGoal, metrics: dict[str, Metric]) -> Env:
+    """The terms of style, and those of a goal."""
+    terms = style_terms(config, scene)
+    terms.observations["goal"] = goal.observe
+    terms.rewards = {"goal": goal.reward}
+    terms.metrics = {**metrics, **terms.metrics}
+    terms.memory["goal"] = goal
+    terms.drawings.append(goal.draw)
+    return Env(scene, terms)

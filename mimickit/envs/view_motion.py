@@ -14,7 +14,7 @@ from mimickit.anim.motion import LoopMode
 from mimickit.engines.engine import Engine
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.env import Env
+from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.metrics import Largest
 from mimickit.envs.observations import char_observation
 from mimickit.envs.ref_motion import clip_state
@@ -111,9 +111,8 @@ def build(config: ViewMotionConfig, setup: Setup) -> Env:
     setup = replace(setup, engine_config=playback_engine_config(setup.engine_config))
     scene = Scene(config, setup, motors=False, self_collision=False, color=REF_COLOR)
     check = KinematicCheck(scene)
-    return Env(
-        scene,
-        Playback(scene),
+    return Env(scene, EnvTerms(
+        reference=Playback(scene),
         observations={"character": lambda now: char_observation(
             now.char, scene.key_ids, config.global_obs, config.root_height_obs)},
         rewards={"one": scene.constant(1.0)},
@@ -123,4 +122,4 @@ def build(config: ViewMotionConfig, setup: Setup) -> Env:
         drawings=[lambda: crosses(scene.engine, scene.key_ids)],
         episode_length=float("inf"),
         kinematic=True,
-    )
+    ))

@@ -23,7 +23,7 @@ def make(name: str, num_envs: int = 4):
 
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
-    ref = env.reference.lookup(env.steps * env.dt + env.dt)[0].now
+    ref = env.terms.reference.lookup(env.steps * env.dt + env.dt)[0].now
     return env.character.rot_to_dof(ref.joint_rot) + 0.1 * ref.dof_vel
 
 

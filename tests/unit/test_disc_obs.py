@@ -96,7 +96,7 @@ def test_smp_size(tmp_path):
 
 
 def history_of(env):
-    return env.memory["history"]
+    return env.terms.memory["history"]
 
 
 def hold(env) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_history_begins_with_the_clip_and_then_follows_the_character(tmp_path):
     clip = write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP, frames=31)
     env = make_env("amp", num_envs=2, motion_file=clip)
     history = history_of(env)
-    start = env.reference.start.clone()
+    start = env.terms.reference.start.clone()
     times = start[:, None] - torch.arange(9, -1, -1) * DT
     torch.testing.assert_close(history.frames().root_pos[..., 0], 0.5 * times.clamp(min=0.0), atol=1e-5, rtol=0)
     moving = (times >= 0).unsqueeze(-1)  # before its beginning a clip that stops stands still
@@ -130,7 +130,7 @@ def test_only_reset_environments_get_a_new_past(tmp_path):
     env.step(hold(env))
     assert env.done.tolist() == [0, DoneFlag.TIME]
     torch.testing.assert_close(history.frames().root_pos[0, :9], kept[1:])
-    times = env.reference.start[1] - torch.arange(9, -1, -1) * DT
+    times = env.terms.reference.start[1] - torch.arange(9, -1, -1) * DT
     torch.testing.assert_close(history.frames().root_pos[1, :, 0], 0.5 * times, atol=1e-5, rtol=0)
     # what learning sees of the finished episode is its last state, not the new one
     assert env.info["disc_obs"][1].view(10, 142)[:, 0].tolist() == pytest.approx(
@@ -155,8 +155,8 @@ def test_demonstrations_are_spread_over_the_clip(tmp_path, rand_reset):
 
 def test_add_compares_the_same_instant(tmp_path):
     env = make_env("add", num_envs=3, motion_file=write_clip(tmp_path / "clip.pkl"))
-    torch.testing.assert_close(env.reference.lookup(torch.zeros(3))[0].now.root_pos, env.engine.root_pos)
-    ref = env.character.rot_to_dof(env.reference.lookup(torch.full((3,), DT))[0].now.joint_rot)
+    torch.testing.assert_close(env.terms.reference.lookup(torch.zeros(3))[0].now.root_pos, env.engine.root_pos)
+    ref = env.character.rot_to_dof(env.terms.reference.lookup(torch.full((3,), DT))[0].now.joint_rot)
     env.step(ref)  # the engine without physics takes the dofs there at once, and the root glides
     difference = env.info["disc_obs_demo"] - env.info["disc_obs"]
     no_dof_vel = difference.view(3, 172)[:, :144]
@@ -168,13 +168,13 @@ def test_add_compares_the_same_instant(tmp_path):
 def test_default_pose_starts(tmp_path):
     torch.manual_seed(0)
     env = make_env("ase", num_envs=400, motion_file=write_clip(tmp_path / "clip.pkl"), default_reset_prob=0.3)
-    still = env.reference.still
+    still = env.terms.reference.still
     assert 0.2 < still.float().mean() < 0.4
     heights = env.engine.root_pos[:, 2]
     torch.testing.assert_close(heights[still], torch.full_like(heights[still], 0.882416))
     assert not env.engine.root_vel[still].any() and not env.engine.dof_vel[still].any()
     torch.testing.assert_close(heights[~still], torch.full_like(heights[~still], 0.9))
-    assert env.reference.buffers()["start"].max() > 0.9
+    assert env.terms.reference.buffers()["start"].max() > 0.9
     frames = history_of(env).frames()
     past = frames.root_pos[still]
     torch.testing.assert_close(past, past[:, -1:].expand_as(past))  # not the clip's past
@@ -185,7 +185,7 @@ def test_default_pose_starts_towards_the_clip(tmp_path):
     """Only the beginning is the pose: the targets are the drawn clip's from the first observation on."""
     env = make_env("ase", num_envs=50, motion_file=write_clip(tmp_path / "clip.pkl"), default_reset_prob=1.0,
                    enable_tar_obs=True, tar_obs_steps=[1, 2])
-    _, start = env.reference.lookup(torch.zeros(50))
+    _, start = env.terms.reference.lookup(torch.zeros(50))
     begin, targets = start.frames.root_pos[:, 0], start.frames.root_pos[:, 1:]
     torch.testing.assert_close(begin[:, 2], torch.full((50,), 0.882416))
     torch.testing.assert_close(targets[..., 2], torch.full((50, 2), 0.9))

@@ -190,14 +190,14 @@ def largest_error(dist, clip):
 def similarity(dist, clip):
     """Six characters doing different things, three a process: the same figures as of all six in one."""
     env = make_env("amp", num_envs=1, motion_file=clip)
-    windows = env.memory["history"].windows
+    windows = env.terms.memory["history"].windows
     every = windows.ending(torch.zeros(6, dtype=torch.int64), torch.tensor([0.3, 0.4, 0.45, 0.8, 0.9, 1.0]))
 
     def figures(who, among):
         count = who.stop - who.start
         history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: Frames(*(x[who] for x in every)))
         metric = MotionSimilarity(history, windows, count, env.dt)
-        env.metrics = {"similarity": metric}
+        env.terms.metrics = {"similarity": metric}
         env.set_mode(EnvMode.TEST)
         yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
         record = EpisodeRecord(count, "cpu", per_env=1, measures=env.measure_sums())

@@ -76,7 +76,7 @@ def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, ca
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(run, "join", lambda request: Distributed.single())
     monkeypatch.setattr(run, "run_stage", lambda request, dist: request.engine.sim_freq)
-    data = yaml.safe_load((ROOT / AGENT).read_text())
+    data = load_layered(ROOT / AGENT)
     older = {key: value for key, value in data.items() if not key.startswith(("actor", "critic"))}
     older |= {"optimizer": {"type": "SGD", "learning_rate": 1e-4}, "update_epochs": 5, "batch_size": 4}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(older))
@@ -116,7 +116,7 @@ def test_wrong_overrides(refused, assignments, message):
 
 
 def test_a_files_own_mistake_is_not_blamed_on_an_override(refused, tmp_path):
-    data = yaml.safe_load((ROOT / ENV).read_text()) | {"episode_lenght": 3}
+    data = load_layered(ROOT / ENV) | {"episode_lenght": 3}
     (tmp_path / "env.yaml").write_text(yaml.safe_dump(data))
     text = refused("--env_config", str(tmp_path / "env.yaml"), "--set", "env.global_obs=true")
     assert text.endswith("env.yaml: unknown key 'episode_lenght' (did you mean 'episode_length'?)")

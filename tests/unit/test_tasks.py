@@ -74,7 +74,7 @@ def steering(tmp_path, num_envs=2, **changes):
 
 
 def goal_of(env):
-    return env.memory["goal"]
+    return env.terms.memory["goal"]
 
 
 def hold(env):
@@ -150,7 +150,7 @@ def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
     assert env.done.tolist() == [DoneFlag.FAIL, DoneFlag.TIME]
     found = env.diagnostics()
     assert found["success_rate"] == 0.0  # of one target
-    assert env.metrics["success_rate"].means.count.sum() == 1
+    assert env.terms.metrics["success_rate"].means.count.sum() == 1
     assert found["fall_rate"] == 0.5
 
 
