@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mimickit.envs.disc_obs import ClipWindows, Frames, History, frames_of, tracking_observation
+from mimickit.envs.disc_obs import ClipWindows, History, tracking_observation
 from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.imitation import CLIP_OVER, AdversarialConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import Scene, Setup
-from mimickit.envs.terms import LookedUp
+from mimickit.envs.terms import CharState, LookedUp
 from mimickit.envs.tracking_reward import tracking_metric
 
 
@@ -30,10 +30,10 @@ def build(config: ADDConfig, setup: Setup) -> Env:
     scene = Scene(config, setup)
     history = History(ClipWindows(scene, config.num_disc_obs_steps), scene.num_envs)
 
-    def observe(frames: Frames) -> Tensor:
+    def observe(frames: CharState) -> Tensor:
         return tracking_observation(frames, config.global_obs)
 
-    demonstrations = LookedUp(lambda ref, start: observe(frames_of(ref.window)), like=observe(history.frames()))
+    demonstrations = LookedUp(lambda ref, start: observe(ref.window), like=observe(history.frames()))
     return Env(scene, EnvTerms(
         reference=clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1, past_of_reference=True),
         observations=motion_observations(config, scene),

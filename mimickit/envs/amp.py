@@ -9,14 +9,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mimickit.envs.disc_obs import ClipWindows, Frames, History, frames_of, prior_observation
+from mimickit.envs.disc_obs import ClipWindows, History, prior_observation
 from mimickit.envs.env import Env, EnvTerms
 from mimickit.envs.imitation import AdversarialConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import fall_rate
 from mimickit.envs.ref_motion import DefaultPose
 from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.similarity import MotionSimilarity
-from mimickit.envs.terms import LookedUp, RefState
+from mimickit.envs.terms import CharState, LookedUp, RefState
 from mimickit.envs.tracking_reward import tracking_metric
 
 
@@ -76,12 +76,12 @@ def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
     windows = ClipWindows(scene, config.num_disc_obs_steps)
     history = History(windows, scene.num_envs)
 
-    def observe(frames: Frames) -> Tensor:
+    def observe(frames: CharState) -> Tensor:
         return prior_observation(frames, scene.key_ids, config.global_obs, config.root_height_obs,
                                  config.disc_dof_vel_obs, world_anchor=config.track_root)
 
     def demonstrate(ref: RefState, start: RefState) -> Tensor:
-        return observe(frames_of(start.window) if config.rand_reset else windows.sample(scene.num_envs))
+        return observe(start.window if config.rand_reset else windows.sample(scene.num_envs))
 
     demonstrations = LookedUp(demonstrate, like=observe(history.frames()))
     terms = EnvTerms(

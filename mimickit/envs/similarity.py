@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.motion import LoopMode
-from mimickit.envs.disc_obs import ClipWindows, Frames, History
+from mimickit.envs.disc_obs import ClipWindows, History
 from mimickit.envs.metrics import Metric
-from mimickit.envs.terms import StepState
+from mimickit.envs.terms import CharState, StepState
 from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import heading, in_heading
 
@@ -21,7 +21,7 @@ MAX_SNIPPETS = 2048
 FAR = 100.0  # m, coverage of a snippet that nothing was compared with yet
 
 
-def snippets(frames: Frames) -> Tensor:
+def snippets(frames: CharState) -> Tensor:
     """Snippets [N, 6 B] (m) of windows [N, S, ...]."""
     newest = frames.root_pos[:, -1]
     ground = torch.cat([newest[:, :2], torch.zeros_like(newest[:, 2:])], dim=-1)

@@ -5,7 +5,7 @@ import torch
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.disc_obs import frames_of, prior_observation, tracking_observation
+from mimickit.envs.disc_obs import prior_observation, tracking_observation
 from mimickit.envs.terms import CharState
 from mimickit.util.failures import UserError
 from mimickit.util.rotations import quat_mul
@@ -30,7 +30,7 @@ def window():
         root_vel=old.root_vel * 1.1, root_ang_vel=old.root_ang_vel * 1.2,
         body_pos=torch.stack([old.root_pos[:, 0:] + step, old.body_pos[:, 1] + key_step], dim=1),
     )
-    return frames_of(CharState(*(torch.stack([a, b], dim=1) for a, b in zip(old, new, strict=True))))
+    return CharState(*(torch.stack([a, b], dim=1) for a, b in zip(old, new, strict=True)))
 
 
 def close(found, expected):
@@ -246,4 +246,4 @@ def test_a_broken_environment_does_not_poison_what_is_learned_from(tmp_path):
     assert not env.info["disc_obs"][0].any() and env.info["disc_obs"][1].any()
     env.step(hold(env))
     assert torch.isfinite(env.info["disc_obs"]).all() and env.info["disc_obs"][0].any()
-    assert all(torch.isfinite(frames).all() for frames in history_of(env).frames())
+    assert torch.isfinite(history_of(env).buffers()["frames"]).all()

@@ -11,8 +11,8 @@ from torch import nn
 from mimickit.anim.motion import LoopMode
 from mimickit.config import build
 from mimickit.envs.base import EnvMode
-from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
+from mimickit.envs.terms import CharState
 from mimickit.learning import ppo
 from mimickit.learning.buffer import MinibatchSampler
 from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
@@ -195,7 +195,7 @@ def similarity(dist, clip):
 
     def figures(who, among):
         count = who.stop - who.start
-        history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: Frames(*(x[who] for x in every)))
+        history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: CharState(*(x[who] for x in every)))
         metric = MotionSimilarity(history, windows, count, env.dt)
         env.terms.metrics = {"similarity": metric}
         env.set_mode(EnvMode.TEST)
