@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import MotionClip, check_dofs, number_rows, read_plain_pickle
+from mimickit.clips.convert import LOOP_MODES, frame_range, make_parser, run, wanted_fps
+from mimickit.clips.filters import lerp_rows, resample_grid, slerp_rows
 from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
 from mimickit.util.reading import FPS_RANGE, MAX_FRAME_VALUE
-from tools.convert_options import LOOP_MODES, frame_range, make_parser, run, wanted_fps
-from tools.filters import lerp_rows, resample_grid, slerp_rows
 
 
 def _array(data: Mapping[str, Any], key: str, columns: int | None, path: Path) -> torch.Tensor:
@@ -49,7 +47,7 @@ def convert(args: argparse.Namespace) -> MotionClip:
     path = args.input_file
     data = read_plain_pickle(path)
     if not isinstance(data, Mapping):
-        raise UserError(f"{path} is not a GMR motion: it holds a {type(data).__name__}, needed is a dictionary")
+        raise UserError(f"{path} is not a GMR motion: it holds a {type(data).__name__}, expected a dictionary")
     pos, dof = _array(data, "root_pos", 3, path), _array(data, "dof_pos", None, path)
     turn = _array(data, "root_rot", 4, path)
     if not len(pos) == len(turn) == len(dof):

@@ -1,6 +1,7 @@
 """The recipe of docs/characters.md, followed word by word in a project folder of its own."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tools import check_motion, render_clips
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "characters.md").read_text()
 
 
 def run(project, *command):
-    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -34,7 +38,7 @@ def project(tmp_path_factory):
         path = folder / name[1]
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "python":
-            run(folder, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}")
+            run(folder, "-c", text)
         else:
             path.write_text(text)
     return folder
@@ -52,9 +56,9 @@ def test_the_page_names_every_file(project):
         "data/motions/hopper/hopper_squat.pkl"]
 
 
-def test_the_clip_passes_the_check(project):
-    run(project, str(ROOT / "tools/check_motion.py"), "data/motions/hopper/hopper_squat.pkl",
-        "--char", "data/assets/hopper/hopper.xml")
+def test_the_clip_passes_the_check(project, monkeypatch):
+    monkeypatch.chdir(project)
+    assert check_motion.main(["data/motions/hopper/hopper_squat.pkl", "--char", "data/assets/hopper/hopper.xml"]) == 0
 
 
 def test_view_train_and_measure(project):
@@ -76,12 +80,13 @@ def test_view_train_and_measure(project):
     assert int(row[1]) > 0 and int(row[3]) > 0
 
 
-def test_clips_can_be_rendered_with_what_stands_around_them(tmp_path):
+def test_clips_can_be_rendered_with_what_stands_around_them(tmp_path, monkeypatch):
     from PIL import Image
 
     sheet = tmp_path / "sheet.png"
-    run(ROOT, str(ROOT / "tools/render_clips.py"), "data/motions/humanoid/humanoid_speed_vault.pkl", "--pictures", "2",
-        "--env", "data/envs/vault_humanoid_env.yaml", "--out", str(sheet))
+    monkeypatch.chdir(ROOT)
+    assert render_clips.main(["data/motions/humanoid/humanoid_speed_vault.pkl", "--pictures", "2",
+                              "--env", "data/envs/vault_humanoid_env.yaml", "--out", str(sheet)]) == 0
     picture = Image.open(sheet).convert("RGB")
     assert picture.size == (520, 260)
     colors = [color for _, color in picture.getcolors(1 << 20)]
