@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 from mimickit.commands import COMMANDS
 from mimickit.config import Config
 from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs.env_config import ENV_CONFIGS
+from mimickit.envs.env_builder import ENVS
 from mimickit.util.options import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,8 @@ def keys() -> str:
     """The keys of yaml files, class by class."""
     lines = ["# Configuration keys", "", "You want to know what a key of a yaml file means. `mimickit show CASE` "
              "prints the values in effect, and the file that each comes from."]
-    for title, configs in {"Engine files": [EngineConfig], "Environment files": ENV_CONFIGS.values()}.items():
+    environments = [config for config, _ in ENVS.values()]
+    for title, configs in {"Engine files": [EngineConfig], "Environment files": environments}.items():
         lines += ["", f"## {title}"]
         classes = {base: None for config in configs for base in reversed(config.__mro__)
                    if issubclass(base, Config) and base is not Config}
