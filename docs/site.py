@@ -24,7 +24,7 @@ ELSEWHERE = {  # files outside docs/ -> their place in the site
     **{name: name for name in ("CONTRIBUTING.md", "benchmarks/EXPERIMENTS.md", "data/motions/README.md",
                                "data/assets/README.md")},
 }
-LIBRARY = ("make", "envs.base", "anim.motion", "util.rotations", "engines.engine_config")
+LIBRARY = ("make", "gym", "envs.base", "anim.motion", "util.rotations", "engines.engine_config")
 REQUIRED = "required"
 BOUNDS = {"gt": ">", "ge": "at least", "lt": "<", "le": "at most"}
 
