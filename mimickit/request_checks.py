@@ -52,10 +52,12 @@ def check_motors(request: Request) -> None:
     weak = [name for name, span in zip(model.joint_names, model.dof_slices, strict=True)
             if span.stop > span.start and not (gains[span] > 0.0).any()]
     if weak:
+        convert = ("URDF has no stiffness: write an MJCF file (python -m mimickit.util.urdf_file). "
+                   if model.file.suffix.lower() == ".urdf" else "")
         raise UserError(
             f"{model.file}: no {key} at joint {', '.join(weak)}: control_mode {request.engine.control_mode} cannot "
-            "move them. Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), or drive "
-            f"them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
+            f"move them. {convert}Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), "
+            f"or drive them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
 
 
 def check_sizes(request: Request) -> None:
