@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mimickit
 from mimickit import catalog, commands, run
 from mimickit.cases import TUNED_WORLDS, all_cases, tuned_worlds, with_variant
 from mimickit.commands import read_args
@@ -128,6 +129,14 @@ def test_a_run_goes_on(trained):
     request = read_request(args)
     assert (request.num_envs, request.agent.steps_per_iter, request.variant) == (4, 8, None)
     assert args["devices"] == ("cpu",) and args["max_samples"] == 30_000_000
+
+
+def test_the_environment_of_a_run(trained, monkeypatch):
+    """As it was trained in, with its ``--set``."""
+    monkeypatch.setattr("mimickit.envs.env_builder.build_env", lambda env, engine, num_envs, device: (env, engine))
+    env, engine = mimickit.make(str(trained), device="cpu", overrides=["engine.sim_freq=120"])
+    assert (env.episode_length, engine.sim_freq) == (3, 120)
+    assert env.source == str(trained / "env_config.yaml")
 
 
 def test_a_film_or_a_window(trained, monkeypatch):
