@@ -45,6 +45,7 @@ from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
 from mimickit.request import Request, read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
+from mimickit.util.processes import leave  # noqa: E402
 from tools.command import explains_mistakes  # noqa: E402
 
 
@@ -289,7 +290,7 @@ def worker(job: dict) -> None:
             "keeps_bytecode": not sys.dont_write_bytecode, "versions": run.versions(), "date": date.today().isoformat(),
         }))
     dist.barrier()
-    run.leave(0)
+    leave(0)
 
 
 if __name__ == "__main__":

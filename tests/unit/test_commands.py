@@ -158,8 +158,8 @@ def test_a_film_or_a_window(trained, monkeypatch):
     ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
     ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
     ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
-    ("train view_motion_g1", "this case shows something and learns nothing; try mimickit view view_motion_g1"),
-    ("test .", ". is no folder of a training: it has no run_config.yaml"),
+    ("train view_motion_g1", "this case has nothing to learn; try mimickit view view_motion_g1"),
+    ("test .", ". is not the folder of a training: it has no run_config.yaml"),
     ("train amp_g1 --num_env 3", "unknown flag --num_env (command line) (did you mean '--num_envs'?)"),
     ("train amp_g1 --arg_file b", "--arg_file names a case too"),
 ])
