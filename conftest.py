@@ -1,3 +1,3 @@
 """Registers the acceptance suite's options and reports; ``pytest -m longcycle`` runs it (docs/longcycle.md)."""
 
-pytest_plugins = ["tests.acceptance.plugin", "pytester"]
+pytest_plugins = ["mimickit.longcycle.plugin", "pytester"]

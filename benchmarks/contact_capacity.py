@@ -25,8 +25,11 @@ sys.path[0] = str(ROOT)
 from mimickit.anim.mjcf import load_character_model  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config  # noqa: E402
 from mimickit.request import machine_devices  # noqa: E402
-from mimickit.util.failures import EXIT_OK, UserError  # noqa: E402
-from tools.command import explains_mistakes  # noqa: E402
+from mimickit.util.failures import (  # noqa: E402
+    EXIT_OK,
+    UserError,
+    explains_mistakes,
+)
 
 RESTART_STEPS, TARGET_STEPS = 100, 3
 RESERVED = {"njmax": 450, "nconmax": 150}

@@ -44,9 +44,13 @@ from mimickit.cases import DEFAULT, VARIANTS, select  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
 from mimickit.request import Request, read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError  # noqa: E402
+from mimickit.util.failures import (  # noqa: E402
+    EXIT_FAILED,
+    EXIT_OK,
+    UserError,
+    explains_mistakes,
+)
 from mimickit.util.processes import leave  # noqa: E402
-from tools.command import explains_mistakes  # noqa: E402
 
 
 @explains_mistakes
@@ -200,10 +204,10 @@ def worker(job: dict) -> None:
 
     from mimickit.envs.base import EnvMode
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent
-    from mimickit.learning.optimizers import FlatOptimizer
+    from mimickit.learning.methods import build_agent
+    from mimickit.learning.optim import FlatOptimizer
     from mimickit.learning.trainer import roll_out
-    from mimickit.util.distributed import ARRIVED, Distributed, seed_process
+    from mimickit.util.distributed import FINISHED, Distributed, seed_process
 
     request = make_request(job)
     moments["imports"] = time.monotonic()
@@ -256,7 +260,7 @@ def worker(job: dict) -> None:
             watch.measure("policy", lambda t=t: agent.observe(t))
     if dist.world_size > 1:
         watch.measure("sync", lambda: agent.update(0))
-    with mock.patch.object(FlatOptimizer, "exchange", lambda self: ARRIVED):
+    with mock.patch.object(FlatOptimizer, "exchange", lambda self: FINISHED):
         watch.measure("update", lambda: agent.update(0))
     split = watch.total_ms()
     split["sync"] = split.get("sync", split["update"]) - split["update"]

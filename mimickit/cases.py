@@ -75,22 +75,22 @@ class Case:
         """
         if not self.trainable:
             return {DEFAULT: ""}
-        known = variants(self.agent_config, root / Path(self.agent_config).parent)
+        known = variants(self.agent_config, locate(self.agent_config, root).parent)
         return {name: file for name, file in known.items() if not only or name in only} or {DEFAULT: self.agent_config}
 
 
 def discover(root: Path, include_newer: bool = False) -> list[Case]:
-    """All cases of ``root/args``, sorted by name.
+    """All cases of ``root/args``, sorted by name; the shipped ones where that folder does not exist.
 
     Raises:
         UserError: an args file lacks what every case needs.
     """
-    files = sorted((root / "args").glob(f"*{SUFFIX}"), key=lambda path: path.name.removesuffix(SUFFIX))
-    cases = [read_case(root, path) for path in files]
+    files = sorted(locate("args", root).glob(f"*{SUFFIX}"), key=lambda path: path.name.removesuffix(SUFFIX))
+    cases = [read_case(path) for path in files]
     return [case for case in cases if include_newer or case.method not in NOT_YET]
 
 
-def read_case(root: Path, path: Path) -> Case:
+def read_case(path: Path) -> Case:
     """Read one args file. Raises UserError if it has no ``--env_config``, or a wrong number or mode."""
     args = Args.from_argv(["--arg_file", str(path)])
     if not args["env_config"]:
@@ -99,7 +99,7 @@ def read_case(root: Path, path: Path) -> Case:
     agent = args["agent_config"] or ""
     return Case(
         name=path.name.removesuffix(SUFFIX),
-        args_file=str(path.relative_to(root)),
+        args_file=f"args/{path.name}",
         trainable=mode == "train" and bool(agent),
         num_envs=args["num_envs"],
         mode=mode,

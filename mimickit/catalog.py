@@ -68,7 +68,7 @@ def configuration(args: Args) -> str:
     Raises:
         UserError: as :func:`mimickit.request.read_request`.
     """
-    from mimickit.learning.agents import present_layout
+    from mimickit.learning.config import present_layout
     from mimickit.request import read_overrides, read_request
 
     request = read_request(args)

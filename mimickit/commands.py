@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from mimickit import catalog
@@ -76,12 +77,14 @@ COMMANDS = {
         "Takes the options of train, to show their effect beforehand.",
         _options("variant", "num_envs", "devices", "set")),
     "longcycle": Command(
-        "[pytest options]", "run the acceptance suite (in a checkout)",
+        "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
+    "report": Command("ROOT [--out DIR] [--pictures N]", "a page of results of a run of the acceptance suite",
+                      "ROOT is a folder below output/train; docs/results/README.md says what is written."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
-WITHOUT_STAGE = ("list", "show", "longcycle", "convert-agent", "completion")
+WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -126,6 +129,10 @@ def run_command(argv: Sequence[str]) -> int:
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
+    if name == "report":
+        from mimickit.longcycle import page
+
+        return page.main(words)
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":
@@ -307,16 +314,18 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
 
 
 def _longcycle(words: list[str]) -> int:
-    """The acceptance suite, with pytest's exit code."""
-    if not (SHIPPED / "tests" / "acceptance" / "test_longcycle.py").is_file():
-        raise UserError("mimickit longcycle: the acceptance suite is not part of the installed package; it runs in a "
-                        "checkout of the project, after make setup (docs/longcycle.md)")
-    spread = [] if "-n" in words else ["-n", "auto"]
-    return subprocess.run([sys.executable, "-m", "pytest", "-m", "longcycle", *spread, *words], cwd=SHIPPED).returncode
+    """The acceptance suite in the checkout, or of an installed package in the working directory; pytest's exit code."""
+    if missing := [name for name in ("pytest", "pytest_timeout", "xdist") if find_spec(name) is None]:
+        raise UserError(f"mimickit longcycle: not installed: {', '.join(missing)}; pip install 'mimickit[test]'")
+    command = [sys.executable, "-m", "pytest", "-m", "longcycle", *([] if "-n" in words else ["-n", "auto"])]
+    checkout = (SHIPPED / "conftest.py").is_file()
+    if not checkout:
+        command += ["-p", "mimickit.longcycle.plugin", "--rootdir=.", str(SHIPPED / "tests/acceptance")]
+    return subprocess.run([*command, *words], cwd=SHIPPED if checkout else None).returncode
 
 
 def _convert_agent(words: list[str]) -> None:
-    from mimickit.learning.agents import convert_agent_file
+    from mimickit.learning.config import convert_agent_file
 
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
         raise UserError(f"usage: mimickit convert-agent {COMMANDS['convert-agent'].usage}")

@@ -64,7 +64,7 @@ def same_case(request: Request) -> dict[str, list[str]]:
 
 def after_training(request: Request, outcome: str) -> list[str]:
     """Lines that end a training."""
-    from mimickit.learning.dummy_agent import DummyConfig
+    from mimickit.learning.config import DummyConfig
 
     out, lines = request.out_dir, []
     if not isinstance(request.agent, DummyConfig):

@@ -105,7 +105,7 @@ def read_request(args: Args) -> Request:
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.learning.agents import parse_agent_config, present_layout
+    from mimickit.learning.config import parse_agent_config, present_layout
 
     args, variant = with_variant(args)
     world = read_world(args)

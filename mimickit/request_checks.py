@@ -62,20 +62,13 @@ def check_motors(request: Request) -> None:
 
 def check_sizes(request: Request) -> None:
     """Raises UserError if worlds, minibatches and replay do not fit together."""
-    from mimickit.learning.buffer import minibatch_plan
-    from mimickit.learning.discriminator import AdversarialConfig, check_ring
-    from mimickit.learning.policy_agent import PolicyConfig, check_batch_sizes
-    from mimickit.learning.side_evaluation import check_eval_envs
+    from mimickit.learning.config import AdversarialConfig, check_eval_envs, check_replay
 
     agent, num_envs = request.agent, request.num_envs
     if request.mode == "train":
         check_eval_envs(request.args["eval_envs"], num_envs)
-    if isinstance(agent, PolicyConfig):
-        check_batch_sizes(agent, "actor", "critic")
     if isinstance(agent, AdversarialConfig):
-        check_batch_sizes(agent, "disc")
-        batch, _ = minibatch_plan(agent.steps_per_iter, num_envs, agent.disc_batch_size, agent.disc_epochs)
-        check_ring(agent, num_envs, batch)
+        check_replay(agent, num_envs)
 
 
 def check_resume(request: Request, path: Path) -> None:
@@ -103,9 +96,8 @@ def check_model_file(request: Request, path: Path) -> None:
     import torch
 
     from mimickit.anim.mjcf import load_character_model
-    from mimickit.learning.discriminator import AdversarialConfig
-    from mimickit.learning.policy import ActorCritic
-    from mimickit.learning.policy_agent import PolicyConfig
+    from mimickit.learning.config import AdversarialConfig, PolicyConfig
+    from mimickit.learning.model import ActorCritic
     from mimickit.util.checkpoint import misfits, read_model
 
     found, agent = read_model(path), request.agent

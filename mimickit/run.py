@@ -236,7 +236,7 @@ def run_stage(request: Request, dist: Any) -> int:
 def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
     """Environment and agent of this process."""
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent, load_agent_model
+    from mimickit.learning.methods import build_agent
     from mimickit.util.distributed import seed_process
 
     seed = dist.broadcast_object(request.seed)
@@ -257,7 +257,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
             print(f"  engine keys of {request.env.source}: {keys}", flush=True)
     agent = build_agent(env, request.agent, dist)
     if (model_file := request.args["model_file"]) is not None:
-        load_agent_model(agent, model_file)
+        agent.load_model(model_file)
     if dist.is_root:
         warn_if_pointless(request, env)
     return env, agent
@@ -265,8 +265,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 def warn_if_pointless(request: Request, env: Any) -> None:
     """Warn about likely mistakes."""
-    from mimickit.learning.discriminator import AdversarialConfig
-    from mimickit.learning.dummy_agent import DummyConfig
+    from mimickit.learning.config import AdversarialConfig, DummyConfig
 
     if isinstance(request.agent, DummyConfig):
         return
@@ -282,7 +281,8 @@ def warn_if_pointless(request: Request, env: Any) -> None:
 
 def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Train, leave ``result.json``; exit code 0, or 128 + signal when a signal ended it (with a checkpoint)."""
-    from mimickit.learning.trainer import TrainOptions, train
+    from mimickit.learning.config import TrainOptions
+    from mimickit.learning.trainer import train
 
     args = request.args
     for flag, shows in (("video", "records"), ("visualize", "opens a window")):
@@ -299,7 +299,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         time_budget_s=None if hours is None else 3600.0 * hours,
         resume=None if resume is None else Path(resume),
         run=run or "",
-        log_measures=env.log_diagnostics,
+        log_env_metrics=env.log_diagnostics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),
@@ -316,7 +316,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes without randomness in actions, print and write the result; film the first one if asked for."""
     from mimickit.envs.filming import Window
-    from mimickit.learning.evaluate import run_test
+    from mimickit.learning.evaluation import run_test
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 

@@ -4,7 +4,8 @@
 
 Writes data/motions/sword_shield and both data/datasets/dataset_humanoid_sword_shield*.yaml. Locomotion takes legs,
 root and trunk from the humanoid's clips and gives it arms that carry sword and shield, with a part of the recorded
-arms' swing; steps aside and attacks are planned footsteps, key poses and inverse kinematics (tools/authoring.py).
+arms' swing; steps aside and attacks are planned footsteps, key poses and inverse kinematics
+(mimickit/clips/authoring.py).
 """
 
 from __future__ import annotations
@@ -19,24 +20,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mimickit.anim.motion import MotionClip, load_motion, save_motion
+from mimickit.anim.motion import load_motion
+from mimickit.clips.authoring import Step, aim_sword, curve_through, reach, turns_through, walk_feet, yaw_of
+from mimickit.clips.check import HEADER, save_checked
+from mimickit.clips.cleanup import pinned, solve_legs
+from mimickit.clips.dataset import write_dataset
+from mimickit.clips.feet import Feet, soles
+from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
+from mimickit.clips.vary import curve, mirror
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK
-from mimickit.util.files import write_text
-from tools.authoring import Step, aim_sword, curve_through, reach, turns_through, walk_feet, yaw_of
-from tools.check_motion import HEADER, problems, row
-from tools.clip_cleanup import pinned, solve_legs
-from tools.command import explains_mistakes
-from tools.feet import Feet, soles
-from tools.measure import measure
-from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
-from tools.vary import curve, mirror
+from mimickit.util.assets import SHIPPED
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK, explains_mistakes
 
-SOURCES = PROJECT / "data/motions/humanoid"
-OUT = PROJECT / "data/motions/sword_shield"
-DATASETS = PROJECT / "data/datasets"
+SOURCES = SHIPPED / "data/motions/humanoid"
+OUT = SHIPPED / "data/motions/sword_shield"
+DATASETS = SHIPPED / "data/datasets"
 PREFIX = "sword_shield_"
 FPS = 60.0
 TEMPO = 1.2  # the swings' torques fall with its square
@@ -466,33 +464,17 @@ def main(arguments: list[str] | None = None) -> int:
     fighter = Fighter()
     moves, fights = locomotion(fighter), attacks(fighter)
     print(HEADER)
-    bad = False
-    files: dict[str, Path] = {}
-    for name, motion in {**moves, **fights}.items():
-        clip: MotionClip = pack(motion, fighter.shape)
-        files[name] = args.out_dir / f"{PREFIX}{name}.pkl"
-        save_motion(files[name], clip)
-        report = measure(clip, fighter.shape)
-        found = problems(report)
-        bad = bad or bool(found)
-        print(row(files[name].stem, report, "; ".join(found) or "ok"), flush=True)
-    places = {name: _place(path) for name, path in files.items()}
-    write_text(args.dataset_dir / "dataset_humanoid_sword_shield_locomotion.yaml", _dataset(
-        "Idling, walking, running and turning with sword and shield.", {n: places[n] for n in moves}, 1.0))
-    write_text(args.dataset_dir / "dataset_humanoid_sword_shield.yaml", _dataset(
-        "Everything with sword and shield; fighting counts twice.", places, 1.0, dict.fromkeys(fights, 2.0)))
-    return EXIT_FAILED if bad else EXIT_OK
-
-
-def _place(path: Path) -> str:
-    path = path.resolve()
-    return path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.as_posix()
-
-
-def _dataset(title: str, places: dict[str, str], weight: float, other: dict[str, float] | None = None) -> str:
-    lines = [f"# {title} Written by tools/author_sword_shield.py.", "motions:"]
-    lines += [f"  - {{file: {place}, weight: {(other or {}).get(name, weight)}}}" for name, place in places.items()]
-    return "\n".join(lines) + "\n"
+    files = {name: args.out_dir / f"{PREFIX}{name}.pkl" for name in {**moves, **fights}}
+    clean = [save_checked(files[name], pack(motion, fighter.shape), fighter.shape)
+             for name, motion in {**moves, **fights}.items()]
+    written = "Written by tools/author_sword_shield.py."
+    write_dataset(args.dataset_dir / "dataset_humanoid_sword_shield_locomotion.yaml",
+                  f"Idling, walking, running and turning with sword and shield. {written}",
+                  {files[name]: 1.0 for name in moves})
+    write_dataset(args.dataset_dir / "dataset_humanoid_sword_shield.yaml",
+                  f"Everything with sword and shield; fighting counts twice. {written}",
+                  {path: 2.0 if name in fights else 1.0 for name, path in files.items()})
+    return EXIT_OK if all(clean) else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python tools/author_vault.py humanoid g1
 
 A running clip leads up to the jump and on from the landing. In between a few key poses, spread over time, make a rough
-reference; trajectory optimisation (tools/spacetime.py) turns it into a motion whose hands rest on the boxes, whose feet
-rest on the ground, and which falls freely in between. The boxes are read from data/envs/vault_*_env.yaml.
+reference; trajectory optimisation (mimickit/clips/spacetime.py) turns it into a motion whose hands rest on the boxes,
+whose feet rest on the ground, and which falls freely in between. The boxes are read from data/envs/vault_*_env.yaml.
 """
 
 from __future__ import annotations
@@ -19,21 +19,18 @@ import mujoco
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mimickit.anim.motion import load_motion, save_motion
+from mimickit.anim.motion import load_motion
+from mimickit.clips.authoring import monotone, turns_between
+from mimickit.clips.check import HEADER, save_checked
+from mimickit.clips.cleanup import repeated
+from mimickit.clips.feet import feet_of, stances
+from mimickit.clips.retarget import resampled, smoothed
+from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
+from mimickit.clips.spacetime import Box, Contact, Task, optimise
 from mimickit.config import load_yaml, nearest
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError
-from tools.authoring import monotone, turns_between
-from tools.check_motion import HEADER, problems, row
-from tools.clip_cleanup import repeated
-from tools.command import explains_mistakes
-from tools.feet import feet_of, stances
-from tools.measure import measure
-from tools.retarget import resampled, smoothed
-from tools.shape import ASSETS, CHARACTERS, PROJECT, Motion, Shape, pack, unpack
-from tools.spacetime import Box, Contact, Task, optimise
+from mimickit.util.assets import SHIPPED
+from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError, explains_mistakes
 
 FPS = 60.0
 RUN_FAITH, MEETING_FAITH, KEY_FAITH = 1.0, 0.3, 0.1
@@ -187,7 +184,7 @@ def read_boxes(env_file: Path) -> list[Box]:
     """
     boxes = []
     for item in load_yaml(env_file)["objects"]:
-        model = mujoco.MjModel.from_xml_path(str(PROJECT / item["file"]))
+        model = mujoco.MjModel.from_xml_path(str(SHIPPED / item["file"]))
         boxes.append(Box(tuple(map(float, item["pos"])), tuple(map(float, model.geom_size[0]))))
     return boxes
 
@@ -201,7 +198,7 @@ def in_run_frame(box: Box, heading: float) -> Box:
 
 def straight_run(vault: Vault, shape: Shape) -> Motion:
     """Five periods of the run at 60 fps, its path along x."""
-    motion = unpack(load_motion(PROJECT / "data/motions" / vault.char / f"{vault.run}.pkl"), shape)
+    motion = unpack(load_motion(SHIPPED / "data/motions" / vault.char / f"{vault.run}.pkl"), shape)
     motion = smoothed(resampled(repeated(motion, 7), FPS), SMOOTH)
     period = (len(motion.root_pos) - 1) // 7
     keep = slice(period, 6 * period + 1)
@@ -319,7 +316,7 @@ def _hand_contacts(vault: Vault, shape: Shape, boxes: list[Box], takes: int) -> 
 
 def author(vault: Vault, shape: Shape, iterations: int) -> Motion:
     """The vault in the world of its env."""
-    boxes = [in_run_frame(box, vault.heading) for box in read_boxes(PROJECT / f"data/envs/{vault.env}.yaml")]
+    boxes = [in_run_frame(box, vault.heading) for box in read_boxes(SHIPPED / f"data/envs/{vault.env}.yaml")]
     task, _ = make_task(vault, shape, boxes)
     motion = optimise(task, shape, iterations)
     turn = rot.yaw_quat(torch.tensor(vault.heading, dtype=torch.float64))
@@ -348,16 +345,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("; ".join(f"there is no vault for '{name}'{nearest(name, list(VAULTS))}" for name in unknown)
                         + f"; known are {', '.join(VAULTS)}")
     print(HEADER)
-    bad = False
+    clean = []
     for name in args.characters:
         vault, shape = VAULTS[name], Shape(ASSETS / CHARACTERS[name])
-        clip = pack(author(vault, shape, args.iterations), shape)
-        save_motion((args.out_dir or PROJECT / "data/motions" / name) / f"{vault.out}.pkl", clip)
-        report = measure(clip, shape)
-        found = problems(report)
-        bad = bad or bool(found)
-        print(row(vault.out, report, "; ".join(found) or "ok"), flush=True)
-    return EXIT_FAILED if bad else EXIT_OK
+        path = (args.out_dir or SHIPPED / "data/motions" / name) / f"{vault.out}.pkl"
+        clean.append(save_checked(path, pack(author(vault, shape, args.iterations), shape), shape))
+    return EXIT_OK if all(clean) else EXIT_FAILED
 
 
 if __name__ == "__main__":

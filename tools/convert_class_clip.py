@@ -17,12 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mimickit.anim.motion import KEYS, LoopMode, MotionClip, clip_from_values, read_clip_file
 from mimickit.anim.plain_data import RefusedError, StandIn, arrays_in, read_pickle
+from mimickit.clips.convert import run
 from mimickit.util.failures import UserError
-from tools.convert_options import run
 
 MAX_DEPTH = 3  # objects within objects that are looked into
 MAX_LOOKED_INTO = 100  # values of each

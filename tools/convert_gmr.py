@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import MotionClip, check_dofs, number_rows, read_plain_pickle
+from mimickit.clips.convert import LOOP_MODES, frame_range, make_parser, run, wanted_fps
+from mimickit.clips.filters import lerp_rows, resample_grid, slerp_rows
 from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
 from mimickit.util.reading import FPS_RANGE, MAX_FRAME_VALUE
-from tools.convert_options import LOOP_MODES, frame_range, make_parser, run, wanted_fps
-from tools.filters import lerp_rows, resample_grid, slerp_rows
 
 
 def _array(data: Mapping[str, Any], key: str, columns: int | None, path: Path) -> torch.Tensor:

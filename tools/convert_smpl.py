@@ -21,16 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mimickit.anim.motion import LoopMode, MotionClip, read_clip_file
 from mimickit.anim.plain_data import RefusedError, read_npz
+from mimickit.clips.convert import LOOP_MODES, frame_range, make_parser, run, wanted_fps
+from mimickit.clips.filters import lerp_rows, resample_grid, slerp_rows
+from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack
 from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
 from mimickit.util.reading import FPS_RANGE, MAX_FRAME_VALUE
-from tools.convert_options import LOOP_MODES, frame_range, make_parser, run, wanted_fps
-from tools.filters import lerp_rows, resample_grid, slerp_rows
-from tools.shape import ASSETS, CHARACTERS, Motion, Shape, pack
 
 JOINTS = ("Pelvis", "L_Hip", "R_Hip", "Torso", "L_Knee", "R_Knee", "Spine", "L_Ankle", "R_Ankle", "Chest", "L_Toe",
           "R_Toe", "Neck", "L_Thorax", "R_Thorax", "Head", "L_Shoulder", "R_Shoulder", "L_Elbow", "R_Elbow", "L_Wrist",

@@ -18,20 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mimickit.anim.motion import LoopMode, MotionClip, save_motion
+from mimickit.anim.motion import LoopMode, MotionClip
+from mimickit.clips.check import HEADER, save_checked
+from mimickit.clips.cleanup import clean
+from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
 from mimickit.config import nearest
 from mimickit.util import rotations as rot
-from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
-from tools.check_motion import HEADER, problems, row
-from tools.clip_cleanup import clean
-from tools.command import explains_mistakes
-from tools.measure import measure
-from tools.shape import Shape
+from mimickit.util.assets import SHIPPED
+from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError, explains_mistakes
 
-PROJECT = Path(__file__).resolve().parents[1]
-CHARACTER = PROJECT / "data/assets/humanoid/humanoid.xml"
+CHARACTER = ASSETS / CHARACTERS["humanoid"]
 # clips whose standing feet slide faster than 0.15 m/s as recorded
 PINNED = frozenset({"humanoid_backflip", "humanoid_dance_a", "humanoid_dance_b", "humanoid_roll", "humanoid_spin"})
 SOURCE_COLUMNS = 44
@@ -157,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[2])
     parser.add_argument("sources", nargs="*", type=Path, metavar="PATH",
                         help="json clips, or folders laid out as in the package (default: the package's clips)")
-    parser.add_argument("--out-dir", type=Path, default=PROJECT / "data/motions/humanoid",
+    parser.add_argument("--out-dir", type=Path, default=SHIPPED / "data/motions/humanoid",
                         help="default: data/motions/humanoid of the project")
     parser.add_argument("--clips", nargs="+", metavar="NAME", help="only these, for example humanoid_walk")
     parser.add_argument("--no-postprocess", action="store_true",
@@ -185,9 +181,7 @@ def _run(args: argparse.Namespace) -> None:
         clip = convert(read_source(path, name))
         if not args.no_postprocess:
             clip = clean(clip, shape, pin_feet=name in PINNED)
-        save_motion(args.out_dir / f"{name}.pkl", clip)
-        report = measure(clip, shape)
-        print(row(name, report, "; ".join(problems(report)) or "ok"), flush=True)
+        save_checked(args.out_dir / f"{name}.pkl", clip, shape)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mimickit.util.failures import UserError
-from tools.command import explains_mistakes
-from tools.curves import Panel, draw_panels, read_curves
+from mimickit.util.curves import Panel, draw_panels, read_curves
+from mimickit.util.failures import UserError, explains_mistakes
 
 PER_ROW = 3
 DEFAULT_COLUMNS = ["Test_Return", "Test_Episode_Length"]

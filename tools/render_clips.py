@@ -10,26 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
-import torch
 
-from mimickit.anim.character import Character
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.engines.engine import StaticObject, WorldSpec
-from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config
+from mimickit.clips.check import character_of
+from mimickit.clips.render import rendered_strip
+from mimickit.engines.engine import StaticObject
 from mimickit.envs.env_config import load_env_config
-from mimickit.util.failures import UserError
+from mimickit.util.failures import UserError, explains_mistakes
 from mimickit.util.files import atomic_path
-from tools.check_motion import character_of
-from tools.command import explains_mistakes
-
-SIZE = (640, 400)  # pixels of a picture before cropping
-CROP = (190, 70, 450, 330)  # around the character, which the camera follows
 
 
 @explains_mistakes
@@ -45,38 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--pictures {args.pictures}: at least 1")
     if args.out.suffix != ".png":
         raise UserError(f"--out {args.out}: the picture must end in .png")
-    rows = [render(clip, args.char or character_of(clip), args.env, args.pictures) for clip in args.clips]
+    placed = load_env_config(args.env).objects if args.env is not None else ()
+    objects = [StaticObject(one.file, tuple(one.pos), tuple(one.rot)) for one in placed]
+    rows = [rendered_strip(clip, args.char or character_of(clip), objects, args.pictures) for clip in args.clips]
     from PIL import Image
 
     with atomic_path(args.out) as temporary:
         Image.fromarray(np.concatenate(rows)).quantize(128).save(temporary, format="PNG", optimize=True)
     return 0
-
-
-@torch.no_grad()
-def render(clip: Path, char: Path, env: Path | None, pictures: int) -> np.ndarray:
-    """One row of pictures, uint8 RGB."""
-    from mimickit.engines.newton_engine import NewtonEngine
-    from mimickit.engines.newton_viewer import VideoRecorder
-
-    objects = load_env_config(env).objects if env is not None else ()
-    spec = WorldSpec(char, objects=tuple(StaticObject(o.file, tuple(o.pos), tuple(o.rot)) for o in objects))
-    engine = NewtonEngine(spec, load_engine_config(DEFAULT_ENGINE_FILE), 1, "cpu")
-    character = Character.load(char, "cpu")
-    library = MotionLib(clip, character)
-    row = []
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = VideoRecorder(engine, Path(folder) / "x.mp4", 30, *SIZE, camera_mode="track", num_png=0)
-        for share in np.linspace(0.0, 0.999, pictures):
-            frame = library.frame(torch.tensor([0]), library.lengths[:1] * share)
-            pos, rot = character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot)
-            engine.body_pos.copy_(pos)
-            engine.body_rot.copy_(rot)
-            left, top, right, bottom = CROP
-            row.append(recorder.capture()[top:bottom, left:right])
-        recorder.close()
-    engine.close()
-    return np.concatenate(row, axis=1)
 
 
 if __name__ == "__main__":

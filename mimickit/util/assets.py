@@ -12,13 +12,13 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent
 
 
-def locate(path: str | Path) -> Path:
-    """A path as it is, or the shipped file of that name where the working directory has none.
+def locate(path: str | Path, root: Path = Path()) -> Path:
+    """A path below ``root`` (the working directory), or the shipped file of that name where there is none.
 
     Only relative paths into :data:`FOLDERS` are looked up. What is found nowhere stays as given, for messages.
     """
-    path = Path(path)
-    if not path.parts or path.parts[0] not in FOLDERS or os.path.lexists(path):
-        return path
+    path, own = Path(path), root / path
+    if not path.parts or path.parts[0] not in FOLDERS or os.path.lexists(own):
+        return own
     shipped = SHIPPED / path
-    return shipped if os.path.exists(shipped) else path
+    return shipped if os.path.exists(shipped) else own

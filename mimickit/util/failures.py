@@ -11,14 +11,15 @@ Three kinds of end exist for a run:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, get_args
 
 from mimickit.util.files import read_json, write_json
 
@@ -31,6 +32,7 @@ FAILURE_CLASSES: tuple[str, ...] = get_args(FailureClass)
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+P = ParamSpec("P")
 
 
 class MimicKitError(Exception):
@@ -157,3 +159,25 @@ def root_cause(failures: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """
     telling = [failure for failure in failures if failure.get("failure_class") not in ("nccl", "failed")]
     return next(iter([*telling, *failures]), None)
+
+
+def explains_mistakes(main: Callable[P, int]) -> Callable[P, int]:
+    """``main`` that answers a mistake with one message on stderr and exit code 2, without a traceback.
+
+    Mistakes are a UserError, and a file that the system refuses to read or write ("FILE: reason").
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(error, file=sys.stderr)
+        except OSError as error:
+            file = error.filename2 or error.filename
+            if file is None or not error.strerror:
+                raise
+            print(f"{file}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+    return wrapped

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,17 @@ def plain(data: Any) -> Any:
     if isinstance(data, Path):
         return str(data)
     return data
+
+
+def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace ``path`` by a table, atomically; tabs and line ends inside values become spaces, None an empty cell."""
+    cells = [columns, *([" ".join(str("" if row.get(c) is None else row[c]).split()) for c in columns] for row in rows)]
+    write_text(path, "".join("\t".join(line) + "\n" for line in cells))
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table by column; none when there is no such file."""
+    if not path.is_file():
+        return []
+    table = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [dict(zip(table[0], cells)) for cells in table[1:]]

@@ -5,7 +5,7 @@ The fixtures run the stages in order and hand on how they ended; they assert not
 
 import pytest
 
-from tests.acceptance.report import explain, properties
+from mimickit.longcycle.report import explain, properties
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ import pytest
 
 from mimickit.cases import discover
 from mimickit.config import load_yaml
+from mimickit.longcycle.bounds import BASELINES_FILE, margins
+from mimickit.longcycle.settings import Gate, load_profiles, load_targets
+from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError
-from tests.acceptance.baselines import BASELINES_FILE, RANDOM_SCALES, ROOT, digits, margins
-from tests.acceptance.settings import Gate, load_profiles, load_targets
+from tools.measure_baselines import RANDOM_SCALES, digits
 
-CASES = [case.name for case in discover(ROOT) if case.trainable]
+CASES = [case.name for case in discover(SHIPPED) if case.trainable]
 BASELINES = load_yaml(BASELINES_FILE)
 TARGETS = load_targets()
 

@@ -10,15 +10,16 @@ import torch
 
 from mimickit.envs.env_builder import build_env
 from mimickit.learning import ppo
-from mimickit.learning.agents import build_agent
-from mimickit.learning.evaluate import run_test
-from mimickit.learning.trainer import TrainOptions, train
+from mimickit.learning.config import TrainOptions
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
+from mimickit.longcycle.judge import judge_gates
+from mimickit.longcycle.settings import DEFAULT_ENGINE, load_targets
 from mimickit.request import read_request
 from mimickit.util.args import Args
+from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process
-from tests.acceptance.baselines import ROOT
-from tests.acceptance.judge import judge_gates
-from tests.acceptance.settings import DEFAULT_ENGINE, load_targets
 
 pytestmark = pytest.mark.sim
 ALONE = Distributed.single()
@@ -28,7 +29,7 @@ ITERATIONS, NUM_ENVS = 8, 32
 
 @pytest.mark.parametrize("case", NETS)
 def test_shuffled_rewards_pass_no_gate(case, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(SHIPPED)
     seen = []
 
     def of_shuffled(reward, *rest, lambda_return=ppo.lambda_return):

@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.acceptance import guard
+from mimickit.longcycle import guard
 from tests.faults.single_stage import processes_left
 from tests.faults.table import Project, settled
 

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from tests.acceptance import stages
+from mimickit.longcycle import stages
 
 
 def stage_spec(folder: Path, argv: list[str], **changes: object) -> stages.StageSpec:

@@ -32,11 +32,11 @@ from typing import Any
 
 import yaml
 
+from mimickit.longcycle.ladder import MEMORY, TRANSIENT
+from mimickit.longcycle.ledger import Ledger
 from mimickit.request import read_devices
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_USER_ERROR, UserError
-from tests.acceptance.ladder import MEMORY, TRANSIENT
-from tests.acceptance.ledger import Ledger
 from tests.faults.faulty_run import CGROUP, ROOT, Fault
 from tests.faults.single_stage import processes_left
 
@@ -182,7 +182,7 @@ class Project:
             (path / folder).mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / folder / name, path / folder)
         (path / "pytest.ini").write_text('[pytest]\ntestpaths = tests\nmarkers =\n    longcycle: a case\n')
-        (path / "conftest.py").write_text('pytest_plugins = ["tests.acceptance.plugin"]\n')
+        (path / "conftest.py").write_text('pytest_plugins = ["mimickit.longcycle.plugin"]\n')
         (path / "profiles.yaml").write_text(yaml.safe_dump(self.profiles()))
 
     @property

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mimickit.longcycle import stages
 from mimickit.util.failures import FAILURE_CLASSES, NonFiniteError, classify, read_failures, root_cause, write_failure
-from tests.acceptance import stages
 from tests.faults.faulty_run import Journal
 from tests.faults.single_stage import run_stage, stage_spec
 from tests.faults.table import SCENARIOS, Scenario
@@ -162,7 +162,8 @@ def test_all_silent_ranks_are_named(tmp_path):
 
 def test_every_class_a_machine_can_provoke_has_a_scenario():
     provoked = {scenario.failure_class for scenario in SCENARIOS.values()}
-    elsewhere = {"timeout", "config", "viz_gl", "no_result", "no_start"}  # tests/suite and tests/sim/test_bad_input.py
+    # tests/longcycle and tests/sim/test_bad_input.py
+    elsewhere = {"timeout", "config", "viz_gl", "no_result", "no_start"}
     assert set(FAILURE_CLASSES) - elsewhere <= provoked
     assert [Scenario(None, name).then for name in ("oom_gpu", "nccl", "nan")] == ["smaller", "again", "end"]
 

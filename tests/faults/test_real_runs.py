@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mimickit.longcycle import guard, stages
 from mimickit.util.checkpoint import find_latest
 from mimickit.util.logging import read_log
-from tests.acceptance import guard, stages
 from tests.faults.faulty_run import ROOT, Fault
 from tests.faults.single_stage import processes_left, run_stage, stage_spec
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.suite.conftest import CASES, TRAINED, project, sample_videos  # noqa: F401
+from tests.longcycle.conftest import CASES, TRAINED, project, sample_videos  # noqa: F401
 
 
 @pytest.mark.parametrize("stage", ["test", "viz"])

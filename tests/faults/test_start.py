@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.test_suite_parts import run as run_stage
+from tests.longcycle.test_parts import run as run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 # The run program with a compiler that works for longer than anybody waits for a sign of life, and is then stuck.

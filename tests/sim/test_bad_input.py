@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mimickit import run
 from mimickit.commands import help_text
 from mimickit.util.options import OPTIONS
 
@@ -17,16 +18,21 @@ CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config",
         "--devices", "cpu", "--num_envs", "1", "--visualize", "false", "--max_iters", "1"]
 
 
-def refused(tmp_path, *argv, env=None):
-    """Run the program with ``argv`` before the case's own flags; returns the message it refuses them with."""
-    command = [sys.executable, "mimickit/run.py", *argv, *CASE, "--out_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, **(env or {})})
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capfd):
+    """Runs the program with some flags before the case's own; returns the message that it refuses them with."""
+    def message(*argv):
+        monkeypatch.chdir(ROOT)
+        assert run.main([*argv, *CASE, "--out_dir", str(tmp_path / "out")]) == 2
+        return only_error(capfd.readouterr().err)
+
+    return message
+
+
+def only_error(text):
+    assert "Traceback" not in text
+    line, = (line for line in text.splitlines() if line.startswith("error: "))
+    return line
 
 
 def write_env(tmp_path, **changes):
@@ -36,26 +42,26 @@ def write_env(tmp_path, **changes):
     return str(path)
 
 
-def test_unknown_yaml_key(tmp_path):
-    text = refused(tmp_path, "--env_config", write_env(tmp_path, episode_lenght=3))
+def test_unknown_yaml_key(tmp_path, refused):
+    text = refused("--env_config", write_env(tmp_path, episode_lenght=3))
     assert "env.yaml: unknown key 'episode_lenght' (did you mean 'episode_length'?)" in text
 
 
-def test_all_missing_files_in_one_message(tmp_path):
+def test_all_missing_files_in_one_message(tmp_path, refused):
     env = write_env(tmp_path, char_file="data/assets/humanoid/nobody.xml", motion_file="data/motions/nothing.pkl")
-    text = refused(tmp_path, "--env_config", env)
+    text = refused("--env_config", env)
     assert "data/assets/humanoid/nobody.xml" in text and "data/motions/nothing.pkl" in text
 
 
-def test_missing_configuration_files(tmp_path):
-    text = refused(tmp_path, "--env_config", "data/envs/none_env.yaml", "--agent_config", "data/agents/none.yaml")
+def test_missing_configuration_files(refused):
+    text = refused("--env_config", "data/envs/none_env.yaml", "--agent_config", "data/agents/none.yaml")
     assert "data/envs/none_env.yaml" in text and "data/agents/none.yaml" in text
 
 
-def test_wrong_dof_count_in_a_clip(tmp_path):
+def test_wrong_dof_count_in_a_clip(tmp_path, refused):
     clip = tmp_path / "short.pkl"
     clip.write_bytes(pickle.dumps({"loop_mode": 0, "fps": 30, "frames": [[0.0] * 33] * 3}))
-    text = refused(tmp_path, "--env_config", write_env(tmp_path, motion_file=str(clip)))
+    text = refused("--env_config", write_env(tmp_path, motion_file=str(clip)))
     assert "short.pkl" in text and "33" in text and "34" in text
 
 
@@ -64,43 +70,45 @@ class Evil:
         return os.system, ("touch hacked",)
 
 
-def test_malicious_pickle(tmp_path):
+def test_malicious_pickle(tmp_path, refused):
     clip = tmp_path / "evil.pkl"
     clip.write_bytes(pickle.dumps({"loop_mode": 0, "fps": 30, "frames": Evil()}))
-    text = refused(tmp_path, "--env_config", write_env(tmp_path, motion_file=str(clip)))
+    text = refused("--env_config", write_env(tmp_path, motion_file=str(clip)))
     assert "evil.pkl" in text and "system" in text
     assert not (ROOT / "hacked").exists()
 
 
-def test_unsupported_engine(tmp_path):
+def test_unsupported_engine(tmp_path, refused):
     (tmp_path / "engine.yaml").write_text("engine_name: bullet\nenv_spacing: 5\n")
-    text = refused(tmp_path, "--engine_config", str(tmp_path / "engine.yaml"))
+    text = refused("--engine_config", str(tmp_path / "engine.yaml"))
     assert "'bullet' is not supported" in text and "newton" in text and "--engine_config data/engines/" in text
 
 
 @pytest.mark.parametrize("devices", [["cuda:7"], ["gpu"], ["cpu", "cuda:0"]])
-def test_devices_that_are_not_there(tmp_path, devices):
-    text = refused(tmp_path, "--devices", *devices)
+def test_devices_that_are_not_there(refused, devices):
+    text = refused("--devices", *devices)
     assert "this machine has cpu" in text or "one kind" in text
 
 
-def test_wrong_override(tmp_path):
-    assert "--set fps=3: expected KEY=VALUE" in refused(tmp_path, "--set", "fps=3")
-    assert "unknown key 'step_per_iter'" in refused(tmp_path, "--set", "agent.step_per_iter=3")
+def test_wrong_override(refused):
+    assert "--set fps=3: expected KEY=VALUE" in refused("--set", "fps=3")
+    assert "unknown key 'step_per_iter'" in refused("--set", "agent.step_per_iter=3")
 
 
 def test_no_off_screen_rendering(tmp_path):
-    """A machine without EGL: its loader is missing when pyglet asks for it."""
+    """A machine without EGL: its loader is missing when pyglet asks for it. The program as a user starts it."""
     fake = tmp_path / "fake" / "pyglet"
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text("raise ImportError('Library \"EGL\" not found.')\n")
-    text = refused(tmp_path, "--mode", "test", "--test_episodes", "1", "--video", "true",
-                   env={"PYTHONPATH": str(fake.parent)})
+    command = ["mimickit/run.py", "--mode", "test", "--test_episodes", "1", "--video", "true", *CASE]
+    done = subprocess.run([sys.executable, *command, "--out_dir", str(tmp_path / "out")], cwd=ROOT, text=True,
+                          capture_output=True, timeout=300, env={**os.environ, "PYTHONPATH": str(fake.parent)})
+    assert done.returncode == 2, done.stdout + done.stderr
+    text = only_error(done.stderr)
     assert "libegl1 libgl1 libgl1-mesa-dri" in text and 'Library "EGL" not found' in text
 
 
-def test_help_names_every_flag():
+def test_help_names_every_flag(capsys):
     text = help_text()
     assert all(f"--{flag}" in text for flag in OPTIONS)
-    done = subprocess.run([sys.executable, "mimickit/run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.strip() == text
+    assert run.main(["--help"]) == 0 and capsys.readouterr().out.strip() == text

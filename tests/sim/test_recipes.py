@@ -1,6 +1,7 @@
 """The recipe of docs/characters.md, followed word by word in a project folder of its own."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,8 @@ PAGE = (ROOT / "docs" / "characters.md").read_text()
 
 
 def run(project, *command):
-    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -34,7 +36,7 @@ def project(tmp_path_factory):
         path = folder / name[1]
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "python":
-            run(folder, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}")
+            run(folder, "-c", text)
         else:
             path.write_text(text)
     return folder

@@ -3,20 +3,20 @@
 import pytest
 
 from mimickit.envs.env_builder import build_env
-from mimickit.learning.agents import build_agent
-from mimickit.learning.evaluate import run_test
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.longcycle.settings import DEFAULT_ENGINE
 from mimickit.request import read_request
 from mimickit.util.args import Args
+from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process
-from tests.acceptance.baselines import ROOT
-from tests.acceptance.settings import DEFAULT_ENGINE
 
 pytestmark = pytest.mark.sim
 ALONE = Distributed.single()
 
 
 def test_statistics_of_a_test_repeat(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(SHIPPED)
     request = read_request(Args.from_argv([
         "--engine_config", DEFAULT_ENGINE, "--devices", "cpu", "--arg_file", "args/deepmimic_go2_ppo_args.txt"]))
 

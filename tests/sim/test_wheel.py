@@ -1,4 +1,4 @@
-"""The wheel works in any folder: built from a copy of the sources, installed, used where no checkout is."""
+"""The wheel works in any folder: built from a copy of the sources, installed, used away from the checkout."""
 
 import json
 import os
@@ -9,13 +9,14 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "mimickit", "args", "data")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "mimickit", "args", "data",
+           "tests/acceptance")
 TINY = ["--devices", "cpu", "--num_envs", "4", "--set", "env.episode_length=0.1", "agent.steps_per_iter=4"]
 
 
 def test_from_wheel_to_policy(tmp_path):
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
-    source.mkdir()
+    (source / "tests").mkdir(parents=True)
     work.mkdir()
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -23,10 +24,10 @@ def test_from_wheel_to_policy(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source], check=True)
     wheel, = tmp_path.glob("*.whl")
-    carried = {name.removeprefix("mimickit/_shipped/") for name in zipfile.ZipFile(wheel).namelist()
-               if name.startswith("mimickit/_shipped/")}
-    tracked = subprocess.run(["git", "ls-files", "args", "data"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert set(tracked.split()) <= carried and len(carried) > 200
+    carried = {name.removeprefix("mimickit/_shipped/") for name in zipfile.ZipFile(wheel).namelist()}
+    tracked = subprocess.run(["git", "ls-files", "args", "data", "tests/acceptance", "mimickit"], cwd=ROOT,
+                             capture_output=True, text=True)
+    assert set(tracked.stdout.split()) <= carried and len(carried) > 200
     subprocess.run([*pip, "install", "-q", "--no-deps", "--no-compile", "--target", site, wheel], check=True)
     shutil.rmtree(source)
 
@@ -44,3 +45,5 @@ def test_from_wheel_to_policy(tmp_path):
     mimickit("test", "deepmimic_humanoid_ppo", "--devices", "cpu", "--num_envs", "2", "--test_episodes", "2")
     result = json.loads((run / "test/result.json").read_text())
     assert result["test_episodes"] == 2 and [path.name for path in work.iterdir()] == ["output"]
+    said = mimickit("longcycle", "-n", "0", "--longcycle-profile", "smoke", "--cases", "dof_test_humanoid")
+    assert "1/1 final_ok=1" in said and (work / "output/train/longcycle_smoke/best_by_case.tsv").is_file()

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mimickit.learning.evaluate import MAX_EPISODE_STEPS
+from mimickit.learning.evaluation import MAX_EPISODE_STEPS
 from mimickit.util.args import Args, parse_tokens
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.options import OPTIONS, help_rows

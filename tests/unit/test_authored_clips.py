@@ -10,17 +10,16 @@ import torch
 
 from mimickit.anim.motion import LoopMode, MotionClip, check_dofs, load_motion
 from mimickit.anim.motion_lib import missing_motions
+from mimickit.clips.authoring import Step, aim_sword, monotone, reach, turns_between, walk_feet
+from mimickit.clips.check import measure, problems
+from mimickit.clips.feet import soles
+from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
+from mimickit.clips.spacetime import GRAVITY, Bodies, Box, Contact, Task, optimise, spline_basis
 from mimickit.config import load_yaml
 from mimickit.util import rotations as rot
 from tools import author_vault
 from tools.author_sword_shield import GUARD, LEFT, RIGHT, STANCE, Fighter, attacks
 from tools.author_vault import VAULTS, in_run_frame, read_boxes
-from tools.authoring import Step, aim_sword, monotone, reach, turns_between, walk_feet
-from tools.check_motion import problems
-from tools.feet import soles
-from tools.measure import measure
-from tools.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
-from tools.spacetime import GRAVITY, Bodies, Box, Contact, Task, optimise, spline_basis
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]

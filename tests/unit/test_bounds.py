@@ -1,9 +1,9 @@
-"""tools/bounds.py: where gates stand between no skill and what was trained."""
+"""Where gates stand between no skill and what was trained."""
 
 import pytest
 
-from tests.acceptance.settings import Gate, Target
-from tools.bounds import lines, table
+from mimickit.longcycle.bounds import lines, table
+from mimickit.longcycle.settings import Gate, Target
 
 BASELINES = {"clip": {"policies": {
     "untrained": {"length": [10.0, 1.0], "body_pos_err": [0.3, 0.01], "survival": [0.0, 0.0]},

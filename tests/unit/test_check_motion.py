@@ -12,11 +12,11 @@ from mimickit.anim.character import Character
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion, save_motion
 from mimickit.anim.motion_lib import MotionLib
+from mimickit.clips.check import MOTIONS, character_of, errors, list_clips, load_exemptions, measure, problems
+from mimickit.clips.feet import Feet, feet_of, lock, soles, stances
+from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, unpack
 from mimickit.util.failures import UserError
-from tools.check_motion import MOTIONS, character_of, errors, list_clips, load_exemptions, main, problems
-from tools.feet import Feet, feet_of, lock, soles, stances
-from tools.measure import measure
-from tools.shape import ASSETS, CHARACTERS, Shape, unpack
+from tools.check_motion import main
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]

@@ -187,11 +187,15 @@ def test_show_names_the_file_of_every_value():
     assert rows["actor_optimizer.weight_decay"] == ["0.0", "default"]
 
 
-def test_the_suite_runs_in_a_checkout_only(monkeypatch, tmp_path, capsys):
+def test_the_suite_runs_in_a_checkout_or_where_one_is(monkeypatch, tmp_path, capsys):
     started = []
     monkeypatch.setattr(commands.subprocess, "run",
                         lambda argv, cwd: started.append((argv[1:], cwd)) or type("Done", (), {"returncode": 5}))
     assert run.main(["longcycle", "--cases", "amp_g1", "--help"]) == 5
     assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--help"], SHIPPED)]
     monkeypatch.setattr(commands, "SHIPPED", tmp_path)
-    assert run.main(["longcycle"]) == 2 and "it runs in a checkout" in capsys.readouterr().err
+    assert run.main(["longcycle", "-n", "0"]) == 5
+    assert started[1] == (["-m", "pytest", "-m", "longcycle", "-p", "mimickit.longcycle.plugin", "--rootdir=.",
+                           f"{tmp_path}/tests/acceptance", "-n", "0"], None)
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    assert run.main(["longcycle"]) == 2 and "pip install 'mimickit[test]'" in capsys.readouterr().err

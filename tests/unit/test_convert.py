@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mimickit.anim.motion import LoopMode, load_motion
+from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, unpack
 from mimickit.util import rotations as rot
 from tools import convert_gmr, convert_smpl
-from tools.shape import ASSETS, CHARACTERS, Shape, unpack
 
 torch.set_num_threads(1)
 G1 = ASSETS / CHARACTERS["g1"]

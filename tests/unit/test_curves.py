@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.curves import Curves
+from mimickit.util.curves import Curves
 
 LOG = {"Samples": [1.0, 2.0, 3.0, 4.0], "Train_Return": [5.0, 6.0, 7.0, 8.0], "Test_Return": [0.0, 3.0, 3.0, 4.0],
        "Test_Episodes": [0.0, 128.0, 128.0, 64.0], "Test_Samples": [0.0, 1.0, 1.0, 3.0]}

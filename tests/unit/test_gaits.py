@@ -6,11 +6,12 @@ import torch
 
 from mimickit.anim.mjcf import action_bounds, load_character_model
 from mimickit.anim.motion import LoopMode, load_motion
+from mimickit.clips.check import MOTIONS
+from mimickit.clips.feet import feet_of, soles
+from mimickit.clips.gaits import FPS, LEGS, Gait, bounce, leg_angles, make_gait, pendulum_sway, smooth_step
+from mimickit.clips.shape import ASSETS, CHARACTERS, GRAVITY, Shape, unpack
 from mimickit.util.failures import UserError
-from tools.check_motion import MOTIONS
-from tools.feet import feet_of, soles
-from tools.gaits import FPS, GAITS, GRAVITY, LEGS, Gait, bounce, leg_angles, main, make_gait, pendulum_sway, smooth_step
-from tools.shape import ASSETS, CHARACTERS, Shape, unpack
+from tools.gaits import GAITS, main
 
 torch.set_num_threads(1)
 CHAR = ASSETS / CHARACTERS["go2"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion
+from mimickit.clips.check import measure
+from mimickit.clips.cleanup import clean
+from mimickit.clips.shape import Shape, pack, unpack
 from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
-from tools.clip_cleanup import clean
 from tools.import_deepmimic import CHARACTER, convert, list_clips, main, read_source
-from tools.measure import measure
-from tools.shape import Shape, pack, unpack
 
 torch.set_num_threads(1)
 MOTIONS = Path(__file__).parents[2] / "data/motions/humanoid"

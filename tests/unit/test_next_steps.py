@@ -61,7 +61,8 @@ def test_a_command_is_followed_by_commands(request_in):
     short = replace(request_in, args=request_in.args.named("train", "deepmimic_humanoid_ppo"))
     folder = shlex.quote(str(request_in.out_dir))
     said = [line.partition(": python mimickit/run.py ")[::2] for line in next_steps.after_training(short, "budget")[2:]]
-    assert said == [("continue", f"train {folder}"), ("test", f"test {folder}"), ("film", f"view {folder} --video true")]
+    assert said == [("continue", f"train {folder}"), ("test", f"test {folder}"),
+                    ("film", f"view {folder} --video true")]
     tested = replace(request_in, args=request_in.args.named("test", "my run"))
     assert next_steps.after_test(tested, None)[1] == "film: python mimickit/run.py view 'my run' --video true"
 

@@ -1,6 +1,7 @@
 """Plotting logs, and pages of results."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimickit.longcycle import page as results
+from mimickit.longcycle.ledger import read_events
+from mimickit.util.curves import joined, read_curves, smooth
 from mimickit.util.failures import AssetMissingError, UserError
-from tests.acceptance.ledger import read_events
-from tests.acceptance.tables import write_tsv
-from tools import export_results, plot_log
-from tools.curves import joined, read_curves, smooth
+from mimickit.util.files import write_tsv
+from tools import plot_log
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = "Iteration   Samples Test_Return\n0 1000 1.0\n10 2000 3.0\n20 3000 nan\n"
@@ -100,10 +102,11 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tool", ["plot_log", "export_results"])
-def test_help(tool):
-    done = subprocess.run([sys.executable, f"tools/{tool}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and f"python tools/{tool}.py" in done.stdout
+@pytest.mark.parametrize("command", ["tools/plot_log.py", "mimickit/run.py report"])
+def test_help(command):
+    done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and "usage: " in done.stdout
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def root(tmp_path):
 
 def test_a_page_of_results(root, tmp_path, capsys):
     out = tmp_path / "results"
-    assert export_results.main([str(root), "--out", str(out)]) == 0
+    assert results.main([str(root), "--out", str(out)]) == 0
     assert "2 of 3 cases, 1 film strips, 1 pictures of curves" in capsys.readouterr().out
     page = (out / "README.md").read_text()
     assert page.startswith("# results: 1 of 3 cases passed\n")
@@ -188,9 +191,9 @@ def test_a_page_of_results(root, tmp_path, capsys):
 
 
 def test_the_strip_shows_the_character_on_its_way(root, tmp_path):
-    export_results.main([str(root), "--out", str(tmp_path), "--pictures", "3"])
+    results.main([str(root), "--out", str(tmp_path), "--pictures", "3"])
     strip = np.asarray(Image.open(tmp_path / f"pictures/{CASE}.jpg").convert("RGB")).astype(int)
-    assert (tmp_path / f"pictures/{CASE}.jpg").stat().st_size <= export_results.STRIP_BYTES
+    assert (tmp_path / f"pictures/{CASE}.jpg").stat().st_size <= results.STRIP_BYTES
     blue = strip[..., 2] - strip[..., 0] > 60
     cells = np.array_split(blue, 3, axis=1)
     assert all(cell.mean() > 0.02 for cell in cells), "cropped to what moves"
@@ -199,22 +202,22 @@ def test_the_strip_shows_the_character_on_its_way(root, tmp_path):
 
 
 def test_both_attempts_are_drawn(root):
-    runs = export_results.read_runs(root / f"runs/{CASE}_args")
+    runs = results.read_runs(root / f"runs/{CASE}_args")
     assert [run.label for run in runs] == ["default_e16", "default_e8"]
     assert runs[1].column("Samples").tolist() == [10, 20, 1010, 1020]
-    row = export_results.curve_row(runs, CASE)
+    row = results.curve_row(runs, CASE)
     assert [(panel.column, len(panel.runs)) for panel in row] == [("Test_Return", 2), ("Test_Episode_Length", 2)]
 
 
 def test_what_is_no_film_gives_no_strip(tmp_path):
     (tmp_path / "viz.mp4").write_text("no film")
-    assert not export_results.film_strip(tmp_path / "viz.mp4", tmp_path / "strip.jpg", 7)
-    assert not export_results.film_strip(tmp_path / "none.mp4", tmp_path / "strip.jpg", 7)
+    assert not results.film_strip(tmp_path / "viz.mp4", tmp_path / "strip.jpg", 7)
+    assert not results.film_strip(tmp_path / "none.mp4", tmp_path / "strip.jpg", 7)
     assert not (tmp_path / "strip.jpg").exists()
 
 
 def test_not_a_root(tmp_path, capsys):
-    assert export_results.main([str(tmp_path)]) == 2
+    assert results.main([str(tmp_path)]) == 2
     assert "no case_manifest.tsv there" in capsys.readouterr().err
 
 
@@ -223,14 +226,14 @@ def test_records_are_a_root(root, tmp_path):
     event = {"event": "session_start", "time": 1.0, "cases": [], "folder": "/home/me/x/output/train/nightly"}
     (root / "ledger.jsonl").write_text(json.dumps(event) + '\n{"event": "stage_')  # a power cut
     (root / f"runs/{CASE}_args/default_e8/long_train.log").write_text("much")
-    export_results.main([str(root), "--out", str(tmp_path / "first")])
+    results.main([str(root), "--out", str(tmp_path / "first")])
     with tarfile.open(tmp_path / "first/records.tar.xz") as archive:
         archive.extractall(tmp_path / "other", filter="data")
     copy = tmp_path / "other" / root.name
     assert [event["folder"] for event in read_events(copy / "ledger.jsonl")] == ["output/train/nightly"]
     assert not [*copy.rglob("*.mp4"), *copy.rglob("*.log")]
     page = (tmp_path / "first/README.md").read_text()
-    export_results.main([str(copy), "--out", str(tmp_path / "first")])
+    results.main([str(copy), "--out", str(tmp_path / "first")])
     assert (tmp_path / "first/README.md").read_text() == page and f"pictures/{CASE}.jpg" in page
-    export_results.main([str(copy), "--out", str(tmp_path / "second")])
+    results.main([str(copy), "--out", str(tmp_path / "second")])
     assert "pictures/" not in (tmp_path / "second/README.md").read_text()

@@ -8,18 +8,14 @@ import pytest
 import torch
 
 from mimickit.anim.motion import LoopMode, MotionClip, load_motion
-from mimickit.util import rotations as rot
-from mimickit.util.failures import UserError
-from tools.check_motion import MOTIONS, problems
-from tools.clip_cleanup import repeated
-from tools.feet import Feet, feet_of, soles
-from tools.measure import measure
-from tools.retarget import (
+from mimickit.clips.check import MOTIONS, measure, problems
+from mimickit.clips.cleanup import repeated
+from mimickit.clips.feet import Feet, feet_of, soles
+from mimickit.clips.retarget import (
     ROBOTS,
     Solver,
     held,
     lengthened,
-    main,
     make_targets,
     resampled,
     retarget_robot,
@@ -28,7 +24,10 @@ from tools.retarget import (
     smoothed,
     within_reach,
 )
-from tools.shape import ASSETS, CHARACTERS, Shape, unpack
+from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, unpack
+from mimickit.util import rotations as rot
+from mimickit.util.failures import UserError
+from tools.retarget import main
 
 torch.set_num_threads(1)
 

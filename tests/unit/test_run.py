@@ -16,8 +16,7 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mimickit import request, run
-from mimickit.learning.agents import parse_agent_config
-from mimickit.learning.dummy_agent import DummyConfig
+from mimickit.learning.config import DummyConfig, parse_agent_config
 from mimickit.util.args import Args
 from mimickit.util.distributed import Distributed
 from mimickit.util.manifest import describe_file

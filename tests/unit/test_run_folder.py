@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimickit import run
-from mimickit.learning.evaluate import TestResult
+from mimickit.learning.evaluation import TestResult
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest
@@ -279,7 +279,7 @@ def test_a_test_that_a_signal_ended(program, tmp_path, monkeypatch, flags, episo
         os.kill(os.getpid(), signal.SIGTERM)
         return TestResult(0.0, 0.0, episodes, {}, {}, 0, 0, 0, complete=False)
 
-    monkeypatch.setattr("mimickit.learning.evaluate.run_test", interrupted)
+    monkeypatch.setattr("mimickit.learning.evaluation.run_test", interrupted)
     env = SimpleNamespace(num_envs=2)
     monkeypatch.setattr(run, "run_stage", lambda request, dist: run.test_stage(request, env, None, dist))
     code, _, _ = program("--mode", "test", "--out_dir", str(tmp_path / "out"), *flags)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from mimickit.cases import discover
-from tests.acceptance import judge
-from tests.acceptance.cases import read_inputs
-from tests.acceptance.commands import Attempt
-from tests.acceptance.ladder import Rung
-from tests.acceptance.settings import DEFAULT_ENGINE, Gate, Settings, load_profiles
+from mimickit.longcycle import judge
+from mimickit.longcycle.cases import read_inputs
+from mimickit.longcycle.commands import Attempt
+from mimickit.longcycle.ladder import Rung
+from mimickit.longcycle.settings import DEFAULT_ENGINE, Gate, Settings, load_profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {case.name: case for case in discover(ROOT)}

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mimickit.anim.motion import LoopMode, load_motion
+from mimickit.clips.check import MOTIONS
+from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, pack, unpack
+from mimickit.clips.vary import curve, mirror
 from mimickit.util.failures import UserError
-from tools.check_motion import MOTIONS
-from tools.shape import ASSETS, CHARACTERS, Shape, pack, unpack
-from tools.vary import curve, main, mirror
+from tools.vary import main
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,1 @@
+"""Motion clips: checking, repairing, retargeting, authoring and drawing them. The programs are in ``tools/``."""
