@@ -41,8 +41,8 @@ class Evaluation:
         """
         return _measured(self.metrics)
 
-    def columns(self) -> dict[str, Number]:
-        """Log columns."""
+    def row(self) -> dict[str, Number]:
+        """Its part of a log row."""
         return {"Test_Return": self.mean_return, "Test_Episode_Length": self.episode_length,
                 "Test_Episodes": self.episodes}
 
