@@ -27,7 +27,7 @@ from mimickit.envs.terms import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
-from mimickit.util.graphs import Beside, Graphed
+from mimickit.util.graphs import Graphed, SideStreamGraph
 
 SEVERITY = (DoneFlag.TIME, DoneFlag.SUCC, DoneFlag.FAIL)  # of several ends the last one counts
 
@@ -103,7 +103,7 @@ class Env:
                          for name, value in terms.info.items()}
         self.obs = torch.zeros(self.num_envs, sum(self._widths.values()), device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
-        self._lookups = Beside(self._look_up, self.device)
+        self._lookups = SideStreamGraph(self._look_up, self.device)
         changed = [*self._persistent().values(), *scene.placed()]
         self._after_physics_graphs = {
             mode: Graphed(partial(self._after_physics, mode), self.device, state=changed) for mode in EnvMode}
