@@ -310,7 +310,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         resume=None if resume is None else Path(resume),
         run=run or "",
         logger=args["logger"],
-        log_env_metrics=env.log_diagnostics,
+        log_env_metrics=env.log_metrics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),

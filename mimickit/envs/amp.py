@@ -26,7 +26,7 @@ class PriorConfig(AdversarialConfig):
     disc_dof_vel_obs: bool = Field(True, description="the discriminator sees dof velocities")
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         return True
 
 

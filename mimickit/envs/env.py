@@ -84,7 +84,7 @@ class Env:
         self.engine, self.character, self.view = scene.engine, scene.character, scene.config.view
         self.device, self.num_envs, self.dt = scene.device, scene.num_envs, scene.dt
         self.action_low, self.action_high = scene.action_low, scene.action_high
-        self.log_diagnostics = scene.config.log_diagnostics
+        self.log_metrics = scene.config.log_metrics
         length = scene.config.episode_length if terms.episode_length is None else terms.episode_length
         self._max_steps = steps_of(length, self.dt)
 
@@ -152,18 +152,18 @@ class Env:
             for metric in self.terms.metrics.values():
                 metric.clear()
 
-    def diagnostics(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """All metrics of this process, 0-d tensors. NaN before the first sample."""
         alone = Distributed(0, 1, 0, self.device)
         return {name: value for metric in self.terms.metrics.values()
                 for name, value in {**metric.means.means(), **metric.pooled(alone)}.items()}
 
-    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`mimickit.envs.base.VecEnv.measure_sums`."""
+    def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`mimickit.envs.base.VecEnv.metric_sums`."""
         return {name: pair for metric in self.terms.metrics.values() for name, pair in metric.means.per_env().items()}
 
-    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
-        """See :meth:`mimickit.envs.base.VecEnv.pooled_diagnostics`."""
+    def pooled_metrics(self, dist: Distributed) -> dict[str, Tensor]:
+        """See :meth:`mimickit.envs.base.VecEnv.pooled_metrics`."""
         return {name: value for metric in self.terms.metrics.values() for name, value in metric.pooled(dist).items()}
 
     def health(self) -> dict[str, Tensor]:

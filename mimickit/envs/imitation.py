@@ -47,7 +47,7 @@ class MotionConfig(EnvConfig):
         return (self.motion_file,)
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         return self.log_tracking_error
 
     @property

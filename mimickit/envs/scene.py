@@ -78,7 +78,7 @@ class EnvConfig(Config):
         return ()
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         """Whether the environment's metrics are columns of the training log."""
         return False
 
