@@ -240,7 +240,7 @@ class TargetsReached(Metric):
     def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
         goal = self._goal
         self._count(goal.over)
-        self._reached.logical_and_(~goal.over)
+        self._reached.masked_fill_(goal.over, False)
         self._reached.logical_or_(valid & (goal.square_distance(now) < goal.config.squared_threshold))
         self._count(done == DoneFlag.FAIL)
         self._reached.logical_and_(done == DoneFlag.NULL)
