@@ -1,6 +1,7 @@
 # make longcycle   set everything up, run the acceptance suite with the profile this machine allows
 # make test        set everything up, run the tests
 # make lint        ruff
+# make docs        the documentation as a site, in output/site
 # ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"; -n 0: one case after the other
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 PY := $(VENV)/bin/python
 
-.PHONY: longcycle test lint setup clean
+.PHONY: longcycle test lint docs setup clean
 longcycle: setup
 	$(PY) -m pytest -m longcycle -n auto $(ARGS)
 
@@ -18,6 +19,14 @@ test: setup
 
 lint: setup
 	$(PY) -m ruff check .
+
+docs: $(VENV)/.docs
+	$(PY) -m mkdocs build --strict --quiet
+	@echo "docs: output/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -c $(CONSTRAINTS) -e ".[docs]"
+	touch $@
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/setup.sh

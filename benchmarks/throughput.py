@@ -203,10 +203,10 @@ def worker(job: dict) -> None:
 
     from mimickit.envs.base import EnvMode
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent
-    from mimickit.learning.optimizers import FlatOptimizer
+    from mimickit.learning.methods import build_agent
+    from mimickit.learning.optim import FlatOptimizer
     from mimickit.learning.trainer import roll_out
-    from mimickit.util.distributed import ARRIVED, Distributed, seed_process
+    from mimickit.util.distributed import FINISHED, Distributed, seed_process
 
     request = make_request(job)
     moments["imports"] = time.monotonic()
@@ -259,7 +259,7 @@ def worker(job: dict) -> None:
             watch.measure("policy", lambda t=t: agent.observe(t))
     if dist.world_size > 1:
         watch.measure("sync", lambda: agent.update(0))
-    with mock.patch.object(FlatOptimizer, "exchange", lambda self: ARRIVED):
+    with mock.patch.object(FlatOptimizer, "exchange", lambda self: FINISHED):
         watch.measure("update", lambda: agent.update(0))
     split = watch.total_ms()
     split["sync"] = split.get("sync", split["update"]) - split["update"]

@@ -29,21 +29,16 @@ def make(case: str, num_envs: int = 1, device: str | None = None, overrides: Seq
         UserError: an unknown case, a wrong value, a missing file, or a device that is not there.
     """
     from mimickit.commands import read_args
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE
-    from mimickit.envs.env_builder import build_env, load_env_config
-    from mimickit.envs.env_config import merge_engine_config
-    from mimickit.request import read_devices, read_overrides
-    from mimickit.util.assets import locate
+    from mimickit.envs.env_builder import build_env
+    from mimickit.request import read_devices, read_world
     from mimickit.util.distributed import seed_process
     from mimickit.util.failures import UserError
 
-    args = read_args(["show", case, *(["--devices", device] if device else [])])
-    changes = read_overrides(list(overrides))
-    if changes["agent"]:
+    words = [*(["--devices", device] if device else []), *(["--set", *overrides] if overrides else [])]
+    args = read_args(["show", case, *words])
+    world = read_world(args)
+    if world.changes["agent"]:
         raise UserError("overrides of agent keys mean nothing here: the learner is your own")
-    env = load_env_config(locate(args.text("env_config")), changes["env"])
-    engine = merge_engine_config(locate(args.text("engine_config", DEFAULT_ENGINE_FILE)), env, changes["engine"])
-    device = read_devices(args)[0]
     if seed is not None:
         seed_process(seed, 0)
-    return build_env(env, engine, num_envs, device)
+    return build_env(world.env, world.engine, num_envs, read_devices(args)[0])

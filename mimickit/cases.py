@@ -14,12 +14,11 @@ from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
+from mimickit.util.options import DEFAULT, VARIANTS
 
 SUFFIX = "_args.txt"
 NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; they can still be named
-DEFAULT = "default"  # the agent file that the args file names
-TUNED = "tuned"
-VARIANTS = (TUNED, "hiutil")  # agent files <agent>_<variant>.yaml, in order of preference
+TUNED = VARIANTS[0]
 TUNED_WORLDS = 4096  # of all devices together, for the tuned variant
 FEWER_WORLDS = {  # agents that need more iterations for their samples
     "amp_task_humanoid_agent": 2048, "add_smpl_agent": 2048, "amp_smpl_agent": 2048, "deepmimic_smpl_ppo_agent": 2048}
@@ -94,18 +93,18 @@ def discover(root: Path, include_newer: bool = False) -> list[Case]:
 def read_case(path: Path) -> Case:
     """Read one args file. Raises UserError for a file without ``--env_config`` or with a wrong number or mode."""
     args = Args.from_argv(["--arg_file", str(path)])
-    if not args.text("env_config"):
+    if not args["env_config"]:
         raise UserError(f"{path}: --env_config is missing, every case needs one")
-    mode = args.text("mode", "train", choices=("train", "test"))
-    agent = args.text("agent_config", "")
+    mode = args["mode"]
+    agent = args["agent_config"] or ""
     return Case(
         name=path.name.removesuffix(SUFFIX),
         args_file=f"args/{path.name}",
         trainable=mode == "train" and bool(agent),
-        num_envs=args.integer("num_envs", 1, minimum=1),
+        num_envs=args["num_envs"],
         mode=mode,
-        env_config=args.text("env_config"),
-        engine_config=args.text("engine_config", ""),
+        env_config=args["env_config"],
+        engine_config=args["engine_config"],
         agent_config=agent,
     )
 
@@ -154,9 +153,9 @@ def with_variant(args: Args) -> tuple[Args, str | None]:
     Raises:
         UserError: no such variant, or one on the command line for such an agent file.
     """
-    wanted = args.text("variant", choices=(*VARIANTS, DEFAULT))
-    agent = args.text("agent_config")
-    given = args.source.get("agent_config") != args.text("arg_file")
+    wanted = args["variant"]
+    agent = args["agent_config"]
+    given = args.source.get("agent_config") != args["arg_file"]
     if agent is None or given:
         if wanted is not None and args.source["variant"] == COMMAND_LINE:
             why = f"--agent_config {agent} is given too: give one of them" if given else "there is no --agent_config"

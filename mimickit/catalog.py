@@ -68,11 +68,11 @@ def configuration(args: Args) -> str:
     Raises:
         UserError: as :func:`mimickit.request.read_request`.
     """
-    from mimickit.learning.agents import present_layout
+    from mimickit.learning.config import present_layout
     from mimickit.request import read_overrides, read_request
 
     request = read_request(args)
-    changes = read_overrides(args.get("set") or [])
+    changes = read_overrides(args["set"])
     given = {part: [("--set", values)] for part, values in changes.items()}
     env = load_yaml(request.files["env_config"])
     stacks = {

@@ -11,72 +11,79 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_yaml
-from mimickit.request import FLAGS, LIST_FLAGS, flag_rows, machine_devices, whole_number
+from mimickit.request import CONFIGURATIONS, machine_devices
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from mimickit.util.names import nearest
-from mimickit.util.run_folder import OUT_DIR, case_name, source_folder
+from mimickit.util.options import GROUPS, OPTIONS, OUT_DIR, help_rows
+from mimickit.util.run_folder import case_name, source_folder
 
 MAX_SAMPLES = 30_000_000  # in which every shipped case learns (docs/learning.md)
 OUTPUT_SAMPLES, OUTPUT_SECONDS = 3_000_000, 120  # between checkpoints, at most
 WORLDS_PER_EVAL_WORLD = 64
 CPU_WORLDS = 128  # a CPU takes minutes for one iteration of thousands
 TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # as many episodes, side by side
-CONFIGURATIONS = ("engine_config", "env_config", "agent_config")
 OF_A_TRAINING = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One name: how it is used, what it does, and the flags that are worth a look, by name."""
+    """One name: how it is used, what it does, and the options that matter most, each with the command's own default
+    in words where it has one."""
 
     usage: str
     does: str
     more: str = ""
-    flags: tuple[str, ...] = ()
+    options: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def _options(*names: str, **defaults: str) -> dict[str, str | None]:
+    return {**dict.fromkeys(names), **defaults}
 
 
 COMMANDS = {
     "train": Command(
         "CASE_OR_RUN [--flags]", "train a case, or go on with a run",
-        "CASE is a name of `mimickit list`, or an args file. It trains with the hyper-parameters that learn (--variant "
-        "tuned) in as many worlds as those are tuned for, on one GPU (--devices cuda:0 cuda:1 takes two); where there "
-        f"is none on the CPU, in {CPU_WORLDS} worlds; until {MAX_SAMPLES:,} samples. One of {WORLDS_PER_EVAL_WORLD} "
-        f"worlds evaluates beside it; every {OUTPUT_SAMPLES:,} samples or {OUTPUT_SECONDS} s a checkpoint is left. RUN "
-        "is a run folder: its training goes on exactly where its newest checkpoint stands.",
-        ("variant", "devices", "num_envs", "max_samples", "time_budget_hours", "eval_envs", "output_samples", "out_dir",
-         "overwrite", "logger", "rand_seed", "set")),
+        "CASE is a name of `mimickit list`, or an args file. RUN is a run folder: its training continues exactly from "
+        "its newest checkpoint, with the options it was started with.",
+        _options(
+            "variant", "devices", num_envs="the args file's; with --variant tuned what it is tuned for, at most; on a "
+            f"CPU {CPU_WORLDS}", max_samples=f"{MAX_SAMPLES:,}", eval_envs=f"one of {WORLDS_PER_EVAL_WORLD} worlds",
+            output_samples=f"{OUTPUT_SAMPLES:,}", output_seconds=str(OUTPUT_SECONDS), time_budget_hours=None,
+            out_dir=None, overwrite=None, logger=None, rand_seed=None, set=None)),
     "test": Command(
         "RUN_OR_CASE [--flags]", "measure what a run learned",
         "RUN is a run folder, whose model.pt is tested, or one of its checkpoints (RUN/checkpoints/best), or a model "
-        f"file: same case, agent, clip and --set as it was trained with. {TEST_WORLDS['cuda']} episodes side by side "
-        f"on a GPU, {TEST_WORLDS['cpu']} on the CPU. Files go into RUN/test. CASE stands for its newest run below "
+        "file: same case, agent, clip and --set as in its training. CASE stands for its newest run below "
         f"{OUT_DIR}.",
-        ("devices", "num_envs", "test_episodes", "out_dir", "rand_seed", "set")),
+        _options("devices", num_envs=f"{TEST_WORLDS['cuda']}; on a CPU {TEST_WORLDS['cpu']}",
+                 test_episodes="--num_envs", out_dir="RUN/test", rand_seed=None, set=None)),
     "view": Command(
         "RUN_OR_CASE [--flags]", "watch what a run learned, or a clip",
-        "RUN is a run folder, as for test; files go into RUN/view. CASE is one that shows a clip (view_motion_...), or "
-        "stands for its newest run. A window opens; without a display, or with --video true, one episode is filmed.",
-        ("video", "video_file", "video_width", "video_height", "devices", "num_envs", "out_dir", "set")),
-    "list": Command("[cases|characters|clips]", "what there is"),
+        "RUN and CASE as for test; or CASE is one that shows a clip (view_motion_...). A window opens; without a "
+        "display, or with --video true, one episode is filmed from the clip's beginning.",
+        _options("video", "video_file", "video_width", "video_height", "devices", num_envs="1", out_dir="RUN/view",
+                 set=None)),
+    "list": Command("[cases|characters|clips]", "show what there is"),
     "show": Command(
-        "CASE_OR_RUN [--flags]", "the configuration in effect, and which file every value comes from",
-        "Takes the flags of train, so that their effect can be seen first.", ("variant", "num_envs", "devices", "set")),
+        "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
+        "Takes the options of train, to show their effect beforehand.",
+        _options("variant", "num_envs", "devices", "set")),
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
     "report": Command("ROOT [--out DIR] [--pictures N]", "a page of results of a run of the acceptance suite",
                       "ROOT is a folder below output/train; docs/results/README.md says what is written."),
-    "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file of before February 2026 in today's layout"),
-    "completion": Command("", "completion for bash and zsh: eval \"$(mimickit completion)\""),
+    "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
+    "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
 WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "completion")
 
@@ -101,7 +108,9 @@ def read_args(argv: Sequence[str]) -> Args:
         UserError: no or an unknown case or run, or as :meth:`Args.from_argv`.
     """
     if not is_command(argv):
-        return Args.from_argv(argv)
+        args = Args.from_argv(argv)
+        args.check()
+        return args
     name, words = argv[0], list(argv[1:])
     if not words or words[0].startswith("-"):
         raise UserError(f"mimickit {name}: name it first: mimickit {name} {COMMANDS[name].usage} (mimickit list shows "
@@ -110,8 +119,10 @@ def read_args(argv: Sequence[str]) -> Args:
     if "arg_file" in values:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
-    given.check(FLAGS, LIST_FLAGS)
-    return {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
+    given.check()
+    args = {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
+    args.check()
+    return args
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -134,20 +145,29 @@ def run_command(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
+def help_text() -> str:
+    """The text of ``mimickit --help``."""
+    width = max(len(f"{name} {command.usage}") for name, command in COMMANDS.items())
+    lines = ["Trains physics-based characters to imitate motion clips, and tests and shows what they learned.", ""]
+    lines += [f"  mimickit {f'{name} {command.usage}':{width}}  {command.does}" for name, command in COMMANDS.items()]
+    lines += ["  mimickit COMMAND --help",
+              "  mimickit --arg_file args/<case>_args.txt [--flag value ...]   as MimicKit's users know it"]
+    for title, options in GROUPS.items():
+        lines += ["", f"{title}:", *help_rows(options)]
+    return "\n".join([
+        *lines, "",
+        "Of several mentions of a flag the first counts; the command line is read before the args file. Files of args/",
+        "and data/ are looked up in the working directory, then among the shipped ones."])
+
+
 def help_of(argv: Sequence[str]) -> str:
     """The text of ``mimickit COMMAND --help``."""
     name, command = argv[0], COMMANDS[argv[0]]
     lines = [f"usage: mimickit {name} {command.usage}".rstrip(), "", f"{command.does[0].upper()}{command.does[1:]}."]
     lines += ["", *textwrap.wrap(command.more, 116)] if command.more else []
-    if command.flags:
-        lines += ["", *flag_rows(command.flags), "", "All flags: mimickit --help"]
+    if command.options:
+        lines += ["", *help_rows(command.options, command.options), "", "All options: mimickit --help"]
     return "\n".join(lines)
-
-
-def overview() -> list[str]:
-    """Lines of ``mimickit --help`` about the commands."""
-    width = max(len(f"{name} {command.usage}") for name, command in COMMANDS.items())
-    return [f"  mimickit {f'{name} {command.usage}':{width}}  {command.does}" for name, command in COMMANDS.items()]
 
 
 # --- what a case or a run says ----------------------------------------------------------------------------------------
@@ -220,21 +240,21 @@ def _unknown(name: str, target: str) -> UserError:
 
 def _train(name: str, target: str, given: Args) -> Args:
     if os.path.isdir(target):
-        args, folder, _ = _run_args(Path(target), given, FLAGS.keys() - OF_A_TRAINING)
+        args, folder, _ = _run_args(Path(target), given, OPTIONS.keys() - OF_A_TRAINING)
         resume = {} if name == "show" else {"resume": [target]}
         return args.with_defaults({"mode": ["train"], **resume}, str(folder)).named(name, target)
     args = _case_args(target, given)
     if args is None:
         raise _unknown(name, target)
     args = args.named(name, target)
-    if args.text("mode", "train") == "test" and "mode" not in given:
+    if args["mode"] == "test" and "mode" not in given:
         if name == "show":
             return args
         raise UserError(f"mimickit train {target}: this case shows something and learns nothing; try mimickit view "
                         f"{target}")
-    worlds, processes = whole_number(args, "num_envs", 1), _processes(args)
+    worlds, processes = args["num_envs"], _processes(args)
     if with_variant(args)[1] == TUNED and args.source.get("num_envs") != COMMAND_LINE:
-        at_once = tuned_worlds(args.text("agent_config")) if _kind(args) == "cuda" else CPU_WORLDS
+        at_once = tuned_worlds(args["agent_config"]) if _kind(args) == "cuda" else CPU_WORLDS
         worlds = max(1, min(worlds, at_once // processes))
         args = args.with_value("num_envs", str(worlds), source=f"variant {TUNED}")
     evaluating = max(1, worlds // WORLDS_PER_EVAL_WORLD) if worlds > 1 else 0
@@ -245,12 +265,12 @@ def _train(name: str, target: str, given: Args) -> Args:
 
 def _processes(args: Args) -> int:
     """How many processes will train."""
-    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else len(args.get("devices") or [1])
+    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else len(args["devices"] or [1])
 
 
 def _kind(args: Args) -> str:
     """``cuda`` or ``cpu``: where this will run."""
-    return (args.text("devices") or machine_devices()[-1]).split(":")[0]
+    return (args["devices"] or machine_devices()[-1:])[0].split(":")[0]
 
 
 def _test(name: str, target: str, given: Args) -> Args:
@@ -260,7 +280,7 @@ def _test(name: str, target: str, given: Args) -> Args:
 
 
 def _view(name: str, target: str, given: Args) -> Args:
-    film = given.boolean("video", False) or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    film = given["video"] or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     defaults = {"mode": ["test"], "num_envs": ["1"], "visualize": ["false" if film else "true"],
                 "video": ["true" if film else "false"], **({"test_episodes": ["1"]} if film else {})}
     return _of_a_run(name, target, given, defaults, "view")
@@ -277,7 +297,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
         args = _case_args(target, given)
         if args is None:
             raise _unknown(name, target)
-        if args.text("mode", "train") == "test":  # it shows something and has no policy
+        if args["mode"] == "test":  # it shows something and has no policy
             wanted = Args({k: tuple(v) for k, v in defaults.items()}, dict.fromkeys(defaults, says))
             return args.under(wanted.under(given)).named(name, target)
         target = str(_newest_run(case_name(args)))
@@ -288,7 +308,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
             raise UserError(f"mimickit {name} {target}: it has no model yet ({model})")
         defaults["model_file"] = [str(model)]
     if place and defaults["video"] == ["true"] and "agent_config" in args:  # the film begins where the clip begins
-        args = args.with_value("set", "env.rand_reset=false", *(args.get("set") or ()))
+        args = args.with_value("set", "env.rand_reset=false", *args["set"])
     return args.with_defaults(defaults, says).named(name, target)
 
 
@@ -307,7 +327,7 @@ def _longcycle(words: list[str]) -> int:
 
 
 def _convert_agent(words: list[str]) -> None:
-    from mimickit.learning.agents import convert_agent_file
+    from mimickit.learning.config import convert_agent_file
 
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
         raise UserError(f"usage: mimickit convert-agent {COMMANDS['convert-agent'].usage}")
@@ -328,11 +348,14 @@ def _one_of(words: list[str], name: str, known: Collection[str]) -> str | None:
 def _completion() -> str:
     """A script for bash (zsh: after ``autoload -U bashcompinit; bashcompinit``)."""
     cases = " ".join(case.name for case in all_cases())
-    flags = " ".join(f"--{flag}" for flag in FLAGS)
+    values = "\n".join(f'  elif [ "$before" = --{name} ]; then COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word"))'
+                       for name, option in OPTIONS.items()
+                       if (words := option.choices or (("true", "false") if option.kind is bool else ())))
     return f"""_mimickit() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}}
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{' '.join(COMMANDS)}" -- "$word"))
-  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{flags}" -- "$word"))
+  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{' '.join(f'--{name}' for name in OPTIONS)}" -- "$word"))
+{values}
   elif [ "$COMP_CWORD" = 2 ]; then COMPREPLY=($(compgen -W "{cases}" -- "$word") $(compgen -f -- "$word"))
   else COMPREPLY=($(compgen -f -- "$word")); fi
 }}

@@ -118,7 +118,7 @@ def combinations(flags: Sequence[str], devices: Sequence[str], out_dir: Path) ->
 
         name = f"{character}, {'several worlds' if worlds > 1 else 'one world'}"
         yield Combination(name, character, marker(engine_key(spec, config, worlds, device)), build)
-    if request.mode == "test" and args.boolean("video", False):
+    if request.mode == "test" and args["video"]:
         show = bool(getattr(request.env, "visualize_ref_char", False))
         yield Combination("pictures", "pictures", marker(picture_key(show)), lambda: draw(request, devices[0], out_dir))
 

@@ -24,6 +24,8 @@ def program() -> str:
     if PROGRAM in os.environ:
         return os.environ[PROGRAM]
     script = Path(sys.argv[0])
+    if script.name == "__main__.py":
+        return "python -m mimickit"
     if script.suffix != ".py":
         return "mimickit"
     return f"python {script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script}"
@@ -43,7 +45,7 @@ def short(name: str, target: str | Path, *flags: str) -> str:
 def told_model(request: Request) -> list[str]:
     """``--model_file`` where it was given on the command line."""
     args = request.args
-    return ["--model_file", args.text("model_file")] if args.source.get("model_file") == COMMAND_LINE else []
+    return ["--model_file", args["model_file"]] if args.source.get("model_file") == COMMAND_LINE else []
 
 
 def given(request: Request, *without: str) -> dict[str, list[str]]:
@@ -62,7 +64,7 @@ def same_case(request: Request) -> dict[str, list[str]]:
 
 def after_training(request: Request, outcome: str) -> list[str]:
     """Lines that end a training."""
-    from mimickit.learning.dummy_agent import DummyConfig
+    from mimickit.learning.config import DummyConfig
 
     out, lines = request.out_dir, []
     if not isinstance(request.agent, DummyConfig):
@@ -94,7 +96,7 @@ def after_test(request: Request, video: Mapping[str, Any] | None) -> list[str]:
         name, target = request.args.command
         film = "film: " + short("view", target, *told_model(request), "--video", "true")
         return lines if name == "view" else [*lines, film]
-    model = request.args.text("model_file")
+    model = request.args["model_file"]
     return [*lines, "film: " + command({
         **same_case(request), "mode": ["test"], **({"model_file": [model]} if model else {}), "num_envs": ["1"],
         "test_episodes": ["1"], "visualize": ["false"], "video": ["true"], "out_dir": [str(request.out_dir)]})]

@@ -1,7 +1,4 @@
-"""What a run was asked for: flags and configuration files, read and checked before anything starts.
-
-:data:`FLAGS` is the one list of the program's flags; :func:`read_request` makes a :class:`Request` of them.
-"""
+"""What a run was asked for: options and configuration files, read and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ import errno
 import os
 import re
 import tempfile
-import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,93 +20,9 @@ from mimickit.util.args import Args
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.manifest import model_problem
-from mimickit.util.run_folder import OUT_DIR
 
-UNLIMITED = 2**63 - 1
+CONFIGURATIONS = ("engine_config", "env_config", "agent_config")
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-FLAGS: dict[str, tuple[str, str]] = {  # name -> (values and default, meaning)
-    "arg_file": ("FILE", "read more flags from this file; flags given before it win"),
-    "mode": ("train|test [train]", "learn, or run episodes with the policy as it is"),
-    "env_config": ("FILE", "environment yaml (required)"),
-    "engine_config": ("FILE [data/engines/newton_engine.yaml]", "physics yaml"),
-    "agent_config": ("FILE", "agent yaml; without one nothing is learned (zero actions)"),
-    "variant": ("tuned|hiutil|default [tuned where there is one]", "which hyper-parameters: FILE_tuned.yaml beside the "
-                "args file's agent_config, or that file itself; an --agent_config on the command line wins"),
-    "devices": ("D [D ...] [cuda:0, else cpu]", "one process per entry: cpu or cuda:i"),
-    "num_envs": ("N [1]", "worlds per process"),
-    "max_samples": ("N [unlimited]", "training stops once this many samples are collected, summed over processes"),
-    "max_iters": ("N", "stop after so many iterations of this process"),
-    "time_budget_hours": ("H", "stop after so many hours of this process"),
-    "output_samples": ("N", "evaluate and checkpoint at least every N samples"),
-    "output_seconds": ("S", "evaluate and checkpoint at least every S seconds"),
-    "test_episodes": ("N [unlimited]", "test mode: episodes in all"),
-    "statistics_episodes": ("N", "test mode: episodes for statistics and measures, the first of them --test_episodes"),
-    "eval_envs": ("N [0]", "train mode: evaluate in so many worlds of every process while the others train; 0: pause"),
-    "max_episode_steps": ("N [10000]", "tests and evaluations: count an episode as ended after so many control steps"),
-    "model_file": ("FILE", "parameters to start from (model.pt of ours or of MimicKit)"),
-    "resume": ("[PATH]", "continue exactly from a run folder's newest checkpoint, or from one checkpoint folder; "
-                         "without PATH from --out_dir"),
-    "overwrite": ("BOOL [false]", "train in a folder that holds a training, after removing it"),
-    "out_dir": ("DIR [output/<case>/<date>-<n>]", "where everything is written"),
-    "result_file": ("FILE [<out_dir>/result.json]", "the machine-readable result"),
-    "logger": ("txt|tb|wandb [txt]", "log.txt is always written"),
-    "save_int_models": ("BOOL [false]", "keep the model of every output iteration"),
-    "visualize": ("BOOL [true]", "open a window (test mode); without a display a warning says that none is opened"),
-    "video": ("BOOL [false]", "test mode: render one episode off screen"),
-    "video_file": ("FILE.mp4 [<out_dir>/viz.mp4]", "where the video goes; PNG frames beside it"),
-    "video_width": ("PIXELS [854]", "width of the video"),
-    "video_height": ("PIXELS [480]", "height of the video"),
-    "rand_seed": ("N [clock]", "process r uses seed + 41 r"),
-    "master_port": ("N [a free one]", "port of the process group"),
-    "set": ("KEY=VALUE ...", "override keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120"),
-    "help": ("", "show this text"),
-}
-LIST_FLAGS = ("devices", "set")  # the others take one value
-WHOLE_NUMBERS: dict[str, tuple[int, int]] = {  # flag -> least and largest value
-    "num_envs": (1, 2**31 - 1),
-    "max_samples": (1, UNLIMITED),
-    "max_iters": (1, UNLIMITED),
-    "output_samples": (1, UNLIMITED),
-    "test_episodes": (1, UNLIMITED),
-    "statistics_episodes": (1, UNLIMITED),
-    "eval_envs": (0, 2**31 - 1),
-    "max_episode_steps": (1, 2**31 - 1),
-    "video_width": (64, 8192),
-    "video_height": (64, 8192),
-    "rand_seed": (0, 2**62),
-    "master_port": (1, 65535),
-}
-
-
-def help_text() -> str:
-    """The text of ``--help``."""
-    from mimickit.commands import overview
-
-    return "\n".join([
-        "Trains a physics-based character to imitate motion clips, tests and shows what it learned.", "",
-        *overview(), "  mimickit COMMAND --help",
-        "  mimickit --arg_file args/<case>_args.txt [--flag value ...]   as MimicKit's users know it", "",
-        *flag_rows(FLAGS), "",
-        "The first mention of a flag wins; the command line is read before the args file. Files of args/ and data/ are",
-        "looked up in the working directory, then among the shipped ones. Files of a run: docs/run_folder.md.",
-    ])
-
-
-def flag_rows(names: Iterable[str]) -> list[str]:
-    """Lines that tell of flags."""
-    heads = {name: f"--{name} {FLAGS[name][0]}".rstrip() for name in names}
-    width = min(34, max(map(len, heads.values())))
-    rows = []
-    for name, head in heads.items():
-        first, *others = textwrap.wrap(FLAGS[name][1], 116 - width)
-        if len(head) > width:
-            rows.append(f"  {head}")
-            head = ""
-        rows += [f"  {head:{width}}  {first}", *(f"  {'':{width}}  {other}" for other in others)]
-    return rows
-
-
 
 
 @dataclass(frozen=True)
@@ -144,81 +56,82 @@ class Request:
         return {name: part.model_dump(mode="json") for name, part in parts.items()}
 
 
+@dataclass(frozen=True)
+class World:
+    """The configuration files, and what those of the environment and of the engine come to."""
+
+    files: Mapping[str, Path]  # by option
+    changes: Mapping[str, Mapping[str, Any]]  # of --set: env, engine, agent
+    env: Any  # EnvConfig
+    engine: Any  # EngineConfig
+    note: str | None  # how an engine file is read that is not Newton's
+
+
+def read_world(args: Args) -> World:
+    """Find all files that options name, and read those of the environment and the engine.
+
+    Raises:
+        UserError: as :func:`read_request`.
+    """
+    from mimickit.engines.engine_config import for_newton
+    from mimickit.envs.env_config import check_files, make_env_config, merge_engine_config
+
+    files = {flag: locate(args[flag]) for flag in CONFIGURATIONS if args[flag]}
+    if "env_config" not in files:
+        raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
+    assignments, env = args["set"], None
+    changes = read_overrides(assignments)
+    with naming_overrides(assignments, "env"):
+        if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
+            data = merge(load_yaml(files["env_config"]), changes["env"])
+            env = make_env_config(data, str(files["env_config"]))
+        named = [str(path) for path in files.values()] + [args[flag] for flag in ("model_file", "resume") if args[flag]]
+        missing = [path for path in named if not os.path.exists(path)]
+        if missing:
+            raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
+                                    f"{Path.cwd()}, args/ and data/ then among the shipped files)")
+        with naming_overrides(assignments, "engine"):
+            engine = merge_engine_config(files["engine_config"], env, changes["engine"])
+        check_files(env)
+    note = None
+    if "engine_name" not in {**env.engine, **changes["engine"]}:
+        note = for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1]
+    return World(files, changes, env, engine, note)
+
+
 def read_request(args: Args) -> Request:
-    """Read and check flags, configuration files and the files those name.
+    """Read and check options, configuration files and the files those name.
 
     Raises:
         UserError: anything given is wrong; the message names it, what is allowed and where it stands.
     """
-    from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, for_newton
-    from mimickit.envs.env_config import check_env_name, check_files, load_env_config, merge_engine_config
-    from mimickit.learning.agents import parse_agent_config, present_layout
+    from mimickit.learning.config import parse_agent_config, present_layout
 
     args, variant = with_variant(args)
-    mode = args.text("mode", "train", choices=("train", "test"))
-    args.text("logger", "txt", choices=("txt", "tb", "wandb"))
-    for flag in ("visualize", "video", "save_int_models", "overwrite"):
-        args.boolean(flag, False)
-    for flag in WHOLE_NUMBERS:
-        whole_number(args, flag)
-    for flag in ("time_budget_hours", "output_seconds"):
-        args.number(flag, minimum=0.0)
-    if (video := args.text("video_file")) is not None and Path(video).suffix.lower() != ".mp4":
-        raise UserError(f"--video_file {video} ({args.source['video_file']}): videos are MP4, so the name must end in "
-                        ".mp4")
-    flags = ("engine_config", "env_config", "agent_config")
-    files = {flag: locate(value) for flag in flags if (value := args.text(flag))}
-    files.setdefault("engine_config", locate(DEFAULT_ENGINE_FILE))
-    if "env_config" not in files:
-        raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
-    assignments = args.get("set")
-    changes = read_overrides(assignments or [])
-    if assignments == []:
-        raise UserError("--set needs at least one KEY=VALUE, such as env.episode_length=5")
-    if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
-        check_env_name(merge(load_yaml(files["env_config"]), changes["env"]), str(files["env_config"]))
-    missing = [str(path) for path in files.values() if not os.path.exists(path)]
-    for flag in ("model_file", "resume"):
-        if (value := args.text(flag)) and not os.path.exists(value):
-            missing.append(value)
-    if missing:
-        raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
-                                f"{Path.cwd()}, args/ and data/ then among the shipped files)")
-
-    if (model_file := args.text("model_file")) and (problem := model_problem(Path(model_file))):
+    world = read_world(args)
+    if (model_file := args["model_file"]) and (problem := model_problem(Path(model_file))):
         raise UserError(f"--model_file {problem}; --resume {Path(model_file).parent} trains on from its newest "
                         "checkpoint and writes the model anew")
-
-    with naming_overrides(assignments, "env"):
-        env = load_env_config(files["env_config"], changes["env"])
-        with naming_overrides(assignments, "engine"):
-            engine = merge_engine_config(files["engine_config"], env, changes["engine"])
-    notes = []
-    if "engine_name" not in {**env.engine, **changes["engine"]}:
-        notes.append(for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1])
-    agent_files = layers(files["agent_config"]) if "agent_config" in files else []
-    if not agent_files and changes["agent"]:
+    file, changes, notes = world.files.get("agent_config"), world.changes["agent"], [world.note]
+    if file is None and changes:
         raise UserError("--set agent.… needs an --agent_config")
+    agent_files = layers(file) if file is not None else []
     agent_file = stacked(agent_files)
-    agent_data = merge(agent_file, changes["agent"]) if agent_files else None
-    with naming_overrides(assignments, "agent"):
-        if agent_data is not None:
-            agent_data, note = present_layout(agent_data, str(files["agent_config"]))
+    agent_data = None
+    with naming_overrides(args["set"], "agent"):
+        if file is not None:
+            agent_data, note = present_layout(merge(agent_file, changes), str(file))
             notes.append(note)
-        agent = parse_agent_config(agent_data, str(files.get("agent_config", "agent config")))
-    with naming_overrides(assignments, "env"):
-        check_files(env)
-
-    out_dir = Path(args.text("out_dir", OUT_DIR))
+        agent = parse_agent_config(agent_data, str(file or "agent config"))
+    seed = args["rand_seed"]
     request = Request(
-        args=args, mode=mode, devices=read_devices(args), out_dir=out_dir,
-        result_file=result_file(args, out_dir),
-        num_envs=whole_number(args, "num_envs", 1), seed=whole_number(args, "rand_seed", int(256 * time.time())),
-        engine=engine, env=env, agent_data=agent_data, agent=agent, files=files,
-        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)),
-        variant=variant,
+        args=args, mode=args["mode"], devices=read_devices(args), out_dir=Path(args["out_dir"]),
+        result_file=result_file(args, Path(args["out_dir"])), num_envs=args["num_envs"],
+        seed=int(256 * time.time()) if seed is None else seed,
+        engine=world.engine, env=world.env, agent_data=agent_data, agent=agent, files=world.files,
+        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)), variant=variant,
     )
-    with naming_overrides(assignments, "agent"):
+    with naming_overrides(args["set"], "agent"):
         check_request(request)
     return request
 
@@ -227,7 +140,7 @@ def header(request: Request) -> list[str]:
     """Lines about what a training takes that nobody may have asked for."""
     if request.variant is None or request.mode != "train":
         return []
-    file, others = request.args.text("agent_config"), ""
+    file, others = request.args["agent_config"], ""
     if request.variant != DEFAULT:
         others = "; --variant default takes the args file's own"
     lines = [f"hyper-parameters: {request.variant} ({file}{others})"]
@@ -242,15 +155,10 @@ def header(request: Request) -> list[str]:
 
 def result_file(args: Args, out_dir: Path) -> Path:
     """Where the result goes."""
-    return Path(args.text("result_file", str(out_dir / "result.json")))
+    return Path(args["result_file"] or out_dir / "result.json")
 
 
-def whole_number(args: Args, flag: str, default: int | None = None) -> int | None:
-    """The value of one of :data:`WHOLE_NUMBERS`. Raises UserError when it is out of bounds."""
-    return args.integer(flag, default, *WHOLE_NUMBERS[flag])
-
-
-def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
+def read_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``env.a=1 agent.b.c=x`` -> {"env": {"a": 1}, "engine": {}, "agent": {"b": {"c": "x"}}}; values are YAML.
 
     Raises:
@@ -273,12 +181,12 @@ def read_overrides(assignments: list[str]) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def naming_overrides(assignments: list[str] | None, part: str) -> Iterator[None]:
+def naming_overrides(assignments: Sequence[str], part: str) -> Iterator[None]:
     """Let the message of a UserError say which keys of ``part`` came from --set, not from the file that it names."""
     try:
         yield
     except UserError as error:
-        given = [text for text in assignments or [] if text.startswith(f"{part}.")]
+        given = [text for text in assignments if text.startswith(f"{part}.")]
         if not given:
             raise
         keys = [text.partition("=")[0].removeprefix(f"{part}.").removeprefix("engine.") for text in given]
@@ -295,9 +203,7 @@ def read_devices(args: Args) -> tuple[str, ...]:
     Raises:
         UserError: an unknown kind, an index that this machine does not have, mixed kinds, or one GPU twice.
     """
-    given, here = args.get("devices"), machine_devices()
-    if given == []:
-        raise UserError("--devices needs at least one of cpu, cuda:0, cuda:1, ...")
+    given, here = args["devices"], machine_devices()
     if given is None:
         return ("cuda:0" if "cuda:0" in here else "cpu",)
     devices = tuple("cuda:0" if name == "cuda" else name for name in given)
@@ -319,14 +225,14 @@ def machine_devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
-def check_writable(args: Args, flag: str, default: str | None = None) -> None:
+def check_writable(args: Args, flag: str) -> None:
     """Make sure that files can be written where a flag wants them; makes no folder.
 
     Raises:
         UserError: the folder cannot be written or made, or a folder has the file's name.
         OSError: anything else that the system says, such as a disk that is full.
     """
-    if (given := args.text(flag, default)) is None:
+    if (given := args[flag]) is None:
         return
     folder = Path(given) if flag == "out_dir" else Path(given).parent
     place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))

@@ -20,17 +20,17 @@ def check_request(request: Request) -> None:
     """Raise UserError for what would fail, or train nothing, once everything is built."""
     args = request.args
     if request.mode == "test":
-        for flag, given in (("resume", "resume" in args), ("overwrite", args.boolean("overwrite", False))):
+        for flag, given in (("resume", "resume" in args), ("overwrite", args["overwrite"])):
             if given:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
-    check_logger(args.text("logger", "txt"))
+    check_logger(args["logger"])
     check_motors(request)
     check_sizes(request)
-    if request.mode == "train" and args.text("resume") is not None:
-        check_resume(request, Path(args.text("resume")))
-    if args.text("model_file") is not None:
-        check_model_file(request, Path(args.text("model_file")))
+    if request.mode == "train" and args["resume"] is not None:
+        check_resume(request, Path(args["resume"]))
+    if args["model_file"] is not None:
+        check_model_file(request, Path(args["model_file"]))
 
 
 def check_logger(kind: str) -> None:
@@ -52,28 +52,23 @@ def check_motors(request: Request) -> None:
     weak = [name for name, span in zip(model.joint_names, model.dof_slices, strict=True)
             if span.stop > span.start and not (gains[span] > 0.0).any()]
     if weak:
+        convert = ("URDF has no stiffness: write an MJCF file (python -m mimickit.util.urdf_file). "
+                   if model.file.suffix.lower() == ".urdf" else "")
         raise UserError(
             f"{model.file}: no {key} at joint {', '.join(weak)}: control_mode {request.engine.control_mode} cannot "
-            "move them. Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), or drive "
-            f"them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
+            f"move them. {convert}Give their <joint> (or its <default>) stiffness= and damping= (N m/rad, N m s/rad), "
+            f"or drive them by torque with the yaml keys engine: {{control_mode: torque}} in {request.env.source}")
 
 
 def check_sizes(request: Request) -> None:
     """Raises UserError where worlds, minibatches and replay do not fit together."""
-    from mimickit.learning.buffer import minibatch_plan
-    from mimickit.learning.discriminator import AdversarialConfig, check_ring
-    from mimickit.learning.policy_agent import PolicyConfig, check_batch_sizes
-    from mimickit.learning.side_evaluation import check_eval_envs
+    from mimickit.learning.config import AdversarialConfig, check_eval_envs, check_replay
 
     agent, num_envs = request.agent, request.num_envs
     if request.mode == "train":
-        check_eval_envs(request.args.integer("eval_envs", 0), num_envs)
-    if isinstance(agent, PolicyConfig):
-        check_batch_sizes(agent, "actor", "critic")
+        check_eval_envs(request.args["eval_envs"], num_envs)
     if isinstance(agent, AdversarialConfig):
-        check_batch_sizes(agent, "disc")
-        batch, _ = minibatch_plan(agent.steps_per_iter, num_envs, agent.disc_batch_size, agent.disc_epochs)
-        check_ring(agent, num_envs, batch)
+        check_replay(agent, num_envs)
 
 
 def check_resume(request: Request, path: Path) -> None:
@@ -101,9 +96,8 @@ def check_model_file(request: Request, path: Path) -> None:
     import torch
 
     from mimickit.anim.mjcf import load_character_model
-    from mimickit.learning.discriminator import AdversarialConfig
-    from mimickit.learning.policy import ActorCritic
-    from mimickit.learning.policy_agent import PolicyConfig
+    from mimickit.learning.config import AdversarialConfig, PolicyConfig
+    from mimickit.learning.model import ActorCritic
     from mimickit.util.checkpoint import misfits, read_model
 
     found, agent = read_model(path), request.agent

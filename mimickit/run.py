@@ -8,12 +8,19 @@ tests, and leaves the files that docs/run_folder.md describes. Several devices: 
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # python mimickit/run.py: import the package, not the files beside this one
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from mimickit.__main__ import console
+
+    console()
+
 import faulthandler
 import gc
-import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -22,27 +29,15 @@ from pathlib import Path
 from typing import Any
 
 PROCESS_START = time.monotonic()  # the same clock in all processes of a machine
-if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mimickit.util.alive import ALIVE, watch_from_start
 
 watch_from_start()
 
 from mimickit import commands
+from mimickit.__main__ import end_now
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
-from mimickit.request import (
-    FLAGS,
-    LIST_FLAGS,
-    UNLIMITED,
-    Request,
-    check_writable,
-    header,
-    help_text,
-    naming_overrides,
-    read_request,
-    whole_number,
-)
+from mimickit.request import Request, check_writable, header, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.failures import (
@@ -58,6 +53,7 @@ from mimickit.util.failures import (
 from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
+from mimickit.util.options import UNLIMITED
 from mimickit.util.processes import end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
@@ -77,12 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command = argv[0] if commands.is_command(argv) else None
         if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
-            print(commands.help_of(argv) if command else help_text())
+            print(commands.help_of(argv) if command else commands.help_text())
             return EXIT_OK
         if command in commands.WITHOUT_STAGE:
             return commands.run_command(argv)
         args = commands.read_args(argv)
-        args.check(FLAGS, LIST_FLAGS)
         first = rank == 0 and STARTED not in os.environ  # else said already
         for sentence in args.remarks if first else ():
             warn(sentence)
@@ -91,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             check_writable(args, flag)
         if rank == 0:
             look_at_folder(args, claim)
-        out_dir = Path(args.text("out_dir"))
+        out_dir = Path(args["out_dir"])
         request = read_request(args)
         for sentence in request.notes if first else ():
             warn(sentence)
@@ -128,12 +123,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def look_at_folder(args: Args, claim: run_folder.Claim) -> None:
     """Take a folder that exists. Raises UserError where another process works in it, or it holds another training."""
-    folder = Path(args.text("out_dir"))
+    folder = Path(args["out_dir"])
     if not folder.is_dir():
         return
     claim.take(folder)
-    if args.text("mode", "train") == "train":
-        run_folder.check(folder, args.text("resume"), args.boolean("overwrite", False))
+    if args["mode"] == "train":
+        run_folder.check(folder, args["resume"], args["overwrite"])
 
 
 def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
@@ -143,7 +138,7 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
             request = request.moved(run_folder.make_own(request.out_dir))
         request.out_dir.mkdir(parents=True, exist_ok=True)
         look_at_folder(request.args, claim)
-        if request.mode == "train" and request.args.boolean("overwrite", False):
+        if request.mode == "train" and request.args["overwrite"]:
             run_folder.clear(request.out_dir)
         if STARTED not in os.environ:  # else said already
             print("\n".join([*header(request), f"run folder: {request.out_dir}"]), flush=True)
@@ -187,7 +182,7 @@ def launch(argv: list[str], request: Request) -> int:
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ[PROGRAM] = program()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would, without its warning
-    port = whole_number(request.args, "master_port")
+    port = request.args["master_port"]
     local = ["--nnodes", "1", "--master-addr", "localhost", "--master-port"]
     where = ["--standalone"] if port is None else [*local, str(port)]
     script = str(Path(__file__).resolve())
@@ -232,6 +227,8 @@ def join(request: Request) -> Any:
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
     env, agent = build_stage(request, dist)
+    if signal.getsignal(signal.SIGINT) is end_now:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     ALIVE.stop()  # from here on every iteration, or step, beats
     mode = train_stage if request.mode == "train" else test_stage
     code = mode(request, env, agent, dist)
@@ -243,7 +240,7 @@ def run_stage(request: Request, dist: Any) -> int:
 def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
     """Environment and agent of this process."""
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent, load_agent_model
+    from mimickit.learning.methods import build_agent
     from mimickit.util.distributed import seed_process
 
     seed = dist.broadcast_object(request.seed)
@@ -253,7 +250,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.world_size))
     ALIVE.begin(request.out_dir, dist.rank, dist.is_root)
-    with naming_overrides(request.args.get("set"), "env"):
+    with naming_overrides(request.args["set"], "env"):
         env = build_env(request.env, request.engine, request.num_envs, dist.device)
     gc.freeze()
     gc.enable()
@@ -263,8 +260,8 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
             keys = ", ".join(f"{key} {value}" for key, value in request.env.engine.items())
             print(f"  engine keys of {request.env.source}: {keys}", flush=True)
     agent = build_agent(env, request.agent, dist)
-    if (model_file := request.args.text("model_file")) is not None:
-        load_agent_model(agent, model_file)
+    if (model_file := request.args["model_file"]) is not None:
+        agent.load_model(model_file)
     if dist.is_root:
         warn_if_pointless(request, env)
     return env, agent
@@ -272,8 +269,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 def warn_if_pointless(request: Request, env: Any) -> None:
     """Say so when a test or a training can hardly be what somebody wanted."""
-    from mimickit.learning.discriminator import AdversarialConfig
-    from mimickit.learning.dummy_agent import DummyConfig
+    from mimickit.learning.config import AdversarialConfig, DummyConfig
 
     if isinstance(request.agent, DummyConfig):
         return
@@ -289,31 +285,32 @@ def warn_if_pointless(request: Request, env: Any) -> None:
 
 def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Train, leave ``result.json``; exit code 0, or 128 + signal when a signal ended it (with a checkpoint)."""
-    from mimickit.learning.trainer import TrainOptions, train
+    from mimickit.learning.config import TrainOptions
+    from mimickit.learning.trainer import train
 
     args = request.args
     for flag, shows in (("video", "records"), ("visualize", "opens a window")):
-        if flag in args and args.boolean(flag, False) and dist.is_root:
+        if flag in args and args[flag] and dist.is_root:
             print(f"note: --{flag} {shows} in test mode; training goes on without it", flush=True)
     run = None
     if dist.is_root:
         save_configuration(request, env, dist)
-        run = run_folder.name_run(request.out_dir, run_folder.continued(request.out_dir, args.text("resume")))
-    hours, resume = args.number("time_budget_hours", minimum=0.0), args.text("resume")
+        run = run_folder.name_run(request.out_dir, run_folder.continued(request.out_dir, args["resume"]))
+    hours, resume = args["time_budget_hours"], args["resume"]
     result = train(env, agent, dist, TrainOptions(
         out_dir=request.out_dir,
-        max_samples=whole_number(args, "max_samples", UNLIMITED),
-        max_iters=whole_number(args, "max_iters"),
+        max_samples=args["max_samples"],
+        max_iters=args["max_iters"],
         time_budget_s=None if hours is None else 3600.0 * hours,
-        output_samples=whole_number(args, "output_samples"),
-        output_seconds=args.number("output_seconds", minimum=0.0),
-        eval_envs=whole_number(args, "eval_envs", 0),
-        max_episode_steps=whole_number(args, "max_episode_steps"),
-        save_int_models=args.boolean("save_int_models", False),
+        output_samples=args["output_samples"],
+        output_seconds=args["output_seconds"],
+        eval_envs=args["eval_envs"],
+        max_episode_steps=args["max_episode_steps"],
+        save_int_models=args["save_int_models"],
         resume=None if resume is None else Path(resume),
         run=run or "",
-        logger=args.text("logger", "txt"),
-        log_measures=env.log_diagnostics,
+        logger=args["logger"],
+        log_env_metrics=env.log_diagnostics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),
@@ -330,7 +327,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
     from mimickit.envs.filming import Window
-    from mimickit.learning.evaluate import MAX_EPISODE_STEPS, run_test
+    from mimickit.learning.evaluation import run_test
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 
@@ -354,10 +351,10 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         if endless and dist.is_root:
             tell = sign_of_life(env)
         result = run_test(
-            env, agent, dist, whole_number(args, "test_episodes", UNLIMITED),
-            whole_number(args, "statistics_episodes"), on_step=on_step,
+            env, agent, dist, args["test_episodes"],
+            args["statistics_episodes"], on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
-            max_episode_steps=whole_number(args, "max_episode_steps") or (None if endless else MAX_EPISODE_STEPS),
+            max_episode_steps=None if endless and "max_episode_steps" not in args else args["max_episode_steps"],
         )
     progress.enter("done")
     video = recorder.close() if recorder is not None else None
@@ -401,22 +398,22 @@ def interval_text(summary: Mapping[str, Any] | None) -> str:
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:
     """A video recorder, a window, or None, as the flags and the machine allow."""
     args = request.args
-    window = args.boolean("visualize", True)
+    window = args["visualize"]
     if window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         if dist.is_root:
             warn("no display here, no window is opened (--visualize false silences this; --video true records off "
                  "screen)")
         window = False
-    if not dist.is_root or not (window or args.boolean("video", False)):
+    if not dist.is_root or not (window or args["video"]):
         return None
     from mimickit.envs.filming import EpisodeVideo, Window
 
     if window:
         return Window(env)
     return EpisodeVideo(
-        env, Path(args.text("video_file", str(request.out_dir / "viz.mp4"))),
-        width=whole_number(args, "video_width", 854), height=whole_number(args, "video_height", 480),
-        max_steps=whole_number(args, "max_episode_steps"),
+        env, Path(args["video_file"] or request.out_dir / "viz.mp4"),
+        width=args["video_width"], height=args["video_height"],
+        max_steps=args["max_episode_steps"],
     )
 
 
@@ -472,12 +469,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def console() -> None:
-    """Entry point of the installed ``mimickit`` command."""
-    leave(main())
-
-
-if __name__ == "__main__":
-    leave(main())

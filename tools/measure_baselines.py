@@ -25,8 +25,8 @@ import yaml
 from mimickit.cases import Case, select
 from mimickit.config import load_yaml
 from mimickit.envs.env_builder import build_env
-from mimickit.learning.agents import build_agent
-from mimickit.learning.evaluate import run_test
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
 from mimickit.longcycle.bounds import BASELINES_FILE
 from mimickit.longcycle.cases import read_inputs
 from mimickit.longcycle.settings import DEFAULT_ENGINE

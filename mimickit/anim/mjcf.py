@@ -197,8 +197,8 @@ class _Reader:
         self.mass_is_told = True  # False: the compiler's settings decide what has mass
 
     def read(self) -> CharacterModel:
-        if self.path.suffix.lower() not in (".xml", *FOREIGN):
-            raise UserError(f"character file {self.path}: only MJCF files (.xml) are supported")
+        if self.path.suffix.lower() not in (".xml", ".urdf", *FOREIGN):
+            raise UserError(f"character file {self.path}: only MJCF (.xml) and URDF files are supported")
         root = read_mjcf(self.path)
         self._read_compiler(root)
         for element in root.findall("default"):

@@ -9,14 +9,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mimickit.config import Config, build, load_yaml
-from mimickit.util.assets import SHIPPED, locate
+from mimickit.util.assets import DEFAULT_ENGINE_FILE, SHIPPED, locate
 from mimickit.util.failures import UserError
 
 ControlMode = Literal["none", "pos", "vel", "torque", "pd_explicit"]
 
 SUPPORTED_ENGINES = ("newton",)
 OTHER_ENGINES = ("isaac_gym", "isaac_lab")  # MimicKit's, whose files are read for Newton
-DEFAULT_ENGINE_FILE = "data/engines/newton_engine.yaml"
 CAPACITY_FILE = "data/engines/contact_capacity.yaml"
 
 

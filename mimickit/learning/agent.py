@@ -1,108 +1,174 @@
-"""What the trainer sees of an agent, and the configuration that all agents share."""
+"""What the trainer sees of an agent. This base alone is the agent that learns nothing (``agent_name: Dummy``)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
+from torch import Tensor, nn
 
-from mimickit.config import Config
-from mimickit.learning.normalizer import ActionNormalizer, MeanStdNormalizer
-from mimickit.learning.stats import Stat
+from mimickit.envs.base import VecEnv
+from mimickit.learning.config import AgentConfig
+from mimickit.learning.metrics import Metric
+from mimickit.learning.model import join
+from mimickit.learning.normalizer import ActionNormalizer, MeanAbsNormalizer, MeanStdNormalizer
+from mimickit.learning.optim import FlatOptimizer
+from mimickit.util.checkpoint import load_model
 from mimickit.util.distributed import Distributed
 
-
-class AgentConfig(Config):
-    """Keys that the training loop reads."""
-
-    discount: float = Field(ge=0.0, lt=1.0, description="per control step")
-    steps_per_iter: int = Field(ge=1, description="control steps per environment and iteration")
-    iters_per_output: int = Field(ge=1, description="iterations between evaluations")
-    test_episodes: int = Field(ge=0, description="episodes of an evaluation, over all processes")
-    normalizer_samples: float = Field(
-        float("inf"), ge=0.0, allow_inf_nan=True, description="total samples after which normalisers freeze")
+OBS_CLIP = 10.0
+_MODEL_BUFFERS = ("count", "mean", "std", "mean_abs")  # of normalizers, in model files
 
 
-class Agent(Protocol):
-    """Acts on an environment's observations and learns from what comes of it.
+class ProcessState(Protocol):
+    """Something that every process has its own of, and that an exact continuation needs."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor], where: str) -> None:
+        """Continue from :meth:`state`, read from ``where``. Raises UserError when it does not fit."""
+
+
+@dataclass(frozen=True)
+class FrozenPolicy:
+    """A copy of everything in the model file, which acts but does not learn."""
+
+    count: int  # environments in which it acts
+    modules: nn.ModuleDict
+
+    def act(self, obs: Tensor, latent: Tensor | None) -> Tensor:
+        """Mean action [count, A], normalized, for observations [count, O] and latents [count, L]."""
+        return self.modules["_model"].policy(join(self.modules["_obs_norm"].normalize(obs), latent))[0]
+
+
+class Agent(nn.Module):
+    """Acts on an environment's observations and learns from what comes of it. Methods override what they do more than
+    action 0 and a normalizer of observations.
 
     An iteration is ``start_iteration``, then ``steps_per_iter`` times (``act``, environment step, ``observe``), then
     ``update``. A test is ``start_test``, then repeatedly (``act_test``, environment step, ``observe_test``), all the
-    while summed up in ``measure_sums``. None of them waits for the device.
+    while summed up in ``metric_sums``. None of them waits for the device.
+
+    Networks, normalizers and optimizers are registered modules, so ``state_dict()`` is everything that all processes
+    share, live. Modules whose names begin with an underscore are MimicKit's and make up the model file. What each
+    process has its own of (replay, latents) is in ``per_process``.
+
+    Attributes:
+        action: [N, A] static buffer in simulator units, what the environment is to execute.
+        per_process: by the names of their entries in checkpoints.
     """
 
-    config: AgentConfig
-    action: torch.Tensor  # [N, A] static buffer in simulator units, what the environment is to execute
+    def __init__(self, env: VecEnv, config: AgentConfig, dist: Distributed) -> None:
+        super().__init__()
+        self.config, self._env, self._dist = config, env, dist
+        self._obs_norm = MeanStdNormalizer(env.obs.shape[-1], env.device, OBS_CLIP)
+        self._a_norm = ActionNormalizer(env.action_low, env.action_high)
+        self._norm_learns = True
+        self._frozen: FrozenPolicy | None = None
+        self.action = torch.zeros(env.num_envs, env.action_low.shape[0], device=env.device)
+        self.per_process: dict[str, ProcessState] = {}
+
+    # --- training
 
     def start_iteration(self, samples: int) -> None:
         """Prepare a rollout; ``samples`` were collected before it, over all processes."""
+        self._norm_learns = samples < self.config.normalizer_samples
 
     def act(self, t: int) -> None:
         """Set ``action`` from the environment's observation and record what is known before step ``t``."""
+        if self._norm_learns:
+            self._obs_norm.record(self._env.obs)
 
     def observe(self, t: int) -> None:
         """Record what the environment returned for step ``t``."""
 
+    def update(self, samples: int) -> dict[str, Metric]:
+        """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's log columns."""
+        if self._norm_learns:
+            self._obs_norm.update(self._dist)
+        return {}
+
+    def info(self, samples: int) -> dict[str, Metric]:
+        """The last log columns (normalizer, schedule), after ``samples`` samples."""
+        return {"Obs_Norm_Mean": Metric(self._obs_norm.mean.abs().mean()),
+                "Obs_Norm_Std": Metric(self._obs_norm.std.mean())}
+
+    # --- testing
+
     def start_test(self) -> None:
-        """Forget the measures of earlier tests."""
+        """Forget the metrics of earlier tests."""
 
     def act_test(self) -> None:
         """Set ``action`` without randomness; nothing is recorded."""
 
     def observe_test(self) -> None:
-        """Measure the step that the environment just made."""
+        """Add the step that the environment just made to the test's metrics."""
+
+    def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The method's own metrics of a test by names like ``test_disc_reward``: sum and number of samples (steps) of
+        each environment since ``start_test``, [N] float64. Live buffers that ``observe_test`` adds to."""
+        return {}
 
     def freeze(self, count: int) -> None:
         """From now on act in the first ``count`` environments without randomness by the policy as it is now. The actor
-        does not learn from them; critic, discriminator and normalisers see them like all others. ``count`` is the same
+        does not learn from them; critic, discriminator and normalizers see them like all others. ``count`` is the same
         in every call, the first comes before the first ``act``."""
+        if self._frozen is None:
+            modules = {name: copy.deepcopy(child) for name, child in self.named_children() if name.startswith("_")}
+            self._frozen = FrozenPolicy(count, nn.ModuleDict(modules))
+        assert count == self._frozen.count
+        present = self.model_tensors()
+        for name, tensor in self.frozen_tensors().items():
+            tensor.copy_(present[name])
 
-    def frozen_tensors(self) -> dict[str, torch.Tensor]:
-        """The frozen policy by the names of ``model_tensors``, live; empty without :meth:`freeze`."""
+    # --- saving
 
-    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """The method's own measures by names like ``test_disc_reward``: sum and number of samples (steps) of each
-        environment since ``start_test``, [N] float64. Live buffers that ``observe_test`` adds to."""
+    def model_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the model file by MimicKit's names, live."""
+        return _model_file(self)
 
-    def update(self, samples: int) -> dict[str, Stat]:
-        """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's log columns."""
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """The same of the frozen policy; empty without :meth:`freeze`."""
+        return {} if self._frozen is None else _model_file(self._frozen.modules)
 
-    def info(self, samples: int) -> dict[str, Stat]:
-        """Closing log columns (normaliser, schedule) after ``samples`` samples."""
+    def load_model(self, path: Path | str) -> None:
+        """Warm start: fill networks and normalizers from a model file; counters and optimizers stay as they are.
 
-    def model_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the model file by name, live."""
+        Raises:
+            AssetMissingError, UserError: no such file, or it belongs to another agent or environment.
+        """
+        load_model(Path(path), self.model_tensors())
+        self.model_loaded()
 
     def model_loaded(self) -> None:
-        """The tensors of ``model_tensors`` were overwritten from a model file."""
+        """The tensors of ``model_tensors`` were overwritten: all processes go on with the root's."""
+        for module in self.modules():
+            if isinstance(module, MeanStdNormalizer | MeanAbsNormalizer):
+                module.restore_moments()
+            elif isinstance(module, FlatOptimizer):
+                module.broadcast()
 
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors, live, that are equal on all processes and make a continued run exact (model included)."""
+    def process_state(self) -> dict[str, Any]:
+        """What an exact continuation needs besides ``state_dict()`` and every process has its own of."""
+        return {name: part.state() for name, part in self.per_process.items()}
 
-    def local_state(self) -> dict[str, torch.Tensor]:
-        """What an exact continuation needs besides and every process has its own of (replay, latents)."""
-
-    def load_local_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Continue from :meth:`local_state`, read from ``where``. Raises UserError when it does not fit."""
-
-
-def normalizer_tensors(obs_norm: MeanStdNormalizer, action_norm: ActionNormalizer) -> dict[str, torch.Tensor]:
-    """Entries of the model file that every agent has."""
-    return {**prefixed("_obs_norm.", obs_norm.model_tensors()), **prefixed("_a_norm.", action_norm.model_tensors())}
-
-
-def normalizer_info(obs_norm: MeanStdNormalizer) -> dict[str, Stat]:
-    """Log columns about the observation normaliser: mean over features of |mean| and of the deviation."""
-    return {"Obs_Norm_Mean": Stat(obs_norm.mean.abs().mean()), "Obs_Norm_Std": Stat(obs_norm.std.mean())}
+    def load_process_state(self, state: dict[str, Any], where: str) -> None:
+        """Continue from :meth:`process_state`, read from ``where``. Raises UserError when it does not fit."""
+        for name, part in self.per_process.items():
+            part.load(state.get(name, {}), where)
 
 
-def prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``{name: tensor}`` -> ``{prefix + name: tensor}``."""
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def check_same_sizes(sizes: dict[str, int], dist: Distributed) -> None:
-    """All processes must take the same number of equal steps, or their collectives would wait for ever."""
-    every = dist.all_gather_object(sizes)
-    assert all(other == every[0] for other in every), f"processes differ in size: {every}"
+def _model_file(modules: nn.Module) -> dict[str, Tensor]:
+    """What of a state dictionary the model file holds: all of ``_model``, and of ``_obs_norm`` and its like the buffer
+    ``mean`` as ``_obs_norm._mean``."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in modules.state_dict().items():
+        module, _, rest = name.partition(".")
+        if module == "_model":
+            found[name] = tensor
+        elif module.startswith("_") and rest in _MODEL_BUFFERS:
+            found[f"{module}._{rest}"] = tensor
+    return found

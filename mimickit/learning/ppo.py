@@ -1,129 +1,426 @@
-"""The mathematics of PPO as pure functions: targets, advantages, losses, schedule.
+"""PPO (Schulman et al. 2017), and what the other methods share with it: an iteration in the order of this file.
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (eq. 7), with TD(lambda) returns after Peng et al. 2018,
-"DeepMimic". ``T`` steps, ``N`` environments, ``B`` samples of a minibatch, ``A`` action size. Nothing here waits for
-the device.
+1. Collect: ``steps_per_iter`` steps of the policy in all environments, :meth:`PolicyAgent.act` and ``observe``.
+2. Targets: rewards, values, returns, advantages.
+3. Minibatches: losses of critic and actor; networks of reward sources take their own steps in between.
+
+An agent is composed of an :class:`Objective` (what the actor makes of advantages), reward sources
+(:class:`RewardSource`: rewards that the learner computes, each with networks of its own), latents (a further input of
+actor and critic), and actor terms (:class:`ActorTerm`: further losses of the actor). ``methods.py`` says which method
+has which.
+
+``T`` steps, ``N`` environments, ``B`` samples of a minibatch, ``O`` observation, ``L`` latent, ``A`` action size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
-from torch.nn import functional
+from torch import Tensor, nn
 
-from mimickit.envs.base import DoneFlag
+from mimickit.envs.base import VecEnv
+from mimickit.learning import rl_math
+from mimickit.learning.agent import Agent, ProcessState
+from mimickit.learning.config import AWRConfig, PolicyConfig, PPOConfig, minibatch_plan
+from mimickit.learning.metrics import Metric, TestMetrics
+from mimickit.learning.model import PASS_SAMPLES, ActorCritic, hidden_dtype, join
+from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate, interleave
+from mimickit.learning.rollout import MinibatchSampler, Rollout, SampleTable
+from mimickit.util.distributed import Distributed
+from mimickit.util.graphs import Graphed
 
-MIN_ADVANTAGE_STD = 1e-5
+# --- what an agent is composed of -------------------------------------------------------------------------------------
 
 
-def exploration_probability(samples: int, beg: float, end: float, anneal_samples: float) -> float:
-    """Probability of a random action: linear from ``beg`` to ``end`` over ``anneal_samples``, constant if infinite."""
-    if anneal_samples == float("inf"):
-        return beg
-    return beg + (end - beg) * min(max(samples / anneal_samples, 0.0), 1.0)
+class Objective(Protocol):
+    """What the actor makes of advantages."""
+
+    def prepare(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+        """What the rollout keeps of advantages [T, N], given mean and deviation (0-d, over all processes); log
+        columns."""
+
+    def terms(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        """The loss ``Actor_Loss`` and further log columns, of each sample, [B].
+
+        Args:
+            log_ratio: log probability less that of the rollout, 0 where the action was not random.
+            advantage: of :meth:`prepare`.
+        """
 
 
-def overwrite_terminal_values(
-    next_value: torch.Tensor, done: torch.Tensor, discount: float, fail_reward: float, succ_reward: float
-) -> torch.Tensor:
-    """Value of the next state where the episode truly ended: the given reward for ever, r / (1 - discount).
+class ClippedSurrogate:
+    """PPO's objective (eq. 7) on normalized, clipped advantages."""
+
+    def __init__(self, config: PPOConfig) -> None:
+        self._clip_ratio = config.ppo_clip_ratio
+        self._adv_clip = config.norm_adv_clip
+
+    def prepare(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+        return rl_math.normalize_advantage(advantage, mean, std, self._adv_clip), {}
+
+    def terms(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        found = rl_math.surrogate_loss(log_ratio, advantage, self._clip_ratio)
+        return {"Actor_Loss": found.loss, "Clip_Frac": found.clipped, "Imp_Ratio": found.ratio}
+
+
+class WeightedRegression:
+    """Advantage-weighted regression (Peng et al. 2019), here on-policy: every iteration learns from its own rollout,
+    without the paper's replay."""
+
+    def __init__(self, config: AWRConfig) -> None:
+        self._temperature = config.awr_temp
+        self._clip = config.a_weight_clip
+
+    def prepare(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Metric]]:
+        weight = rl_math.regression_weights(advantage, mean, std, self._temperature, self._clip)
+        low, high = torch.aminmax(weight)
+        return weight, {
+            "A_Weight_Mean": Metric(weight.mean()), "A_Weight_Min": Metric(low, "min"),
+            "A_Weight_Max": Metric(high, "max"),
+        }
+
+    def terms(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        return {"Actor_Loss": rl_math.regression_loss(log_prob, advantage)}
+
+
+class RewardSource(Protocol):
+    """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
+
+    An iteration is ``record`` in every step, ``record_norm`` while normalizers learn, ``reward``, ``steps``, and
+    ``update_norm`` while they learn. Nothing waits for the device.
+    """
+
+    net: nn.Module  # its children, named as in the model file, become part of the agent's model
+    modules: dict[str, nn.Module]  # normalizers and optimizers, by the names under which the agent registers them
+    per_process: dict[str, ProcessState]
+    test_metrics: TestMetrics
+
+    def record(self, t: int) -> None:
+        """Record what the environment says about step ``t``."""
+
+    def record_norm(self) -> None:
+        """Add the rollout to the pending sums of the source's normalizer."""
+
+    def reward(self) -> tuple[Tensor, dict[str, Metric]]:
+        """Weighted reward [T, N] of the rollout, and log columns."""
+
+    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
+        """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
+
+    def metrics(self) -> dict[str, Metric]:
+        """Log columns of what was learned last."""
+
+    def update_norm(self) -> None:
+        """Fold what was recorded into the source's normalizer."""
+
+
+class LatentInput(Protocol):
+    """A further input of actor and critic."""
+
+    size: int  # L
+    values: Tensor  # [N, L] static buffer: what the next action is computed from
+
+    def refresh(self) -> None:
+        """Before every action, captured: draw new values where they are due."""
+
+    def record(self, t: int) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor], where: str) -> None: ...
+
+
+class ActorTerm(Protocol):
+    """A further loss of the actor, which compares its actions with those for varied inputs; captured on CUDA."""
+
+    column: str  # log column of the unweighted loss
+    weight: float
+
+    def variant(self, x: Tensor) -> Tensor:
+        """Varied inputs [B, O + L] of a minibatch's ``x`` [B, O + L]."""
+
+    def loss(self, x: Tensor, mean: Tensor, variant: Tensor, variant_mean: Tensor) -> Tensor:
+        """Loss of each sample, [B]; means [B, A] of the normalized action."""
+
+
+# --- the agent --------------------------------------------------------------------------------------------------------
+
+
+class PolicyAgent(Agent):
+    """Actor and critic that learn on-policy.
 
     Args:
-        next_value: [...] critic's value of the state before any reset.
-        done: [...] int, DoneFlag. TIME and NULL keep the critic's value.
+        sources: rewards that are added to the environment's.
+        task_weight: factor of the environment's own reward; used only with ``sources``.
+        latents: further input of actor and critic.
+        terms: further losses of the actor.
+
+    Raises:
+        UserError: the action box is not finite.
     """
-    value = torch.where(done == DoneFlag.FAIL, fail_reward / (1.0 - discount), next_value)
-    return torch.where(done == DoneFlag.SUCC, succ_reward / (1.0 - discount), value)
+
+    def __init__(
+        self, env: VecEnv, config: PolicyConfig, dist: Distributed, objective: Objective,
+        sources: Sequence[RewardSource] = (), task_weight: float = 1.0, latents: LatentInput | None = None,
+        terms: Sequence[ActorTerm] = (),
+    ) -> None:
+        super().__init__(env, config, dist)
+        device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
+        obs_size, action_size = env.obs.shape[-1], env.action_low.shape[0]
+        check_same_sizes({"num_envs": num_envs, "steps_per_iter": steps, "obs": obs_size, "action": action_size}, dist)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        self._objective = objective
+        self._sources = tuple(sources)
+        self._task_weight = task_weight
+        self._latents = latents
+        self._terms = tuple(term for term in terms if term.weight != 0.0)
+
+        input_size = obs_size + (latents.size if latents is not None else 0)
+        self._model = ActorCritic(input_size, action_size, config.model, hidden_dtype(config, device)).to(device)
+        self.actor_optimizer = FlatOptimizer(self._model.actor_parameters(), config.actor_optimizer, dist)
+        self.critic_optimizer = FlatOptimizer(self._model.critic_parameters(), config.critic_optimizer, dist)
+        if latents is not None:
+            self.per_process["latents"] = latents
+        for source in self._sources:
+            self._adopt(source)
+
+        # what minibatches are taken from, and what is needed of a rollout besides
+        self._rollout = SampleTable(steps, num_envs, {
+            "input": (input_size,), "action": (action_size,), "log_prob": (), "explore_mask": (), "returns": (),
+            "advantage": (),
+        }, device)
+        self._outcome = Rollout(steps, num_envs, {"next_obs": (obs_size,), "reward": (), "done": ()}, device,
+                                dtypes={"done": torch.int32})
+        self._sampler = MinibatchSampler(self._rollout.num_samples, device)
+
+        # static buffers of the captured step
+        self._input = torch.zeros(num_envs, input_size, device=device)
+        self._norm_action = torch.zeros_like(self.action)
+        self._log_prob = torch.zeros(num_envs, device=device)
+        self._explore_mask = torch.ones(num_envs, device=device)
+        self._explore_prob = torch.ones((), device=device)
+        drawn = list(latents.state().values()) if latents is not None else []
+        self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
+        self._act_test = Graphed(self._act_mean, device, state=drawn, enabled=config.cuda_graphs)
+
+        actor_plan = minibatch_plan(steps, num_envs, config.actor_batch_size, config.actor_epochs)
+        critic_plan = minibatch_plan(steps, num_envs, config.critic_batch_size, config.critic_epochs)
+        self._actor = NetworkUpdate(self._actor_loss, self.actor_optimizer, *actor_plan, dist, config.cuda_graphs)
+        self._critic = NetworkUpdate(self._critic_loss, self.critic_optimizer, *critic_plan, dist, config.cuda_graphs)
+
+    def _adopt(self, source: RewardSource) -> None:
+        """Make the state of a reward source a part of this agent's."""
+        for name, part in source.net.named_children():
+            self._model.add_module(name, part)
+        for name, module in source.modules.items():
+            self.add_module(name, module)
+        self.per_process |= source.per_process
+
+    # --- 1. collect
+
+    def start_iteration(self, samples: int) -> None:
+        self._norm_learns = samples < self.config.normalizer_samples
+        self._explore_prob.fill_(self._exploration(samples))
+        self._sampler.restart()
+
+    def act(self, t: int) -> None:
+        self._act_train()
+        self._rollout.record(t, input=self._input, action=self._norm_action, log_prob=self._log_prob,
+                             explore_mask=self._explore_mask)
+        if self._norm_learns:
+            self._obs_norm.record(self._env.obs)
+        if self._latents is not None:
+            self._latents.record(t)
+
+    def observe(self, t: int) -> None:
+        env = self._env
+        self._outcome.record(t, next_obs=env.next_obs, reward=env.reward, done=env.done)
+        for source in self._sources:
+            source.record(t)
+
+    @torch.no_grad()
+    def _act_randomly(self) -> None:
+        """Sample a ~ N(mean, std) with the exploration probability, else take the mean, in each environment."""
+        mean, log_std = self._policy_now()
+        explore = (torch.rand_like(self._explore_mask) < self._explore_prob).to(mean.dtype)
+        action = mean + explore.unsqueeze(-1) * torch.exp(log_std) * torch.randn_like(mean)
+        if self._frozen is not None:  # evaluated beside training: nothing random, and nothing to learn for the actor
+            count = self._frozen.count
+            latent = self._latents.values[:count] if self._latents is not None else None
+            action = torch.cat([self._frozen.act(self._env.obs[:count], latent), action[count:]])
+            explore = torch.cat([torch.zeros_like(explore[:count]), explore[count:]])
+        self._norm_action.copy_(action)
+        self._log_prob.copy_(rl_math.gaussian_log_prob(action, mean, log_std))
+        self._explore_mask.copy_(explore)
+        self.action.copy_(self._a_norm.to_env(action))
+
+    @torch.no_grad()
+    def _act_mean(self) -> None:
+        mean, _ = self._policy_now()
+        self.action.copy_(self._a_norm.to_env(mean))
+
+    def _policy_now(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-deviation [N, A] for what the environment shows now."""
+        latent = None
+        if self._latents is not None:
+            self._latents.refresh()
+            latent = self._latents.values
+        self._input.copy_(join(self._obs_norm.normalize(self._env.obs), latent))
+        return self._model.policy(self._input)
+
+    def _exploration(self, samples: int) -> float:
+        c = self.config
+        return rl_math.exploration_probability(samples, c.exp_prob_beg, c.exp_prob_end, c.exp_anneal_samples)
+
+    # --- learn: first targets, then minibatches
+
+    def update(self, samples: int) -> dict[str, Metric]:
+        """Learn from the rollout that was collected; see the module's description for the order."""
+        target_metrics = self._compute_targets()
+        # The networks share no parameters, so their minibatch steps may interleave.
+        learners = (self._critic, self._actor, *self._sources)
+        interleave(learner.steps(self._sampler) for learner in learners)
+        metrics = {**self._critic.metrics(), **self._actor.metrics()}
+        if self.config.kl_target > 0.0:
+            metrics |= self._adapt_rate(metrics["Kl_Div"])
+        for source in self._sources:
+            metrics |= source.metrics()
+        # Normalizers change last: the whole iteration sees observations as the policy that acted did.
+        if self._norm_learns:
+            self._obs_norm.update(self._dist)
+            for source in self._sources:
+                source.update_norm()
+        return metrics | target_metrics
+
+    # --- 2. targets: rewards, values, returns, advantages
+
+    @torch.no_grad()
+    def _compute_targets(self) -> dict[str, Metric]:
+        """Fill ``returns`` and ``advantage`` of the rollout."""
+        rollout, config, env = self._rollout, self.config, self._env
+        reward, done = self._outcome["reward"], self._outcome["done"]
+        reward_metrics = self._add_rewards() if self._sources else {}
+        # The critic bootstraps where an episode was cut (rollout or time over), never beyond a true end.
+        value, next_value = self._values()
+        next_value = rl_math.overwrite_terminal_values(
+            next_value, done, config.discount, env.fail_reward, env.succ_reward)
+        returns = rl_math.lambda_return(reward, next_value, done, config.discount, config.td_lambda)
+        # With TD(lambda) returns, return less value is the generalized advantage estimate. It is normalized over the
+        # random actions of all processes, the only ones that the actor learns from.
+        advantage = returns - value
+        moments = self._dist.sum_(rl_math.masked_moments(advantage, rollout["explore_mask"]))
+        mean, std = rl_math.mean_and_std(moments)
+        advantage, metrics = self._objective.prepare(advantage, mean, std)
+        rollout["returns"].copy_(returns)
+        rollout["advantage"].copy_(advantage)
+        metrics = {"Adv_Mean": Metric(mean), "Adv_Std": Metric(std), **metrics}
+        # ASE logs its rewards first
+        return metrics | reward_metrics if self._latents is None else reward_metrics | metrics
+
+    def _add_rewards(self) -> dict[str, Metric]:
+        """Replace the environment's rewards by the weighted sum of all rewards."""
+        reward = self._outcome["reward"]
+        task = Metric(reward.mean())
+        reward.mul_(self._task_weight)
+        metrics: dict[str, Metric] = {}
+        for source in self._sources:
+            if self._norm_learns:
+                source.record_norm()
+            share, found = source.reward()
+            reward.add_(share)
+            metrics |= found
+        return {**metrics, "Task_Reward_Mean": task}
+
+    def _values(self) -> tuple[Tensor, Tensor]:
+        """Critic's values [T, N] of the rollout's observations and of the next ones (with the latents of the same
+        steps), some steps at a time."""
+        inputs, next_obs = self._rollout["input"], self._outcome["next_obs"]
+        steps, num_envs, obs_size = next_obs.shape
+        size = num_envs * (self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // num_envs))
+        value, next_value = [], []
+        for x, obs in zip(inputs.flatten(0, 1).split(size), next_obs.flatten(0, 1).split(size), strict=True):
+            latent = x[:, obs_size:] if self._latents is not None else None
+            value.append(self._model.value(x))
+            next_value.append(self._model.value(join(self._obs_norm.normalize(obs), latent)))
+        return torch.cat(value).view(steps, num_envs), torch.cat(next_value).view(steps, num_envs)
+
+    # --- 3. losses of a minibatch
+
+    def _critic_loss(self, index: Tensor) -> BatchLoss:
+        """Squared error to the TD(lambda) returns, from all samples, random or not."""
+        batch = self._rollout.minibatch(index)
+        loss = rl_math.critic_loss(self._model.value(batch["input"]), batch["returns"])
+        return BatchLoss(loss, float(index.shape[0]), ("Critic_Loss",), loss.detach().view(1))
+
+    def _actor_loss(self, index: Tensor) -> BatchLoss:
+        """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action, the
+        method's own; means over the random actions."""
+        config, batch = self.config, self._rollout.minibatch(index)
+        x, mask = batch["input"], batch["explore_mask"]
+        # One pass of the network for the minibatch and all its variants.
+        variants = [term.variant(x) for term in self._terms]
+        mean, log_std = self._model.policy(torch.cat([x, *variants]) if variants else x)
+        mean, *variant_means = mean.split(len(x)) if variants else (mean,)
+        log_std = log_std[:len(x)]
+        log_prob = rl_math.gaussian_log_prob(batch["action"], mean, log_std)
+        log_ratio = rl_math.log_ratio(log_prob, batch["log_prob"], mask)
+        terms = self._objective.terms(log_prob, log_ratio, batch["advantage"])
+
+        penalties: dict[str, tuple[float, Tensor]] = {}
+        if config.action_bound_weight != 0.0:
+            penalties["Action_Bound_Loss"] = config.action_bound_weight, rl_math.action_bound_loss(mean)
+        if config.action_entropy_weight != 0.0:  # entropy is sought
+            penalties["Action_Entropy"] = -config.action_entropy_weight, rl_math.gaussian_entropy(log_std)
+        if config.action_reg_weight != 0.0:
+            penalties["Action_Reg_Loss"] = config.action_reg_weight, rl_math.action_reg_loss(mean)
+        for term, variant, variant_mean in zip(self._terms, variants, variant_means, strict=True):
+            penalties[term.column] = term.weight, term.loss(x, mean, variant, variant_mean)
+        for name, (weight, penalty) in penalties.items():
+            terms["Actor_Loss"] = torch.add(terms["Actor_Loss"], penalty, alpha=weight)
+            terms[name] = penalty.detach()
+        if config.kl_target > 0.0:
+            terms["Kl_Div"] = rl_math.kl_divergence(log_ratio)
+        return BatchLoss.masked("Actor_Loss", terms, mask)
+
+    def _adapt_rate(self, kl: Metric) -> dict[str, Metric]:
+        """Change the actor's learning rate by how far the policy moved, equally on all processes."""
+        change, weight = kl.value, kl.weight
+        if self._dist.world_size > 1:
+            total = self._dist.sum_(torch.stack([change * weight, weight.to(change.dtype)]))
+            change, weight = total[0] / total[1].clamp(min=1.0), total[1]
+        target = self.config.kl_target
+        self.actor_optimizer.adapt_rate(torch.where(weight > 0.0, change, target), target)  # no random action: stay
+        return {"Actor_Rate": Metric(self.actor_optimizer.rate)}
+
+    # --- tests and what else the trainer asks for
+
+    def start_test(self) -> None:
+        for source in self._sources:
+            source.test_metrics.start()
+
+    def act_test(self) -> None:
+        self._act_test()
+
+    def observe_test(self) -> None:
+        for source in self._sources:
+            source.test_metrics.observe()
+
+    def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: pair for source in self._sources for name, pair in source.test_metrics.sums().items()}
+
+    def freeze(self, count: int) -> None:
+        assert self._frozen is not None or not self._act_train.captured, "acting is captured already"
+        super().freeze(count)
+
+    def info(self, samples: int) -> dict[str, Metric]:
+        probability = torch.full_like(self._explore_prob, self._exploration(samples))
+        return {**super().info(samples), "Exp_Prob": Metric(probability)}
 
 
-def lambda_return(
-    reward: torch.Tensor, next_value: torch.Tensor, done: torch.Tensor, discount: float, td_lambda: float
-) -> torch.Tensor:
-    """TD(lambda) returns [T, N] that never run across the end of an episode.
-
-    R_t = r_t + discount * ((1 - l_t) V'_t + l_t R_{t+1}), l_t = 0 where an episode ended, else ``td_lambda``;
-    R_{T-1} = r_{T-1} + discount * V'_{T-1}.
-
-    Args:
-        reward: [T, N].
-        next_value: [T, N] value of the next state, terminal ones already overwritten.
-        done: [T, N] int, DoneFlag.
-    """
-    weight = (done == DoneFlag.NULL).to(reward.dtype) * td_lambda
-    weight[-1].zero_()
-    result = reward + discount * (1.0 - weight) * next_value
-    for t in range(reward.shape[0] - 2, -1, -1):
-        result[t].addcmul_(weight[t], result[t + 1], value=discount)
-    return result
-
-
-def advantage_sums(advantage: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """[3] float64: number, sum and sum of squares of the flagged advantages; add them up over processes."""
-    weight = flag.to(torch.float64)
-    weighted = advantage.to(torch.float64) * weight
-    return torch.stack([weight.sum(), weighted.sum(), (weighted * advantage).sum()])
-
-
-def mean_and_std(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased deviation (0 with fewer than two samples) from :func:`advantage_sums`; 0-d float64."""
-    count, total, squares = sums.unbind()
-    mean = total / count.clamp(min=1.0)
-    variance = (squares - count * mean * mean) / (count - 1.0).clamp(min=1.0)
-    return mean, torch.where(count > 1.5, variance.clamp(min=0.0).sqrt(), 0.0)
-
-
-def normalize_advantage(
-    advantage: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, clip: float
-) -> torch.Tensor:
-    """(advantage - mean) / max(std, 1e-5), bounded to +-``clip``."""
-    scale = std.clamp(min=MIN_ADVANTAGE_STD)
-    return ((advantage - mean) / scale).clamp(-clip, clip).to(advantage.dtype)
-
-
-def critic_loss(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over [B]; no clipping, no factor one half."""
-    return functional.mse_loss(value, target)
-
-
-def flagged_mean(values: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """Mean over the last dimension of ``values`` [..., B] where ``flag`` [B] is 1; 0 (with zero gradient) when none is.
-    The other values count nothing but must be finite."""
-    return (values * flag).sum(-1) / flag.sum().clamp(min=1.0)
-
-
-def action_bound_loss(mean: torch.Tensor) -> torch.Tensor:
-    """How far normalised actions [B, A] lie outside [-1, 1]: sum over actions of squared excess, [B]."""
-    return functional.softshrink(mean, 1.0).square().sum(-1)
-
-
-def log_ratio(log_prob: torch.Tensor, old_log_prob: torch.Tensor, flag: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the probability ratio, [B]; 0 where the flag is."""
-    return (log_prob - old_log_prob) * flag
-
-
-@dataclass(frozen=True)
-class Surrogate:
-    """Clipped surrogate of each sample, [B]: the loss and two figures to watch (without gradient)."""
-
-    loss: torch.Tensor
-    clipped: torch.Tensor  # 1 where the ratio lies beyond the clip
-    ratio: torch.Tensor
-
-
-def surrogate_loss(log_ratio: torch.Tensor, advantage: torch.Tensor, clip_ratio: float) -> Surrogate:
-    """-min(A rho, A clip(rho, 1 - e, 1 + e)) of [B], PPO eq. 7, which is -min(A rho, A + e |A|)."""
-    ratio = torch.exp(log_ratio)
-    most = torch.add(advantage, advantage.abs(), alpha=clip_ratio)
-    watched = ratio.detach()
-    clipped = ((watched - 1.0).abs() > clip_ratio).to(ratio.dtype)
-    return Surrogate(-(advantage * ratio).clamp(max=most), clipped, watched)
-
-
-def policy_change(log_ratio: torch.Tensor) -> torch.Tensor:
-    """Estimate of the Kullback-Leibler divergence of the old policy from the new, [B], to be averaged; no gradient.
-
-    rho - 1 - ln rho of the probability ratio rho, never negative (Schulman 2020, "Approximating KL Divergence").
-    """
-    log_ratio = log_ratio.detach()
-    return torch.expm1(log_ratio) - log_ratio
+def check_same_sizes(sizes: dict[str, int], dist: Distributed) -> None:
+    """All processes must take the same number of equal steps, or their collectives would wait for ever."""
+    every = dist.all_gather_object(sizes)
+    assert all(other == every[0] for other in every), f"processes differ in size: {every}"

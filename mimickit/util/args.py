@@ -2,9 +2,8 @@
 
 ``--flag=value`` says the same, and a flag may have ``-`` for ``_``. The command line is read before the file that its
 ``--arg_file`` names, so it overrides the file; within one source the first mention wins. A token that begins with ``#``
-ends its line's values in a file and is dropped on a command line. Words that belong to no flag, unknown flags and a
-second value where one is read are mistakes: :meth:`Args.check` names them.
-No heavy imports: the acceptance suite reads args files with this module.
+ends its line's values in a file and is dropped on a command line. ``args["num_envs"]`` is the value of an option of
+:mod:`mimickit.util.options`, of its type. No heavy imports: the acceptance suite reads args files with this module.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import nearest
+from mimickit.util.options import OPTIONS, parse
 from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
 
-TRUE_WORDS = frozenset({"true", "t", "1", "yes", "on"})
-FALSE_WORDS = frozenset({"false", "f", "0", "no", "off"})
 COMMAND_LINE = "command line"
 
 
@@ -51,7 +50,7 @@ class Args:
         """
         command, stray = parse_tokens(argv)
         args = cls(command, dict.fromkeys(command, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
-        if (path := args.text("arg_file")) is None:
+        if (path := args["arg_file"]) is None:
             return args
         given, stray = parse_tokens(read_arg_file(path))
         remarks: tuple[str, ...] = ()
@@ -81,80 +80,28 @@ class Args:
     def __contains__(self, flag: str) -> bool:
         return flag in self.values
 
-    def get(self, flag: str) -> list[str] | None:
-        """All values of a flag, or None when it was not given."""
-        return list(self.values[flag]) if flag in self.values else None
-
-    def text(self, flag: str, default: str | None = None, choices: Iterable[str] | None = None) -> str | None:
-        """The value of a flag, the first of several. Raises UserError when it has none, or one not in ``choices``."""
+    def __getitem__(self, flag: str) -> Any:
+        """The value of an option, or its default. Raises UserError where the words given stand for none."""
         if flag not in self.values:
-            return default
-        if not self.values[flag]:
-            raise UserError(f"--{flag} ({self.source[flag]}) needs a value")
-        value = self.values[flag][0]
-        if choices is not None and value not in (allowed := list(choices)):
-            raise UserError(f"--{flag} {value} ({self.source[flag]}): allowed are {', '.join(allowed)}")
-        return value
+            return OPTIONS[flag].default
+        return parse(flag, self.values[flag], self.source.get(flag, COMMAND_LINE))
 
-    def integer(
-        self, flag: str, default: int | None = None, minimum: int | None = None, maximum: int | None = None
-    ) -> int | None:
-        """The value as an integer; ``2e9`` and ``100_000`` are accepted. Raises UserError otherwise."""
-        number = self.number(flag, None, minimum)
-        if number is None:
-            return default
-        if number != int(number):
-            raise UserError(f"--{flag} {self.text(flag)} ({self.source[flag]}): a whole number is needed")
-        text = self.text(flag).replace("_", "")
-        value = int(text) if text.lstrip("+-").isdecimal() else int(number)
-        if maximum is not None and value > maximum:
-            raise UserError(f"--{flag} {self.text(flag)} ({self.source[flag]}): must be at most {maximum}")
-        return value
-
-    def number(self, flag: str, default: float | None = None, minimum: float | None = None) -> float | None:
-        """The value as a float, at least ``minimum``. Raises UserError otherwise."""
-        text = self.text(flag)
-        if text is None:
-            return default
-        try:
-            value = float(text)
-        except ValueError:
-            raise UserError(f"--{flag} {text} ({self.source[flag]}): a number is needed") from None
-        if value != value or value in (float("inf"), float("-inf")):
-            raise UserError(f"--{flag} {text} ({self.source[flag]}): a finite number is needed")
-        if minimum is not None and value < minimum:
-            raise UserError(f"--{flag} {text} ({self.source[flag]}): must be at least {minimum:g}")
-        return value
-
-    def boolean(self, flag: str, default: bool) -> bool:
-        """The value as a truth value; a bare flag is true. Raises UserError for any other text."""
-        if flag not in self.values:
-            return default
-        if not self.values[flag]:
-            return True
-        word = self.text(flag)
-        if word.lower() not in TRUE_WORDS | FALSE_WORDS:
-            raise UserError(f"--{flag} {word} ({self.source[flag]}): allowed are true and false")
-        return word.lower() in TRUE_WORDS
-
-    def check(self, known: Iterable[str], lists: Iterable[str]) -> None:
+    def check(self) -> None:
         """Make sure that everything given is understood.
 
-        Args:
-            known: all flags there are.
-            lists: those that take several values.
-
         Raises:
-            UserError: words without a flag, flags that are not known (with the nearest that is), second values; all
-                mistakes in one message.
+            UserError: words without a flag, unknown flags (with the nearest known one), wrong values; all mistakes in
+                one message.
         """
-        known, lists = list(known), set(lists)
-        wrong = [_told(words, where, known) for where, words in self.stray.items() if words]
-        for flag, values in self.values.items():
-            if flag not in known:
-                wrong.append(f"unknown flag --{flag} ({self.source[flag]}){nearest(flag, known, prefix='--')}")
-            elif len(values) > 1 and flag not in lists:
-                wrong.append(f"--{flag} {' '.join(values)} ({self.source[flag]}): takes one value")
+        wrong = [_about_stray(words, where) for where, words in self.stray.items() if words]
+        for flag in self.values:
+            if flag not in OPTIONS:
+                wrong.append(f"unknown flag --{flag} ({self.source[flag]}){nearest(flag, OPTIONS, prefix='--')}")
+                continue
+            try:
+                self[flag]
+            except UserError as error:
+                wrong.append(str(error))
         if wrong:
             raise UserError("; ".join(wrong) + "; --help lists all flags")
 
@@ -177,12 +124,12 @@ def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], lis
     return {flag: tuple(values) for flag, values in found.items()}, stray
 
 
-def _told(stray: Sequence[str], where: str, known: Iterable[str]) -> str:
+def _about_stray(stray: Sequence[str], where: str) -> str:
     """What is wrong with words that belong to no flag."""
     hint, word = "", stray[0].lstrip("-").partition("=")[0].replace("-", "_")
     if word.endswith(".txt"):
         hint = f" (did you mean --arg_file {stray[0]}?)"
-    elif word in known:
+    elif word in OPTIONS:
         hint = f" (did you mean '--{word}'?)"
     return f"'{' '.join(stray)}' ({where}) belongs to no flag{hint}: flags begin with --, their values follow them"
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 FOLDERS = ("args", "data")
+DEFAULT_ENGINE_FILE = "data/engines/newton_engine.yaml"
 _PACKAGE = Path(__file__).resolve().parents[1]
 # the wheel carries both folders in the package; in a checkout they stand beside it
 SHIPPED = _PACKAGE / "_shipped" if (_PACKAGE / "_shipped").is_dir() else _PACKAGE.parent

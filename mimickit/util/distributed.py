@@ -25,22 +25,22 @@ MEETING_POLL = 0.05  # s
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Arrival(Protocol):
-    """The end of a collective that has begun."""
+class Work(Protocol):
+    """A collective that has begun."""
 
     def wait(self) -> object:
         """What is enqueued on the current CUDA stream from now on comes after it (the host does not wait); on CPU:
         return when it has ended."""
 
 
-class _Arrived:
-    """With one process everything is there at once."""
+class _Finished:
+    """With one process there is nothing to wait for."""
 
     def wait(self) -> None:
         pass
 
 
-ARRIVED: Arrival = _Arrived()
+FINISHED: Work = _Finished()
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class Distributed:
         """Replace ``tensor`` by its sum over processes, in place."""
         return self._reduce_(tensor, c10d.ReduceOp.SUM)
 
-    def begin_sum_(self, tensor: torch.Tensor) -> Arrival:
-        """Begin to replace ``tensor`` by its sum over processes, in place; leave it alone until the arrival."""
+    def begin_sum_(self, tensor: torch.Tensor) -> Work:
+        """Begin to replace ``tensor`` by its sum over processes, in place; leave it alone until its ``wait``."""
         if self.world_size == 1:
-            return ARRIVED
+            return FINISHED
         return c10d.all_reduce(tensor, op=c10d.ReduceOp.SUM, async_op=True)
 
     def min_(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Reads the XML of an MJCF file, included files spliced in, impossible inertias repaired. What its elements mean is for
-others to say."""
+"""Reads the XML of an MJCF file, included files spliced in, impossible inertias repaired; a URDF file as MJCF. What its
+elements mean is for others to say."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mimickit.util.reading import (
     at_most,
     read_bytes,
 )
+from mimickit.util.urdf_file import mjcf_of_urdf
 
-_URDF = ("URDF states no gains of a position controller; convert it (MuJoCo reads URDF and saves MJCF: "
-         "mj_saveLastXML) and add stiffness, damping and actuatorfrcrange to its joints")
 _USD = ("USD twins of characters are made for Isaac Lab, which reads gains and torque limits from elsewhere; use the "
         "MJCF file beside it")
-FOREIGN = {".urdf": _URDF, ".usd": _USD, ".usda": _USD, ".usdc": _USD, ".usdz": _USD}  # suffix -> why it is not read
+FOREIGN = {".usd": _USD, ".usda": _USD, ".usdc": _USD, ".usdz": _USD}  # suffix -> why it is not read
 
 
 def read_mjcf(path: str | Path) -> ET.Element:
-    """The ``<mujoco>`` element of a file, every ``<include>`` replaced by the content of its file.
+    """The ``<mujoco>`` element of a file, every ``<include>`` replaced by the content of its file. For a URDF file:
+    :func:`mimickit.util.urdf_file.mjcf_of_urdf`.
 
     Inertias that no body can have are repaired as :func:`repair_inertias` says, with a warning.
 
@@ -39,8 +39,10 @@ def read_mjcf(path: str | Path) -> ET.Element:
     """
     path = Path(path)
     if (why := FOREIGN.get(path.suffix.lower())) is not None:
-        raise UserError(f"{path}: only MJCF files (.xml) are supported. {why}")
+        raise UserError(f"{path}: only MJCF (.xml) and URDF files are supported. {why}")
     root = _parse(path)
+    if path.suffix.lower() == ".urdf":
+        root = mjcf_of_urdf(root, path)
     if root.tag != "mujoco":
         raise UserError(f"{path} is not an MJCF file: its first element is <{root.tag[:80]}>, not <mujoco>")
     folder = Path(path).resolve().parent

@@ -24,8 +24,8 @@ from typing import IO
 from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json
+from mimickit.util.options import OUT_DIR
 
-OUT_DIR = "output/"
 OWN = "a folder of its own"
 LOCK, RUN = "run.lock", "run.json"
 WHAT_TRAINING_LEAVES = ("log.txt", "model.pt", "int_models", "checkpoints")
@@ -42,26 +42,26 @@ def choose(args: Args) -> Args:
     Raises:
         UserError: ``--resume`` without a path or folder to continue in, or with ``--overwrite`` of what it continues.
     """
-    given = None if wants_own(args) else args.text("out_dir")
-    if args.get("resume") == []:
+    given = None if wants_own(args) else args["out_dir"]
+    if args.values.get("resume") == ():
         if given is None:
             raise UserError(f"--resume ({args.source['resume']}) without a path continues the run in --out_dir, which "
                             "is not given: name the run folder with either")
         args = args.with_value("resume", given)
-    resume = args.text("resume")
+    resume = args["resume"]
     if given is None and resume is not None:
         given = str(source_folder(Path(resume)))
     if given is None:
-        return args.with_value("out_dir", str(own_folder(Path(args.text("out_dir", OUT_DIR)), case_name(args))),
+        return args.with_value("out_dir", str(own_folder(Path(args["out_dir"]), case_name(args))),
                                source=OWN)
-    overwrite = args.boolean("overwrite", False)
+    overwrite = args["overwrite"]
     if overwrite and resume is not None and _same(source_folder(Path(resume)), Path(given)):
         raise UserError(f"--overwrite would remove what --resume {resume} continues from: give one of them, or another "
                         "--out_dir")
-    model = args.text("model_file")
+    model = args["model_file"]
     if overwrite and model is not None and Path(given).resolve() in Path(model).resolve().parents:
         raise UserError(f"--overwrite would remove --model_file {model}: give another --out_dir")
-    if args.text("mode", "train") == "test" and holds_training(Path(given)):
+    if args["mode"] == "test" and holds_training(Path(given)):
         given = str(Path(given) / "test")
     return args.with_value("out_dir", given)
 
@@ -73,12 +73,12 @@ def is_own(args: Args) -> bool:
 
 def wants_own(args: Args) -> bool:
     """Whether no particular folder was given: nothing on the command line, at most ``output/`` in an args file."""
-    return args.source.get("out_dir") != COMMAND_LINE and Path(args.text("out_dir", OUT_DIR)) == Path(OUT_DIR)
+    return args.source.get("out_dir") != COMMAND_LINE and Path(args["out_dir"]) == Path(OUT_DIR)
 
 
 def case_name(args: Args) -> str:
     """``amp_g1`` of ``args/amp_g1_args.txt``; without an args file of ``amp_g1_env.yaml``."""
-    file = args.text("arg_file") or args.text("env_config") or "run"
+    file = args["arg_file"] or args["env_config"] or "run"
     return Path(file).stem.removesuffix("_args").removesuffix("_env")
 
 

@@ -10,9 +10,10 @@ import torch
 
 from mimickit.envs.env_builder import build_env
 from mimickit.learning import ppo
-from mimickit.learning.agents import build_agent
-from mimickit.learning.evaluate import run_test
-from mimickit.learning.trainer import TrainOptions, train
+from mimickit.learning.config import TrainOptions
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
 from mimickit.longcycle.judge import judge_gates
 from mimickit.longcycle.settings import DEFAULT_ENGINE, load_targets
 from mimickit.request import read_request

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
-from mimickit.learning.evaluate import run_test
-from mimickit.learning.tracker import EpisodeTracker
-from mimickit.learning.trainer import TrainOptions, roll_out, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import EpisodeTracker
+from mimickit.learning.trainer import roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
@@ -110,7 +111,8 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, method):
         env, agent = build(method, num_envs=16, iters_per_output=2, test_episodes=16, **keys)
         train(env, agent, ALONE, TrainOptions(tmp_path / name, max_iters=iters, **options))
         found = load_checkpoint(find_latest(tmp_path / name), ALONE)
-        return {**found.shared["agent"], **found.local["agent"], **found.local["env"]}
+        own = {f"{part}.{name}": x for part, state in found.local["agent"].items() for name, x in state.items()}
+        return {**found.shared["agent"], **own, **found.local["env"]}
 
     whole = go("whole", 6)
     go("parts", 3)
@@ -119,11 +121,11 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, method):
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
     if method != "AWR":
-        assert {"disc_replay.data", "disc_replay.received", "disc_optimizer.moment1", "disc_obs_norm.pending",
+        assert {"disc_replay.data", "disc_replay.received", "disc_optimizer.moment1", "_disc_obs_norm.pending",
                 "_model._disc_logits.weight"} <= whole.keys()
         assert whole["disc_replay.received"] == 256 * 3 + 50 * 3
     if method == "ASE":
-        assert {"latent.values", "latent.expiry", "enc_optimizer.moment2"} <= whole.keys()
+        assert {"latents.values", "latents.expiry", "enc_optimizer.moment2"} <= whole.keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -133,12 +135,12 @@ def test_nothing_waits_for_the_device(method):
     with NoWaiting():
         agent.start_iteration(0)
         roll_out(env, agent, agent.config.steps_per_iter, lambda: tracker.update(env.reward, env.done))
-        stats = agent.update(0)
+        metrics = agent.update(0)
         agent.start_test()
         agent.act_test()
         agent.observe_test()
-        measures = [tensor for pair in agent.measure_sums().values() for tensor in pair]
-    assert all(torch.isfinite(value).all() for value in (*(stat.value for stat in stats.values()), *measures))
+        sums = [tensor for pair in agent.metric_sums().values() for tensor in pair]
+    assert all(torch.isfinite(value).all() for value in (*(metric.value for metric in metrics.values()), *sums))
 
 
 @pytest.mark.parametrize("method", ["AMP", "ADD", "ASE"])
@@ -148,7 +150,7 @@ def test_normalisers_freeze_and_the_model_file_carries_everything(tmp_path, meth
     model = agent.model_tensors()
     assert model["_disc_obs_norm._count"].item() == 256 * (1 if method == "ADD" else 2)
     _, other = build(method, num_envs=16, seed=5)
-    load_agent_model(other, tmp_path / "model.pt")
+    other.load_model(tmp_path / "model.pt")
     for name, tensor in other.model_tensors().items():
         assert torch.equal(tensor, model[name]), name
 
@@ -165,9 +167,9 @@ def _train_one_rank(dist, folder):
     env = StyleEnv(16)
     agent = build_agent(env, parse_agent_config(agent_config("ASE")), dist)
     train(env, agent, dist, TrainOptions(folder, max_iters=4))
-    for name, tensor in agent.state_tensors().items():
+    for name, tensor in agent.state_dict().items():
         root = tensor.clone()
         dist.broadcast_([root])
         assert torch.equal(root, tensor), name
-    replays = dist.all_gather_object(agent.local_state()["disc_replay.data"].tolist())
+    replays = dist.all_gather_object(agent.process_state()["disc_replay"]["data"].tolist())
     assert replays[0] != replays[1]

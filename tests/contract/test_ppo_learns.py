@@ -2,9 +2,10 @@
 
 import torch
 
-from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
-from mimickit.learning.evaluate import run_test
-from mimickit.learning.trainer import TrainOptions, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
@@ -33,7 +34,7 @@ def test_ppo_learns_and_the_saved_model_does_what_it_learned(tmp_path):
     assert result.measures["distance_err"] < 0.5
 
     other_env, other = build(dist, seed=123)
-    load_agent_model(other, tmp_path / "model.pt")
+    other.load_model(tmp_path / "model.pt")
     assert run_test(other_env, other, dist, 64).test_return > LEARNED
 
     columns, rows = read_log(tmp_path / "log.txt")

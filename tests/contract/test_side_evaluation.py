@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from mimickit.learning.agents import build_agent, load_agent_model, parse_agent_config
-from mimickit.learning.evaluate import evaluate
-from mimickit.learning.trainer import TrainOptions, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import evaluate
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
 from mimickit.util.curves import read_curves
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
@@ -40,7 +41,7 @@ def test_it_measures_the_frozen_policy(tmp_path):
     env = ToyEnv(2000)
     judge = build_agent(env, parse_agent_config(AGENT_CONFIG), ALONE)
     for samples in found:
-        load_agent_model(judge, tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
+        judge.load_model(tmp_path / "int_models" / f"model_{samples // per_iter - 1:010d}.pt")
         expected = evaluate(env, judge, ALONE, 2000).mean_return
         assert found[samples] == pytest.approx(expected, abs=4 * 3.0 / math.sqrt(128))
     assert found[7 * per_iter] > found[3 * per_iter] + 0.3
@@ -48,7 +49,7 @@ def test_it_measures_the_frozen_policy(tmp_path):
 
 @pytest.mark.parametrize("eval_envs", [0, 4])
 def test_every_row_is_whole_and_of_its_own_policy(tmp_path, eval_envs):
-    """The log has the same columns however evaluations are made, and training's figures are those of the row."""
+    """The log has the same columns however evaluations are made, and training's metrics are those of the row."""
     run(tmp_path, num_envs=16, max_iters=7, eval_envs=eval_envs)
     columns, rows = read_log(tmp_path / "log.txt")
     assert columns[:6] == ["Iteration", "Wall_Time", "Samples", "Test_Return", "Test_Episode_Length", "Test_Episodes"]
@@ -77,8 +78,8 @@ def test_a_continued_run_replaces_rows_that_were_not_evaluated(tmp_path):
 
 def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):
     _, agent, _ = run(tmp_path, num_envs=16, max_iters=1, eval_envs=4)
-    flag = agent._rollout["flag"]
-    assert flag[:, :4].sum() == 0 and flag[:, 4:].min() == 1
+    mask = agent._rollout["explore_mask"]
+    assert mask[:, :4].sum() == 0 and mask[:, 4:].min() == 1
 
 
 def test_other_environments_go_on_when_an_evaluation_begins(tmp_path):

@@ -9,10 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimickit.envs.base import EnvMode
-from mimickit.learning.agents import build_agent, parse_agent_config
-from mimickit.learning.evaluate import Evaluation
-from mimickit.learning.tracker import EpisodeTracker
-from mimickit.learning.trainer import TrainOptions, roll_out, train
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import Evaluation
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import EpisodeTracker
+from mimickit.learning.trainer import roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import NonFiniteError, UserError
@@ -44,11 +45,13 @@ def assert_same_checkpoint(folder_a, folder_b):
         for name in a.local[part]:
             assert torch.equal(a.local[part][name], b.local[part][name]), name
     assert torch.equal(a.local["random_cpu"], b.local["random_cpu"])
-    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best", "side"}:
+    for name in set(a.shared) - {"agent", "wall_s", "evaluation", "best", "concurrent"}:
         assert a.shared[name] == b.shared[name], name
-    if a.shared["side"] is not None:
-        assert a.shared["side"]["samples"] == b.shared["side"]["samples"]
-        for x, y in ((a.shared["side"]["frozen"], b.shared["side"]["frozen"]), (a.local["side"], b.local["side"])):
+    if a.shared["concurrent"] is not None:
+        assert a.shared["concurrent"]["samples"] == b.shared["concurrent"]["samples"]
+        pairs = ((a.shared["concurrent"]["frozen"], b.shared["concurrent"]["frozen"]),
+                 (a.local["concurrent"], b.local["concurrent"]))
+        for x, y in pairs:
             assert all(torch.equal(x[name], y[name]) for name in x) and x.keys() == y.keys()
 
 
@@ -262,10 +265,10 @@ def test_rolling_out_and_learning_never_wait_for_the_device(keys):
     with NoWaiting():
         agent.start_iteration(50)
         roll_out(env, agent, agent.config.steps_per_iter, lambda: tracker.update(env.reward, env.done))
-        stats = agent.update(50)
-        tracker.stats()
+        metrics = agent.update(50)
+        tracker.metrics()
         agent.info(50)
-    assert all(torch.isfinite(stat.value) for stat in stats.values())
+    assert all(torch.isfinite(metric.value) for metric in metrics.values())
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         env.reward.sum().item()
 
@@ -295,6 +298,14 @@ def test_other_sizes_cannot_be_continued(tmp_path):
     smaller = {"model": {**AGENT_CONFIG["model"], "actor_net": "fc_2layers_256units"}}
     with pytest.raises(UserError, match="_actor_layers"):
         run(tmp_path, agent_keys=smaller, max_iters=1, resume=tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_layout_is_refused_with_a_way_out(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("mimickit.learning.run_files.LAYOUT", 1)
+        run(tmp_path, max_iters=1)
+    with pytest.raises(UserError, match=r"0000000001 was written by another version.*layout 1, here 2.*--model_file"):
+        run(tmp_path, max_iters=1, resume=tmp_path)
 
 
 def test_changed_configuration_is_mentioned(tmp_path, capsys):

@@ -268,15 +268,15 @@ def install(fault: Fault | None, journal: Journal, num_envs: int) -> None:
         warp_cache_dir()  # loads Warp: importing without memory can spin for ever in CPython
         env_builder.build_env = after(env_builder.build_env, lambda: hit(fault, journal))
     elif fault.when == "agent":
-        from mimickit.learning import agents
+        from mimickit.learning import methods
 
-        agents.build_agent = after(agents.build_agent, lambda: hit(fault, journal))
+        methods.build_agent = after(methods.build_agent, lambda: hit(fault, journal))
     else:
         raise ValueError(f"fault.when {fault.when!r}")
 
 
 def hit(fault: Fault, journal: Journal, *training: Any) -> None:
-    journal.write("fault", kind=fault.kind, samples=training[0].samples if training else None)
+    journal.write("fault", kind=fault.kind, samples=training[0].state.samples if training else None)
     ACTIONS[fault.kind](*training)
 
 
@@ -290,28 +290,28 @@ def after(function: Callable, first: Callable[[], None]) -> Callable:
 
 
 def before_iteration(fault: Fault, journal: Journal) -> None:
-    from mimickit.learning.trainer import _Training
+    from mimickit.learning.trainer import Training
 
-    iterate = _Training._iterate
+    iterate = Training._iterate
 
     def wrapped(self: Any) -> None:
         if self.iterations_here + 1 == fault.iteration:
             hit(fault, journal, self)
         iterate(self)
 
-    _Training._iterate = wrapped
+    Training._iterate = wrapped
 
 
 def note_starts(journal: Journal) -> None:
-    from mimickit.learning.trainer import _Training
+    from mimickit.learning.trainer import Training
 
-    start = _Training._start
+    start = Training._start
 
     def wrapped(self: Any) -> None:
         start(self)
-        journal.write("start", samples=self.samples)
+        journal.write("start", samples=self.state.samples)
 
-    _Training._start = wrapped
+    Training._start = wrapped
 
 
 def start_workers_as_this_program() -> None:
@@ -326,8 +326,8 @@ def main() -> int:
     file = Path(os.environ["FAULT_FILE"])
     args = Args.from_argv(sys.argv[1:])
     fault = Fault(**json.loads(file.read_text())) if file.exists() else None
-    stage = Path(args.text("out_dir", "")).name
-    install(fault, Journal(file.with_suffix(".jsonl"), stage), args.integer("num_envs", 1))
+    stage = Path(args["out_dir"]).name
+    install(fault, Journal(file.with_suffix(".jsonl"), stage), args["num_envs"])
     return run.main()
 
 

@@ -24,9 +24,9 @@ STOP = {"signal": 0}
 
 def main() -> int:
     args = Args.from_argv(sys.argv[1:])
-    out = Path(args.text("out_dir"))
-    stage, case = out.name, Path(args.text("arg_file")).name.removesuffix("_args.txt")
-    num_envs, processes = args.integer("num_envs", 1), len(args.get("devices"))
+    out = Path(args["out_dir"])
+    stage, case = out.name, Path(args["arg_file"]).name.removesuffix("_args.txt")
+    num_envs, processes = args["num_envs"], len(args["devices"])
     behaviour = rule(stage, case, num_envs)
     start = resumed_samples(args)
     call = {"stage": stage, "case": case, "num_envs": num_envs, "resumed": start, "do": behaviour,
@@ -38,19 +38,19 @@ def main() -> int:
     print(f"fake {stage} of {case} says hello", flush=True)
     if behaviour and (code := misbehave(behaviour, out)) is not None:
         return code
-    result_file = Path(args.text("result_file"))
+    result_file = Path(args["result_file"])
     common = {"ok": True, "nonfinite": 0, "contact_overflow": 0, "constraint_overflow": 0, "versions": {"fake": "1"}}
     if behaviour == "overflow":
         common["contact_overflow"] = 3
-    if args.text("mode") == "train":
+    if args["mode"] == "train":
         return train(args, out, result_file, common, start, num_envs * processes, behaviour)
     measures = {"pose_err": 0.0001, "body_pos_err": "nan" if behaviour == "nan_measure" else 0.1}
     result = {**common, "mode": "test", "test_return": 9.0, "test_episode_length": 10.0,
-              "test_episodes": args.integer("test_episodes"), "measures": measures, "video": None}
+              "test_episodes": args["test_episodes"], "measures": measures, "video": None}
     if behaviour == "weak":
         result["test_return"] = 1.0
-    if args.boolean("video", False):
-        video = Path(args.text("video_file"))
+    if args["video"]:
+        video = Path(args["video_file"])
         shutil.copy("blank.mp4" if behaviour == "blank" else "sample.mp4", video)
         video.with_name("viz_00000.png").write_bytes(b"png")
         result["video"] = {"file": str(video), "frames": 10, "png": ["viz_00000.png"]}
@@ -71,7 +71,7 @@ def rule(stage: str, case: str, num_envs: int) -> str:
 
 
 def resumed_samples(args: Args) -> int:
-    source = args.text("resume")
+    source = args["resume"]
     if source is None:
         return 0
     return int((find_latest(Path(source)) / "samples").read_text())
@@ -124,14 +124,14 @@ def misbehave(behaviour: str, out: Path) -> int | None:
 def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, per_step: int, behaviour: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: STOP.update(signal=number))
-    target = args.integer("max_samples", 10**18)
-    iterations, limit = 0, args.integer("max_iters", 10**9)
+    target = args["max_samples"]
+    iterations, limit = 0, args["max_iters"] or 10**9
     while samples < target and iterations < limit and not STOP["signal"]:
         samples, iterations = samples + 8 * per_step, iterations + 1
         if behaviour == "slow":
             time.sleep(0.05)
         (out / "heartbeat").mkdir(exist_ok=True)
-        for rank in range(len(args.get("devices"))):
+        for rank in range(len(args["devices"])):
             (out / f"heartbeat/rank_{rank}").touch()
         write_json(out / "progress.json", {"samples": samples, "max_samples": target, "samples_per_s": 100.0,
                                            "eta_s": 60.0, "phase": "training", "time": time.time()})

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mimickit.longcycle.options import OPTIONS
-from mimickit.request import FLAGS
+from mimickit.util import options
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 from tests.longcycle.test_jobs import junit
 from tests.longcycle.test_resume import wait_for
@@ -135,7 +135,7 @@ def test_recipes_are_shell_scripts_with_known_options(path):
     assert suite_options(text) <= set(OPTIONS) | PYTEST_OPTIONS
     if "mimickit/run.py" in text:
         flags = re.findall(r"--([a-z]+_[a-z_]+|mode|visualize|devices|resume)\b", text)
-        assert flags and set(flags) <= set(FLAGS)
+        assert flags and set(flags) <= set(options.OPTIONS)
 
 
 class Cluster:

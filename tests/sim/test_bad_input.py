@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from mimickit import run
-from mimickit.request import FLAGS, help_text
+from mimickit.commands import help_text
+from mimickit.util.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = ["--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
@@ -109,5 +110,5 @@ def test_no_off_screen_rendering(tmp_path):
 
 def test_help_names_every_flag(capsys):
     text = help_text()
-    assert all(f"--{flag}" in text for flag in FLAGS)
+    assert all(f"--{flag}" in text for flag in OPTIONS)
     assert run.main(["--help"]) == 0 and capsys.readouterr().out.strip() == text

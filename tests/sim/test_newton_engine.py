@@ -298,7 +298,7 @@ def test_velocity_control_follows_commands_in_the_child_frame():
 
 def test_torque_control_acts_on_child_axes_and_is_limited():
     """From rest in free flight a torque about one child axis accelerates that component most, in its direction."""
-    engine = engine_for(num_envs=7, control_mode="torque", control_freq=2400, sim_freq=2400, self_collision=False)
+    engine = engine_for(num_envs=8, control_mode="torque", control_freq=2400, sim_freq=2400, self_collision=False)
     dof = torch.zeros(28)
     dof[3:6] = torch.tensor([1.0, -0.7, 0.9])  # head, far from rest: parent and child axes differ
     place(engine, pos=(0.0, 0.0, 4.0), dof_pos=dof)
@@ -307,6 +307,7 @@ def test_torque_control_acts_on_child_axes_and_is_limited():
     engine.command[3, RIGHT_KNEE] = 100.0
     engine.command[4, RIGHT_KNEE] = 150.0
     engine.command[5, RIGHT_KNEE] = 1e6
+    engine.command[6, 3], engine.command[7, 3] = 50.0, 1e6
     engine.step()
     for world in range(3):
         acceleration = engine.dof_vel[world, 3:6]
@@ -315,6 +316,8 @@ def test_torque_control_acts_on_child_axes_and_is_limited():
     assert engine.dof_vel[3, RIGHT_KNEE] > 0.1
     assert torch.equal(engine.dof_vel[4], engine.dof_vel[5])  # clamped to the limit of 150 N m
     assert engine.dof_vel[4, RIGHT_KNEE] > engine.dof_vel[3, RIGHT_KNEE]
+    assert torch.equal(engine.dof_vel[6], engine.dof_vel[7])  # the neck's, 50 N m
+    assert engine.dof_vel[6, 3] > engine.dof_vel[0, 3]
 
 
 def test_motors_off_ignores_commands():

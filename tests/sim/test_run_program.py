@@ -59,7 +59,7 @@ def test_a_test_that_nobody_sees_says_that_it_has_no_end(tmp_path):
 def test_rollout_never_waits_for_the_device():
     """Under CUDA's sync detector a whole rollout passes; on CPU the same code runs with captured physics."""
     from mimickit.envs.env_builder import build_env
-    from mimickit.learning.agents import build_agent
+    from mimickit.learning.methods import build_agent
     from mimickit.learning.trainer import roll_out
     from mimickit.request import read_request
     from mimickit.util.args import Args

@@ -3,8 +3,8 @@
 import pytest
 
 from mimickit.envs.env_builder import build_env
-from mimickit.learning.agents import build_agent
-from mimickit.learning.evaluate import run_test
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
 from mimickit.longcycle.settings import DEFAULT_ENGINE
 from mimickit.request import read_request
 from mimickit.util.args import Args

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mimickit.learning.agents import parse_agent_config
+from mimickit.learning.config import parse_agent_config
 from tests.contract.toy_style_env import agent_config
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from mimickit.config import load_layered, load_yaml
-from mimickit.learning.agents import parse_agent_config
-from mimickit.learning.dummy_agent import DummyConfig
-from mimickit.learning.ppo_agent import PPOConfig
+from mimickit.learning.config import DummyConfig, PPOConfig, parse_agent_config
 from mimickit.util.failures import UserError
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "agents" / "deepmimic_humanoid_ppo_agent.yaml"

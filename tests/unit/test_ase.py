@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mimickit.learning import ppo
-from mimickit.learning.policy import ActorCritic
-from mimickit.learning.skill import (
+from mimickit.learning import rl_math
+from mimickit.learning.ase import (
     DiversityTerm,
     Encoder,
     Latents,
@@ -14,6 +13,7 @@ from mimickit.learning.skill import (
     encoder_reward,
     random_unit_like,
 )
+from mimickit.learning.model import ActorCritic
 from tests.unit.method_case import StillEnv, config
 
 Z = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
@@ -31,7 +31,7 @@ def test_diversity():
     torch.testing.assert_close(found, torch.tensor([0.250010, 1.0]), rtol=1e-5, atol=0.0)
 
 
-def test_diversity_term_counts_flagged_samples_and_reaches_the_policy():
+def test_diversity_term_counts_masked_samples_and_reaches_the_policy():
     torch.manual_seed(0)
     settings = config("ASE")
     model = ActorCritic(5, 2, settings.model)
@@ -39,13 +39,13 @@ def test_diversity_term_counts_flagged_samples_and_reaches_the_policy():
     term = DiversityTerm(settings)
     other = term.variant(x)
     assert torch.equal(other[:, :3], x[:, :3]) and (other[:, 3:] != x[:, 3:]).all()
-    flag = torch.tensor([1.0, 1, 0, 0, 1, 1])
+    mask = torch.tensor([1.0, 1, 0, 0, 1, 1])
     losses = term.loss(x, model.policy(x)[0], other, model.policy(other)[0])
-    loss = ppo.flagged_mean(losses, flag)
+    loss = rl_math.masked_mean(losses, mask)
     assert 0.8 < loss.item() <= 1.0  # the fresh policy hardly reacts to the latent
     gradients = torch.autograd.grad(loss, list(model.actor_parameters().values()))
     assert sum(g.abs().sum() for g in gradients) > 0
-    assert ppo.flagged_mean(losses, torch.zeros(6)).item() == 0.0
+    assert rl_math.masked_mean(losses, torch.zeros(6)).item() == 0.0
 
 
 def test_encoder_gives_unit_vectors():

@@ -55,16 +55,16 @@ def trained(tmp_path):
 ])
 def test_a_training_takes_what_learns(case, flags, worlds, evaluating):
     args = arguments(f"train {case} {flags}")
-    assert (args.integer("num_envs"), args.integer("eval_envs")) == (worlds, evaluating)
-    assert args.integer("max_samples") == 30_000_000 and args.text("mode") == "train"
+    assert (args["num_envs"], args["eval_envs"]) == (worlds, evaluating)
+    assert args["max_samples"] == 30_000_000 and args["mode"] == "train"
 
 
 def test_what_is_given_wins_over_the_args_file_and_that_over_defaults(tmp_path):
     (tmp_path / "mine_args.txt").write_text(
         (SHIPPED / f"args/{CASE}_args.txt").read_text().replace("4096", "64") + "--max_samples 1000\n")
     args = arguments("train mine_args.txt --rand_seed 3")
-    assert [args.integer(flag) for flag in ("num_envs", "max_samples", "rand_seed")] == [64, 1000, 3]
-    assert arguments("train mine_args.txt --max_samples 5").integer("max_samples") == 5
+    assert [args[flag] for flag in ("num_envs", "max_samples", "rand_seed")] == [64, 1000, 3]
+    assert arguments("train mine_args.txt --max_samples 5")["max_samples"] == 5
 
 
 @pytest.mark.parametrize(("flags", "agent", "told"), [
@@ -76,7 +76,7 @@ def test_hyper_parameters(flags, agent, told):
     """Of a command and of MimicKit's command line alike."""
     for line in (f"--arg_file args/{CASE}_args.txt", f"train {CASE}"):
         request = read_request(arguments(f"{line} --devices cpu --num_envs 4096 {flags}"))
-        assert request.args.text("agent_config") == agent and request.num_envs == 4096
+        assert request.args["agent_config"] == agent and request.num_envs == 4096
         assert request.agent.steps_per_iter == (8 if agent == TUNED else 32)
         assert header(request) == told
 
@@ -101,7 +101,7 @@ def test_own_agent_files_have_their_own_variants(tmp_path):
     (tmp_path / "data/agents").mkdir(parents=True)
     (tmp_path / AGENT).write_text((SHIPPED / AGENT).read_text())
     args, variant = with_variant(Args.from_argv(["--arg_file", f"args/{CASE}_args.txt"]))
-    assert (args.text("agent_config"), variant) == (AGENT, "default")
+    assert (args["agent_config"], variant) == (AGENT, "default")
 
 
 def test_every_exception_of_worlds_is_an_agent():
@@ -114,33 +114,33 @@ def test_every_exception_of_worlds_is_an_agent():
 def test_a_test_knows_its_training(trained, target):
     args = arguments(f"test {target.format(run=trained)} --set env.global_obs=true")
     best = "checkpoints/best/" if "best" in target else ""
-    assert Path(args.text("model_file")).resolve() == trained / f"{best}model.pt"
-    assert Path(args.text("out_dir")).resolve() == trained and args.text("mode") == "test"
-    assert Path(args.text("agent_config")).resolve() == trained / "agent_config.yaml"
-    assert (args.integer("num_envs"), args.integer("test_episodes")) == (1024, 1024)
-    assert args.get("set") == ["env.episode_length=3", "env.global_obs=true"] and "max_samples" not in args
-    assert arguments(f"test {trained} --devices cpu").integer("num_envs") == 32
+    assert Path(args["model_file"]).resolve() == trained / f"{best}model.pt"
+    assert Path(args["out_dir"]).resolve() == trained and args["mode"] == "test"
+    assert Path(args["agent_config"]).resolve() == trained / "agent_config.yaml"
+    assert (args["num_envs"], args["test_episodes"]) == (1024, 1024)
+    assert args["set"] == ("env.episode_length=3", "env.global_obs=true") and "max_samples" not in args
+    assert arguments(f"test {trained} --devices cpu")["num_envs"] == 32
 
 
 def test_a_run_goes_on(trained):
     args = arguments(f"train {trained}")
-    assert args.text("resume") == str(trained) and "arg_file" not in args
+    assert args["resume"] == str(trained) and "arg_file" not in args
     request = read_request(args)
     assert (request.num_envs, request.agent.steps_per_iter, request.variant) == (4, 8, None)
-    assert args.get("devices") == ["cpu"] and args.integer("max_samples") == 30_000_000
+    assert args["devices"] == ("cpu",) and args["max_samples"] == 30_000_000
 
 
 def test_a_film_or_a_window(trained, monkeypatch):
     film = arguments(f"view {trained}")
-    assert film.boolean("video", False) and not film.boolean("visualize", True)
-    assert film.get("set") == ["env.rand_reset=false", "env.episode_length=3"]
-    assert film.text("out_dir") == str(trained / "view") and film.integer("test_episodes") == 1
+    assert film["video"] and not film["visualize"]
+    assert film["set"] == ("env.rand_reset=false", "env.episode_length=3")
+    assert film["out_dir"] == str(trained / "view") and film["test_episodes"] == 1
     clip = arguments("view view_motion_g1")
-    assert clip.boolean("video", False) and clip.integer("num_envs") == 1 and "model_file" not in clip
+    assert clip["video"] and clip["num_envs"] == 1 and "model_file" not in clip
     monkeypatch.setenv("DISPLAY", ":0")
     window = arguments(f"view {trained}")
-    assert window.boolean("visualize", False) and "test_episodes" not in window
-    assert arguments(f"view {trained} --video true").boolean("visualize", True) is False
+    assert window["visualize"] and "test_episodes" not in window
+    assert arguments(f"view {trained} --video true")["visualize"] is False
 
 
 @pytest.mark.parametrize(("line", "message"), [

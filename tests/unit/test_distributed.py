@@ -13,15 +13,14 @@ from mimickit.config import build
 from mimickit.envs.base import EnvMode
 from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
-from mimickit.learning import ppo
-from mimickit.learning.buffer import MinibatchSampler
-from mimickit.learning.dummy_agent import DummyAgent, DummyConfig
-from mimickit.learning.evaluate import mean_values, run_test
+from mimickit.learning import rl_math
+from mimickit.learning.agent import Agent
+from mimickit.learning.config import DummyConfig, OptimizerConfig
+from mimickit.learning.evaluation import mean_values, run_test
+from mimickit.learning.metrics import EpisodeRecord, Metric, reduce_metrics
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
-from mimickit.learning.stats import Stat, reduce_stats
-from mimickit.learning.tracker import EpisodeRecord
-from mimickit.learning.update import BatchLoss, NetworkUpdate, take_turns
+from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate, interleave
+from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.checkpoint import load_checkpoint, resolve_checkpoint
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import MimicKitError, UserError
@@ -89,7 +88,7 @@ def reentrant(dist):
 def worked_numbers(dist):
     x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0]][dist.rank])
 
-    mean, std = ppo.mean_and_std(dist.sum_(ppo.advantage_sums(x, torch.ones_like(x))))
+    mean, std = rl_math.mean_and_std(dist.sum_(rl_math.masked_moments(x, torch.ones_like(x))))
     assert mean.item() == pytest.approx(6.666667, rel=1e-6)
     assert std.item() == pytest.approx(7.257180, rel=1e-6)
 
@@ -111,13 +110,13 @@ def worked_numbers(dist):
     assert dist.broadcast_object(f"from {dist.rank}") == "from 0"
 
     t = torch.tensor
-    found = reduce_stats({
-        "return": Stat(t([5.0, 0.0][dist.rank]), "mean", t([2.0, 0.0][dist.rank])),  # nobody finished on rank 1
-        "weighted": Stat(t([1.0, 4.0][dist.rank]), "mean", t([1.0, 3.0][dist.rank])),
-        "plain": Stat(t([1.0, 4.0][dist.rank])),
-        "episodes": Stat(t([1, 2][dist.rank]), "sum"),
-        "min": Stat(t([1.0, 4.0][dist.rank]), "min"),
-        "max": Stat(t([1.0, 4.0][dist.rank]), "max"),
+    found = reduce_metrics({
+        "return": Metric(t([5.0, 0.0][dist.rank]), "mean", t([2.0, 0.0][dist.rank])),  # nobody finished on rank 1
+        "weighted": Metric(t([1.0, 4.0][dist.rank]), "mean", t([1.0, 3.0][dist.rank])),
+        "plain": Metric(t([1.0, 4.0][dist.rank])),
+        "episodes": Metric(t([1, 2][dist.rank]), "sum"),
+        "min": Metric(t([1.0, 4.0][dist.rank]), "min"),
+        "max": Metric(t([1.0, 4.0][dist.rank]), "max"),
     }, dist)
     assert found == {"return": 5.0, "weighted": 3.25, "plain": 2.5, "episodes": 3.0, "min": 1.0, "max": 4.0}
 
@@ -183,7 +182,7 @@ def largest_error(dist, clip):
         env.engine.body_pos[1, 7, 2] += dist.rank
 
     env.engine._kinematics = kinematics
-    found = run_test(env, DummyAgent(env, DummyConfig(), dist), dist, 4)
+    found = run_test(env, Agent(env, DummyConfig(), dist), dist, 4)
     assert found.complete and found.measures["pose_err"] == pytest.approx(1.0, abs=1e-5)
 
 
@@ -199,7 +198,7 @@ def similarity(dist, clip):
         env.parts = [MotionSimilarity(history, windows, count, env.dt)]
         env.set_mode(EnvMode.TEST)
         yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
-        record = EpisodeRecord(count, "cpu", per_env=1, measures=env.measure_sums())
+        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.measure_sums())
         env.parts[0].measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
         record.update(torch.ones(count), flags)
         found = [mean_values(record, env, among) for _ in range(2)]
@@ -225,19 +224,19 @@ def learning(dist, in_turns):
         def loss(index, net=net, name=name):
             order.append(name)
             value = net(data[index]).square().mean()
-            return BatchLoss(value, float(len(index)), value.detach().view(1))
+            return BatchLoss(value, float(len(index)), ("Loss",), value.detach().view(1))
 
         rate = build(OptimizerConfig, {"type": "Adam", "learning_rate": 0.01}, "test")
         flat = FlatOptimizer(dict(net.named_parameters()), rate, dist)
-        learners.append(NetworkUpdate(loss, ("Loss",), flat, 12 // size, size, dist))
+        learners.append(NetworkUpdate(loss, flat, 12 // size, size, dist))
         parameters += net.parameters()
     sampler = MinibatchSampler(12, "cpu")
     if in_turns:
-        take_turns(learner.steps(sampler) for learner in learners)
+        interleave(learner.steps(sampler) for learner in learners)
     else:
         for learner in learners:
-            take_turns([learner.steps(sampler)])
-    return [p.detach() for p in parameters], order, [learner.stats()["Loss"].value for learner in learners]
+            interleave([learner.steps(sampler)])
+    return [p.detach() for p in parameters], order, [learner.metrics()["Loss"].value for learner in learners]
 
 
 def networks_take_turns(dist):

@@ -23,8 +23,8 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    program = ("__init__.py", "run.py", "request.py", "request_checks.py", "next_steps.py", "commands.py", "catalog.py",
-               "kernels.py")
+    program = ("__init__.py", "__main__.py", "run.py", "request.py", "request_checks.py", "next_steps.py",
+               "commands.py", "catalog.py", "kernels.py")
     return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in program)
 
 
@@ -70,4 +70,5 @@ def test_the_suite_stays_light():
 
 
 def test_learning_does_not_load_physics():
+    assert loaded_by("import mimickit.learning.config") == []
     assert loaded_by("import mimickit.learning.trainer") == ["torch"]

@@ -282,7 +282,7 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(AssetMissingError, match=r"nobody\.xml"):
         load_character_model(tmp_path / "nobody.xml")
     with pytest.raises(UserError, match="only MJCF"):
-        load_character_model(tmp_path / "robot.urdf")
+        load_character_model(tmp_path / "robot.fbx")
     binary = tmp_path / "binary.xml"
     binary.write_bytes(b"\xff\xfe\x00<")
     with pytest.raises(UserError, match="not readable"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimickit.learning.nets import HIDDEN, build_head, build_net
+from mimickit.learning.model import HIDDEN, build_head, build_net
 
 
 @pytest.mark.parametrize(("name", "widths"), [

@@ -38,21 +38,21 @@ def test_after_a_training(request_in):
     assert model == f"model: {request_in.out_dir}/model.pt" and f"log: {request_in.out_dir}/log.txt" in log
     args = read(test, "test")
     (request_in.out_dir).mkdir()
-    assert args.text("model_file") == f"{request_in.out_dir}/model.pt" and args.text("mode") == "test"
-    assert args.get("set") == ["env.episode_length=0.5"] and "max_samples" not in args
-    assert run_folder.choose(args).text("out_dir") == f"{request_in.out_dir}/test"
+    assert args["model_file"] == f"{request_in.out_dir}/model.pt" and args["mode"] == "test"
+    assert args["set"] == ("env.episode_length=0.5",) and "max_samples" not in args
+    assert run_folder.choose(args)["out_dir"] == f"{request_in.out_dir}/test"
 
 
 def test_after_an_interrupted_training(request_in):
     _, _, go_on = next_steps.after_training(request_in, "interrupted")
     args = run_folder.choose(read(go_on, "go on"))
-    assert args.text("resume") == args.text("out_dir") == str(request_in.out_dir)
-    assert (args.text("max_samples"), args.text("rand_seed"), "overwrite" in args) == ("1e6", "3", False)
+    assert args["resume"] == args["out_dir"] == str(request_in.out_dir)
+    assert (args["max_samples"], args["rand_seed"], "overwrite" in args) == (1_000_000, 3, False)
 
 
 def test_after_a_test(request_in):
     result, film = next_steps.after_test(request_in, None)
-    assert result == f"result: {request_in.result_file}" and read(film, "film").boolean("video", False)
+    assert result == f"result: {request_in.result_file}" and read(film, "film")["video"]
     assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
 
 

@@ -8,8 +8,8 @@ import yaml
 
 from mimickit import run
 from mimickit.config import load_yaml
-from mimickit.learning.agents import convert_agent_file, parse_agent_config, present_layout
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.config import OptimizerConfig, convert_agent_file, parse_agent_config, present_layout
+from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 

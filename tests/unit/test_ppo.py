@@ -1,157 +1,264 @@
-"""PPO's mathematics against hand-computed numbers."""
-
-import math
+"""What the agent makes of the mathematics: its losses, values, walks, and what it shares with other processes."""
 
 import pytest
 import torch
 
 from mimickit.envs.base import DoneFlag
-from mimickit.learning import ppo
-from mimickit.learning.policy import gaussian_entropy, gaussian_log_prob, mean_regularizer
+from mimickit.learning import rl_math
+from mimickit.learning.agent import Agent
+from mimickit.learning.config import DummyConfig
+from mimickit.learning.evaluation import ConcurrentEvaluation, evaluate, run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.metrics import Metric
+from mimickit.learning.rl_math import action_reg_loss, gaussian_entropy, gaussian_log_prob
+from mimickit.learning.rollout import MinibatchSampler
+from mimickit.util.distributed import Distributed, seed_process
+from tests.contract.toy_env import AGENT_CONFIG
+from tests.two_processes import in_two_processes
+from tests.unit.method_case import StillEnv, config
 
-REWARD, NEXT = [1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]
-
-
-def column(values):
-    return torch.tensor(values).unsqueeze(1)
-
-
-@pytest.mark.parametrize(("done", "next_value", "td_lambda", "expected"), [
-    ([0, 0, 0, 0, 0], NEXT, 0.8, [28.803864, 36.116478, 42.384, 47.2, 50.0]),
-    ([0, 0, 1, 0, 0], [10.0, 20.0, 0.0, 40.0, 50.0], 0.8, [8.3872, 7.76, 3.0, 47.2, 50.0]),
-    ([0, 0, 2, 0, 0], [10.0, 20.0, 0.0, 40.0, 50.0], 0.8, [8.3872, 7.76, 3.0, 47.2, 50.0]),
-    ([0, 0, 3, 0, 0], NEXT, 0.8, [22.384, 27.2, 30.0, 47.2, 50.0]),
-    ([0, 0, 0, 0, 1], [10.0, 20.0, 30.0, 40.0, 0.0], 0.8, [16.710629, 19.320318, 19.056, 14.8, 5.0]),
-    ([0, 0, 0, 0, 0], NEXT, 0.0, [10.0, 20.0, 30.0, 40.0, 50.0]),
-    ([0, 0, 0, 0, 0], NEXT, 1.0, [40.951, 44.39, 47.1, 49.0, 50.0]),
-])
-def test_lambda_return(done, next_value, td_lambda, expected):
-    found = ppo.lambda_return(column(REWARD), column(next_value), column(done).int(), 0.9, td_lambda)
-    torch.testing.assert_close(found[:, 0], torch.tensor(expected), rtol=1e-5, atol=0.0)
+ALONE = Distributed.single()
 
 
-@pytest.mark.parametrize(("fail", "succ", "expected_b"), [
-    (0.0, 0.0, [4.4155, 1.0, 5.405501, 1.0]),
-    (-1.0, 1.0, [-88.694, -98.0, 98.515, 100.0]),
-])
-def test_two_environments_do_not_mix(fail, succ, expected_b):
-    reward = torch.tensor([[0.5, 1.0], [0.25, 1.0], [0.75, 1.0], [1.0, 1.0]])
-    value = torch.tensor([[2.0, 50.0], [3.0, 60.0], [4.0, 70.0], [5.0, 80.0]])
-    done = torch.tensor([[0, 0], [3, 1], [0, 0], [0, 2]], dtype=torch.int32)
-    value = ppo.overwrite_terminal_values(value, done, 0.99, fail, succ)
-    found = ppo.lambda_return(reward, value, done, 0.99, 0.95)
-    torch.testing.assert_close(found[:, 0], torch.tensor([3.62741, 3.22, 6.543975, 5.95]), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(found[:, 1], torch.tensor(expected_b), rtol=1e-5, atol=0.0)
+def rolled_out(env, agent, reward=lambda t: None):
+    """An iteration's rollout with random observations; ``reward(t)`` may set those of a step."""
+    agent.start_iteration(0)
+    for t in range(agent.config.steps_per_iter):
+        agent.act(t)
+        env.obs.normal_()
+        env.next_obs.normal_()
+        reward(t)
+        agent.observe(t)
+    return agent
 
 
-def test_time_out_keeps_the_critics_value():
-    value = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    done = torch.tensor([[DoneFlag.NULL, DoneFlag.FAIL, DoneFlag.SUCC, DoneFlag.TIME]], dtype=torch.int32)
-    found = ppo.overwrite_terminal_values(value, done, 0.9, -1.0, 2.0)
-    torch.testing.assert_close(found, torch.tensor([[1.0, -10.0, 20.0, 4.0]]))
+def ppo_agent(env, dist=ALONE, **keys):
+    return build_agent(env, config("PPO", **keys), dist)
 
 
-def test_advantages_are_pooled_over_processes():
-    sums = [ppo.advantage_sums(torch.tensor(x), torch.ones(len(x))) for x in ([1.0, 2.0, 3.0, 4.0], [10.0, 20.0])]
-    mean, std = ppo.mean_and_std(sums[0] + sums[1])
-    assert mean.item() == pytest.approx(6.666667, rel=1e-6)
-    assert std.item() == pytest.approx(7.257180, rel=1e-6)
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+TRAINED_STD = {**AGENT_CONFIG["model"], "actor_std_type": "CONSTANT"}
+ALL_TERMS = {"action_bound_weight": 3.0, "action_entropy_weight": 0.2, "action_reg_weight": 0.5, "kl_target": 0.01,
+             "model": {**TRAINED_STD, "actor_init_output_scale": 1.0}, "exp_prob_beg": 0.5, "exp_prob_end": 0.5}
 
 
-def test_advantages_of_unflagged_samples_are_scaled_but_not_counted():
-    advantage, flag = torch.tensor([1.0, 3.0, 100.0]), torch.tensor([1.0, 1.0, 0.0])
-    mean, std = ppo.mean_and_std(ppo.advantage_sums(advantage, flag))
-    found = ppo.normalize_advantage(advantage, mean, std, 4.0)
-    torch.testing.assert_close(found, torch.tensor([-(0.5**0.5), 0.5**0.5, 4.0]))
-    assert found.dtype == torch.float32
-
-
-@pytest.mark.parametrize("flag", [[0.0, 0.0], [0.0, 1.0]])
-def test_deviation_of_fewer_than_two_samples_is_zero(flag):
-    _, std = ppo.mean_and_std(ppo.advantage_sums(torch.tensor([5.0, 7.0]), torch.tensor(flag)))
-    assert std.item() == 0.0
-
-
-BATCH = {
-    "obs": [[1.0, 1.0], [0.0, -1.0], [1.0, 0.0], [0.5, 0.5]],
-    "action": [[0.6, 1.4], [0.1, -1.4], [0.4, 0.1], [9.0, 9.0]],
-    "old": [0.0, 1.0, 0.5, 0.0], "advantage": [1.0, -0.5, 2.0, 3.0], "flag": [1.0, 1.0, 1.0, 0.0],
-}
-
-
-def batch_of_the_linear_policy():
-    data = {name: torch.tensor(values) for name, values in BATCH.items()}
-    mean = data["obs"] * torch.tensor([0.5, 1.5])
-    log_std = torch.full_like(mean, 0.2).log()
-    return data, mean, log_std, gaussian_log_prob(data["action"], mean, log_std)
-
-
-def test_actor_terms():
-    data, mean, log_std, log_prob = batch_of_the_linear_policy()
-    torch.testing.assert_close(log_prob[:3], torch.full((3,), 1.130999), rtol=1e-5, atol=0.0)
-    log_ratio = ppo.log_ratio(log_prob, data["old"], data["flag"])
-    found = ppo.surrogate_loss(log_ratio, data["advantage"], 0.2)
-    loss, clip_frac, imp_ratio = ppo.flagged_mean(
-        torch.stack([found.loss, found.clipped, found.ratio]), data["flag"])
-    assert loss.item() == pytest.approx(-1.010006, rel=1e-5)
-    assert clip_frac.item() == pytest.approx(0.666667, rel=1e-5)
-    assert imp_ratio.item() == pytest.approx(2.039401, rel=1e-5)
-
-    bound = ppo.flagged_mean(ppo.action_bound_loss(mean), data["flag"])
-    entropy = ppo.flagged_mean(gaussian_entropy(log_std), data["flag"])
-    regularizer = ppo.flagged_mean(mean_regularizer(mean), data["flag"])
-    assert bound.item() == pytest.approx(0.166667, rel=1e-5)
-    assert entropy.item() == pytest.approx(-0.380999, rel=1e-5)
-    assert regularizer.item() == pytest.approx(1.666667, rel=1e-5)
-    total = loss + 10.0 * bound - 0.01 * entropy + 0.1 * regularizer
-    assert total.item() == pytest.approx(0.827138, rel=1e-5)
-
-
-def test_a_batch_without_random_actions_contributes_nothing():
-    log_prob = torch.tensor([1.0, 1000.0], requires_grad=True)
-    flag = torch.zeros(2)
-    found = ppo.surrogate_loss(ppo.log_ratio(log_prob, torch.zeros(2), flag), torch.ones(2), 0.2)
-    loss = ppo.flagged_mean(found.loss, flag)
-    loss.backward()
-    assert loss.item() == 0.0
-    assert torch.equal(log_prob.grad, torch.zeros(2))
-
-
-def test_surrogate_gradient_stops_beyond_the_clip():
-    log_ratio = torch.tensor([0.1, 0.5], requires_grad=True)  # ratios 1.105 and 1.649
-    ppo.surrogate_loss(log_ratio, torch.ones(2), 0.2).loss.mean().backward()
-    torch.testing.assert_close(log_ratio.grad, torch.tensor([-0.5 * 1.1051709, 0.0]))
-
-
-def test_surrogate_is_the_smaller_of_both_gains():
-    """Value and gradient against PPO's formula as it stands in the paper, for advantages of both signs and none."""
-    advantage, ratio = torch.cartesian_prod(
-        torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0]), torch.tensor([0.1, 0.7, 0.9, 1.0, 1.1, 1.3, 9.0])).unbind(-1)
-    ours, paper = ratio.log().requires_grad_(), ratio.log().requires_grad_()
-    found = ppo.surrogate_loss(ours, advantage, 0.2)
-    expected = -torch.minimum(advantage * paper.exp(), advantage * paper.exp().clamp(0.8, 1.2))
-    torch.testing.assert_close(found.loss, expected)
-    found.loss.sum().backward()
-    expected.sum().backward()
-    torch.testing.assert_close(ours.grad, paper.grad)
-    assert torch.equal(found.clipped, ((ratio < 0.8) | (ratio > 1.2)).float())
-
-
-def test_action_bound_loss():
-    modes = torch.tensor([[0.5, 1.2, -1.5], [0.0, -1.0, 1.0], [2.0, 2.0, 2.0]])
-    torch.testing.assert_close(ppo.action_bound_loss(modes), torch.tensor([0.29, 0.0, 3.0]))
-
-
-def test_critic_loss_has_no_factor():
-    assert ppo.critic_loss(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0])).item() == 5.0
-
-
-def test_policy_change_of_gaussians():
-    """The estimate's mean over many actions is the divergence: for equal deviations s, |m1 - m2|^2 / (2 s^2)."""
+def test_actor_loss_is_the_sum_of_its_terms():
+    """Worse: actions beyond the bounds, long means. Better: entropy. Only random actions count."""
     torch.manual_seed(0)
-    old, new, log_std = torch.zeros(200_000, 2), torch.full((200_000, 2), 0.01), torch.full((2,), -3.0)
-    action = old + torch.exp(log_std) * torch.randn_like(old)
-    logs = [gaussian_log_prob(action, mean, log_std) for mean in (new, old)]
-    expected = 2 * 0.01**2 / (2 * math.exp(-6.0))
-    assert ppo.policy_change(logs[0] - logs[1]).mean().item() == pytest.approx(expected, rel=0.02)
-    assert ppo.policy_change(ppo.log_ratio(*logs, torch.zeros(200_000))).mean().item() == 0.0
+    env = StillEnv(4)
+    agent = rolled_out(env, ppo_agent(env, **ALL_TERMS), lambda t: env.reward.normal_())
+    agent._compute_targets()
+    with torch.no_grad():
+        for parameter in agent._model.actor_parameters().values():  # a policy that has learned a little
+            parameter.mul_(1.3)
+    index = torch.arange(0, 64, 2)
+    x, action, old, mask, advantage = (
+        agent._rollout[name].flatten(0, 1)[index]
+        for name in ("input", "action", "log_prob", "explore_mask", "advantage"))
+    mean, log_std = agent._model.policy(x)
+    log_ratio = (gaussian_log_prob(action, mean, log_std) - old) * mask
+    ratio = log_ratio.exp()
+    clipped = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    bound, entropy, length = rl_math.action_bound_loss(mean), gaussian_entropy(log_std), action_reg_loss(mean)
+    each = -clipped + 3.0 * bound - 0.2 * entropy + 0.5 * length
+    found = agent._actor_loss(index)
+    assert 0.0 < mask.sum() < len(index) and (bound > 0.0).any() and (log_ratio != 0.0).any()
+    torch.testing.assert_close(found.loss, (each * mask).sum() / mask.sum())
+    assert found.weight == mask.sum()
+    shown = dict(zip(found.names, found.values.tolist(), strict=True))
+    assert shown["Action_Entropy"] == pytest.approx(entropy[0].item()) and shown["Kl_Div"] > 0.0
+
+
+@pytest.mark.parametrize("weight", [5.0, -5.0])
+def test_entropy_is_sought_or_shunned(weight):
+    env = StillEnv(4)
+    agent = rolled_out(env, ppo_agent(env, action_entropy_weight=weight, model=TRAINED_STD))
+    log_std = agent.model_tensors()["_model._action_dist._logstd_net"]
+    before = log_std.detach().clone()
+    agent.update(0)
+    assert ((log_std - before) * weight > 0.0).all()
+
+
+def test_tests_act_by_the_mean():
+    torch.manual_seed(0)
+    env = StillEnv(4)
+    agent = ppo_agent(env, model={**AGENT_CONFIG["model"], "actor_init_output_scale": 1.0})
+    env.obs.normal_()
+    agent.act_test()
+    mean = agent._model.policy(agent._obs_norm.normalize(env.obs))[0]
+    torch.testing.assert_close(agent.action, agent._a_norm.to_env(mean).detach())
+    assert agent.action.abs().max() > 0.01
+
+
+# --- values and walks -------------------------------------------------------------------------------------------------
+
+
+def test_the_next_value_has_the_latent_of_its_own_step():
+    torch.manual_seed(0)
+    env = StillEnv(4)
+    agent = build_agent(env, config("ASE"), ALONE)
+    steps = []  # at age 0: a new latent every step
+    rolled_out(env, agent, lambda t: steps.append((agent._latents.values.clone(), env.next_obs.clone())))
+    assert (steps[0][0] != steps[1][0]).any(dim=-1).all()
+    with torch.no_grad():
+        _, found = agent._values()
+        for t, (latent, next_obs) in enumerate(steps):
+            obs = agent._obs_norm.normalize(next_obs)
+            torch.testing.assert_close(found[t], agent._model.value(torch.cat([obs, latent], dim=-1)))
+
+
+def test_every_iteration_begins_a_new_walk(monkeypatch):
+    """The critic's 6 minibatches of 12 are more than the 64 samples: what is left of a pass must not come next."""
+    drawn = []
+
+    def draw(self, count, original=MinibatchSampler.draw):
+        drawn.append(original(self, count))
+        return drawn[-1]
+
+    env = StillEnv(4)
+    agent = ppo_agent(env, critic_batch_size=3, critic_epochs=1)
+    monkeypatch.setattr(MinibatchSampler, "draw", draw)
+    for _ in range(2):
+        drawn.clear()
+        rolled_out(env, agent).update(0)
+        assert len(torch.cat(drawn[:5]).unique()) == 60
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def advantages_are_pooled(dist):
+    """Process 1 earns much more: all it did was better than the mean, and all that process 0 did worse.
+
+    The mean is that of the random actions.
+    """
+    seed_process(0, dist.rank)
+    env = StillEnv(4)
+    agent = rolled_out(env, ppo_agent(env, dist, exp_prob_beg=0.5, exp_prob_end=0.5),
+                       lambda t: env.reward.normal_(50.0 * dist.rank))
+    metrics = agent._compute_targets()
+    with torch.no_grad():
+        own = agent._rollout["returns"] - agent._values()[0]
+    random = own[agent._rollout["explore_mask"] > 0.0].tolist()
+    every = torch.cat([torch.tensor(part) for part in dist.all_gather_object(random)]).double()
+    assert 30 < len(every) < 100
+    mean, std = every.mean(), every.std()
+    assert metrics["Adv_Mean"].value.item() == pytest.approx(mean.item(), rel=1e-5)
+    assert metrics["Adv_Std"].value.item() == pytest.approx(std.item(), rel=1e-5)
+    expected = ((own - mean) / std).clamp(-4.0, 4.0).float()
+    torch.testing.assert_close(agent._rollout["advantage"], expected, rtol=1e-4, atol=1e-5)
+    assert (expected.mean() > 0.5) if dist.rank else (expected.mean() < -0.5)
+
+
+def a_loaded_model_is_the_roots(dist):
+    """Networks of all kinds: whatever process 1 read, it goes on with what the root did."""
+    agent = build_agent(StillEnv(4), config("ASE"), dist)
+    networks = {name: tensor for name, tensor in agent.model_tensors().items()
+                if name.startswith("_model.") and not name.endswith("_logstd_net")}  # that one is fixed
+    with torch.no_grad():
+        for tensor in networks.values():
+            tensor.fill_(1.0 + dist.rank)
+    agent.model_loaded()
+    assert len(networks) > 20 and all((tensor == 1.0).all() for tensor in networks.values())
+
+
+def the_rate_follows_the_change_of_both(dist):
+    """By the number of random actions: (300 * 0 + 100 * 0.1) / 400 is near the target, either alone is not."""
+    env = StillEnv(4)
+    for target, (first, second), factor in ((0.02, (300.0, 100.0), 1.0), (0.02, (100.0, 300.0), 1 / 1.5),
+                                            (0.2, (1.0, 1.0), 1.5), (0.2, (0.0, 0.0), 1.0)):
+        agent = ppo_agent(env, dist, kl_target=target)
+        change = Metric(torch.tensor([0.0, 0.1][dist.rank]), "mean", torch.tensor([first, second][dist.rank]))
+        rate = agent._adapt_rate(change)["Actor_Rate"].value.item()
+        assert rate == pytest.approx(1e-3 * factor, rel=1e-5), (target, first, second)
+
+
+class Episodes(StillEnv):
+    """Episodes of ``lengths[i]`` steps in environment i; each step earns 1, ``miss`` in a step is that length."""
+
+    def __init__(self, *lengths):
+        super().__init__(len(lengths))
+        self.lengths = torch.tensor(lengths)
+        self.miss, self.count = (torch.zeros(len(lengths), dtype=torch.float64) for _ in range(2))
+
+    def reset(self, first=None):
+        self.steps.zero_()
+
+    def set_mode(self, mode):
+        self.miss.zero_()
+        self.count.zero_()
+
+    def step(self, action):
+        self.steps += 1
+        self.reward.fill_(1.0)
+        self.miss += self.lengths
+        self.count += 1.0
+        self.done.copy_(torch.where(self.steps >= self.lengths, int(DoneFlag.TIME), int(DoneFlag.NULL)))
+        self.steps.masked_fill_(self.done != DoneFlag.NULL, 0)
+
+    def diagnostics(self):
+        return {"miss": self.miss.sum() / self.count.sum()}
+
+    def measure_sums(self):
+        return {"miss": (self.miss, self.count)}
+
+    def pooled_diagnostics(self, dist):
+        return {}
+
+    def health(self):
+        zero = torch.zeros((), dtype=torch.int64)
+        return dict.fromkeys(("nonfinite", "contact_overflow", "constraint_overflow"), zero)
+
+    def clear_health(self):
+        pass
+
+
+def unequal_episodes(dist):
+    """Episodes of 2, 4 and of 3, 23 steps: every environment counts once, a measure's mean is over all their steps."""
+    env = Episodes(*[(2, 4), (3, 23)][dist.rank])
+    steps = []
+    found = evaluate(env, Agent(env, DummyConfig(), dist), dist, 4, on_step=lambda: steps.append(1))
+    assert (found.episodes, found.complete, len(steps)) == (4, True, 24)  # also who is done early goes on
+    assert (found.mean_return, found.episode_length) == (8.0, 8.0)
+    assert found.metrics["miss"] == pytest.approx((2**2 + 4**2 + 3**2 + 23**2) / 32)
+    late = evaluate(env, Agent(env, DummyConfig(), dist), dist, 4, should_stop=lambda: dist.rank == 1)
+    assert not late.complete  # one of them has to stop, so both do
+
+
+def headline_episodes(dist):
+    """Of eight episodes the first of each process are the headline; rows begin with each environment's first."""
+    env = Episodes(*[(2, 4), (3, 5)][dist.rank])
+    found = run_test(env, Agent(env, DummyConfig(), dist), dist, 2, 8)
+    assert (found.test_return, found.test_episode_length, found.test_episodes) == (2.5, 2.5, 2)
+    assert found.statistics["return"]["mean"] == 3.5 and found.statistics["return"]["episodes"] == 8
+    assert found.statistics["return"]["max"] == 5.0 and found.complete
+    odd = run_test(env, Agent(env, DummyConfig(), dist), dist, 3, 4)  # two of each: never fewer than asked for
+    assert (odd.test_return, odd.test_episodes) == (3.5, 4)
+    assert dist.all_gather_object((found, odd)) == [(found, odd)] * 2
+
+
+def side_evaluation(dist):
+    """It ends when the last process' episodes do, and is the mean of all."""
+    env = Episodes(*[(2, 9, 9), (4, 6, 9)][dist.rank])
+    beside = ConcurrentEvaluation(env, Agent(env, DummyConfig(), dist), 2)
+    beside.begin(7, 0)
+    for step in range(1, 10):
+        env.step(None)
+        beside.update()
+        found = beside.result(dist)
+        assert (found is None) == (step < 9)
+    assert (found.mean_return, found.episode_length, found.episodes, found.samples) == (5.25, 5.25, 4, 7)
+
+
+def agents_of_two(dist):
+    advantages_are_pooled(dist)
+    a_loaded_model_is_the_roots(dist)
+    the_rate_follows_the_change_of_both(dist)
+    unequal_episodes(dist)
+    headline_episodes(dist)
+    side_evaluation(dist)
+
+
+def test_two_processes():
+    in_two_processes(agents_of_two)

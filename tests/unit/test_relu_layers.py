@@ -4,13 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from mimickit.learning.agents import parse_agent_config
-from mimickit.learning.discriminator import Demonstrations, Differences, DiscriminatorNet, discriminator_loss
-from mimickit.learning.nets import build_net
+from mimickit.learning.adversarial import Demonstrations, Differences, DiscriminatorNet, discriminator_loss
+from mimickit.learning.model import build_net, hidden_dtype
 from mimickit.learning.relu_layers import aligned, aligned_size
 from mimickit.util.distributed import Distributed
-from tests.contract.toy_style_env import agent_config
-from tests.unit.method_case import StillEnv
+from tests.unit.method_case import StillEnv, config
 
 BF16 = torch.bfloat16
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -80,20 +78,21 @@ def test_networks_look_at_the_rollout_normalised_once(dtype):
     torch.manual_seed(0)
     obs, demo = torch.randn(4, 3), torch.randn(4, 3)
     env = StillEnv(4, disc_obs=obs, disc_demo=demo, disc_obs_demo=demo)
-    for kind, agents, good in ((Demonstrations, obs, demo), (Differences, demo - obs, torch.zeros(1, 3))):
-        evidence = kind(env, 2, dtype)
-        evidence.rollout.norm.record(10.0 * torch.randn(50, 3) + 1.0)
-        evidence.record(0)
-        evidence.record(1)
-        evidence.rollout.norm.update(Distributed.single())
-        torch.testing.assert_close(evidence.rollout.samples(), agents.expand(2, -1, -1))
-        evidence.rollout.normalize()
-        seen = aligned(evidence.rollout.norm.normalize(agents), dtype)
-        torch.testing.assert_close(evidence.rollout.seen(), seen.repeat(2, 1), rtol=0, atol=0)
+    settings = config("AMP", steps_per_iter=2, actor_batch_size=2)
+    for kind, agents, real in ((Demonstrations, obs, demo), (Differences, demo - obs, torch.zeros(1, 3))):
+        data = kind(env, settings, dtype)
+        data.buffer.norm.record(10.0 * torch.randn(50, 3) + 1.0)
+        data.record(0)
+        data.record(1)
+        data.buffer.norm.update(Distributed.single())
+        torch.testing.assert_close(data.buffer.samples(), agents.expand(2, -1, -1))
+        data.buffer.normalize()
+        normalized = aligned(data.buffer.norm.normalize(agents), dtype)
+        torch.testing.assert_close(data.buffer.normalized(), normalized.repeat(2, 1), rtol=0, atol=0)
         index = torch.tensor([6, 1])
-        torch.testing.assert_close(evidence.rollout.take("agent", index), seen[[2, 1]], rtol=0, atol=0)
-        expected = evidence.rollout.norm.normalize(good[[2, 1]] if len(good) > 1 else good)
-        torch.testing.assert_close(evidence.good(index), aligned(expected, dtype), rtol=0, atol=0)
+        torch.testing.assert_close(data.buffer.take("agent", index), normalized[[2, 1]], rtol=0, atol=0)
+        expected = data.buffer.norm.normalize(real[[2, 1]] if len(real) > 1 else real)
+        torch.testing.assert_close(data.real(index), aligned(expected, dtype), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("asked", "kind", "able", "expected"), [
@@ -102,5 +101,4 @@ def test_networks_look_at_the_rollout_normalised_once(dtype):
 ])
 def test_bfloat16_is_for_gpus_that_have_it(monkeypatch, asked, kind, able, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
-    config = parse_agent_config(agent_config("AMP", bf16=asked))
-    assert config.hidden_dtype(torch.device(kind)) == expected
+    assert hidden_dtype(config("AMP", bf16=asked), torch.device(kind)) == expected

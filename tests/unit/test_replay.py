@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.learning.replay import ReplayRing
+from mimickit.learning.rollout import ReplayBuffer
 from mimickit.util.failures import UserError
 
 
@@ -12,7 +12,7 @@ def column(first, last):
 
 
 def test_oldest_are_overwritten():
-    ring = ReplayRing(10, 1, "cpu")
+    ring = ReplayBuffer(10, 1, "cpu")
     ring.push(column(0, 5))
     assert not ring.full
     ring.push(column(10, 15))
@@ -29,7 +29,7 @@ def drawn(ring, count):
 @pytest.mark.parametrize("count", [1, 3, 10, 25])
 def test_every_row_of_a_full_ring_is_drawn_equally_often(pushed, count):
     torch.manual_seed(0)
-    ring = ReplayRing(10, 1, "cpu")
+    ring = ReplayBuffer(10, 1, "cpu")
     for first in range(1, pushed + 1, 5):
         ring.push(column(first, first + 4))
     numbers = [number for _ in range(10) for number in drawn(ring, count)]
@@ -40,7 +40,7 @@ def test_every_row_of_a_full_ring_is_drawn_equally_often(pushed, count):
 
 def test_draws_cover_what_is_there_and_nothing_else():
     torch.manual_seed(0)
-    ring = ReplayRing(100, 1, "cpu")
+    ring = ReplayBuffer(100, 1, "cpu")
     ring.push(column(1, 30))
     first_drawn = set()
     for _ in range(20):
@@ -53,7 +53,7 @@ def test_draws_cover_what_is_there_and_nothing_else():
 
 def test_a_new_walk_begins_when_the_ring_grows():
     torch.manual_seed(0)
-    ring = ReplayRing(10, 1, "cpu")
+    ring = ReplayBuffer(10, 1, "cpu")
     ring.push(column(1, 6))
     drawn(ring, 4)  # two are left of the pass
     ring.push(column(7, 8))
@@ -62,7 +62,7 @@ def test_a_new_walk_begins_when_the_ring_grows():
 
 def test_the_walk_through_a_full_ring_goes_on_and_shows_what_overwrites():
     torch.manual_seed(0)
-    ring = ReplayRing(10, 1, "cpu")
+    ring = ReplayBuffer(10, 1, "cpu")
     ring.push(column(0, 9))
     before = drawn(ring, 4)
     ring.push(column(10, 12))  # in place of 0, 1, 2
@@ -74,12 +74,12 @@ def test_the_walk_through_a_full_ring_goes_on_and_shows_what_overwrites():
 
 def test_nothing_can_be_drawn_from_an_empty_ring():
     with pytest.raises(AssertionError, match="nothing to draw from"):
-        ReplayRing(10, 1, "cpu").walk.draw(1)
+        ReplayBuffer(10, 1, "cpu").walk.draw(1)
 
 
 def test_rollouts_enter_whole_until_full_then_a_subset():
     torch.manual_seed(0)
-    ring = ReplayRing(20, 1, "cpu")
+    ring = ReplayBuffer(20, 1, "cpu")
     ring.push_rollout(column(1, 8), 3)
     assert ring.received == 8 and sorted(ring.data[:8, 0].tolist()) == list(range(1, 9))
     assert ring.data[:8, 0].tolist() != list(range(1, 9))
@@ -96,7 +96,7 @@ def test_rollouts_enter_whole_until_full_then_a_subset():
 @pytest.mark.parametrize("count_when_full", [3, 50])
 def test_a_rollout_larger_than_the_ring_leaves_a_random_subset(count_when_full):
     torch.manual_seed(0)
-    ring = ReplayRing(10, 1, "cpu")
+    ring = ReplayBuffer(10, 1, "cpu")
     for _ in range(2):
         ring.push_rollout(column(0, 99), count_when_full)
         values = ring.data[:, 0].tolist()
@@ -106,7 +106,7 @@ def test_a_rollout_larger_than_the_ring_leaves_a_random_subset(count_when_full):
 
 def test_continues_exactly_from_saved_tensors():
     torch.manual_seed(0)
-    ring, other = ReplayRing(10, 2, "cpu"), ReplayRing(10, 2, "cpu")
+    ring, other = ReplayBuffer(10, 2, "cpu"), ReplayBuffer(10, 2, "cpu")
     ring.push(torch.randn(7, 2))
     state = ring.state()
     assert state["data"].shape == (7, 2)  # what is there, no more
@@ -117,7 +117,7 @@ def test_continues_exactly_from_saved_tensors():
     assert torch.equal(ring.data, other.data) and other.received == 12
     ring.push(torch.randn(8, 2))
     with pytest.raises(UserError, match=r"x: the discriminator's replay holds \(10, 2\).*after 20 samples.*\(15, 2\)"):
-        ReplayRing(15, 2, "cpu").load(ring.state(), "x")
+        ReplayBuffer(15, 2, "cpu").load(ring.state(), "x")
     with pytest.raises(UserError, match=r"x: the discriminator's replay lacks order, position"):
         other.load({name: ring.state()[name] for name in ("data", "received")}, "x")
 
@@ -126,7 +126,7 @@ def test_continues_exactly_from_saved_tensors():
 @pytest.mark.parametrize("taken", [0, 3, 7, 16])
 def test_continues_with_the_same_draws(pushed, taken):
     torch.manual_seed(0)
-    ring, other = ReplayRing(10, 1, "cpu"), ReplayRing(10, 1, "cpu")
+    ring, other = ReplayBuffer(10, 1, "cpu"), ReplayBuffer(10, 1, "cpu")
     for number in range(pushed):
         ring.push(column(number, number))
     if taken:  # else the walk has not begun
@@ -144,7 +144,7 @@ def test_continues_with_the_same_draws(pushed, taken):
 
 
 def test_an_empty_ring_can_be_saved():
-    ring, other = ReplayRing(10, 1, "cpu"), ReplayRing(10, 1, "cpu")
+    ring, other = ReplayBuffer(10, 1, "cpu"), ReplayBuffer(10, 1, "cpu")
     other.load(ring.state(), "x")
     other.push(column(1, 4))
     assert sorted(drawn(other, 4)) == [1, 2, 3, 4]

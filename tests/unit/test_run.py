@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +16,7 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mimickit import request, run
-from mimickit.learning.agents import parse_agent_config
-from mimickit.learning.dummy_agent import DummyConfig
+from mimickit.learning.config import DummyConfig, parse_agent_config
 from mimickit.util.args import Args
 from mimickit.util.distributed import Distributed
 from mimickit.util.manifest import describe_file
@@ -45,8 +47,8 @@ def refused(tmp_path, monkeypatch, capsys):
     (["--master_port", "99999"], "--master_port 99999 (command line): must be at most 65535"),
     (["--video_width", "1000000"], "--video_width 1000000 (command line): must be at most 8192"),
     (["--max_samples", "1e30"], "--max_samples 1e30 (command line): must be at most"),
-    (["--video_file", "a.avi"], "--video_file a.avi (command line): videos are MP4"),
-    (["--set"], "--set needs at least one KEY=VALUE"),
+    (["--video_file", "a.avi"], "--video_file a.avi (command line): the name must end in .mp4"),
+    (["--set"], "--set (command line): needs at least one value: KEY=VALUE"),
 ])
 def test_wrong_flags(refused, flags, message):
     assert message in refused(*flags)
@@ -57,6 +59,8 @@ def test_what_is_not_understood_is_an_error(refused):
     text = refused("walk", "--num_env", "3", "--mode", "test", "train")
     assert [part.partition(" (command line)")[0] for part in text.split("; ")[:3]] == [
         "error: 'walk'", "unknown flag --num_env", "--mode test train"]
+
+
 def test_a_damaged_model_is_refused(refused, tmp_path):
     """It is not the file that its training's result tells of; a copy elsewhere is taken for what it is."""
     model = tmp_path / "model.pt"
@@ -147,7 +151,7 @@ def test_a_read_only_place_and_a_full_disk(refused, monkeypatch):
     assert "Read-only file system" in refused()
     monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
-        request.check_writable(Args.from_argv(CASE), "out_dir", "output/")
+        request.check_writable(Args.from_argv(CASE), "out_dir")
 
 
 def warnings_of(capsys, mode, agent, info=(), argv=()):
@@ -201,7 +205,7 @@ def test_the_process_that_failed_first_tells_how_all_ended(tmp_path, monkeypatch
                                        enumerate(exit_codes)})
 
     monkeypatch.setattr("torch.distributed.run.main", torchrun)
-    for name in (run.STARTED, run.LAUNCHER, "OMP_NUM_THREADS"):
+    for name in (run.STARTED, run.LAUNCHER, run.PROGRAM, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     asked = SimpleNamespace(args=Args.from_argv([]), out_dir=tmp_path, devices=("cpu", "cpu"), seed=1)
     assert run.launch([], asked) == code
@@ -215,3 +219,13 @@ def test_an_interruption_before_the_start_is_told(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(run, "read_request", interrupted)
     assert run.main([*CASE, "--out_dir", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interruption_of_the_imports_is_quiet():
+    command = [sys.executable, "-X", "importtime", "mimickit/run.py", "list"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if line.split()[-1] == "mimickit.util.files")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+    assert said.endswith("interrupted\n") and "Traceback" not in said

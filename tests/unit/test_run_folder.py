@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from mimickit import run
-from mimickit.learning.evaluate import TestResult
+from mimickit.learning.evaluation import TestResult
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest
@@ -82,7 +82,7 @@ def files(folder):
 
 
 def chosen(*argv):
-    return run_folder.choose(Args.from_argv(argv)).text("out_dir")
+    return run_folder.choose(Args.from_argv(argv))["out_dir"]
 
 
 @pytest.mark.parametrize(("given", "expected"), [
@@ -251,8 +251,8 @@ def test_a_process_forgets_its_own_failure(trained, monkeypatch, rank, left):
 
 def test_a_mistake_is_noted_where_nothing_else_is(program, tmp_path):
     (tmp_path / "new").mkdir()
-    assert program("--out_dir", str(tmp_path / "new"), "--mode", "trian")[0] == 2
-    assert "allowed are train, test" in read_json(tmp_path / "new/failures/rank_0.json")["message"]
+    assert program("--out_dir", str(tmp_path / "new"), "--set", "fps=3")[0] == 2
+    assert "--set fps=3: expected KEY=VALUE" in read_json(tmp_path / "new/failures/rank_0.json")["message"]
     assert json.loads((tmp_path / "new" / run_folder.LOCK).read_text())["pid"] == os.getpid()
 
 
@@ -279,7 +279,7 @@ def test_a_test_that_a_signal_ended(program, tmp_path, monkeypatch, flags, episo
         os.kill(os.getpid(), signal.SIGTERM)
         return TestResult(0.0, 0.0, episodes, {}, {}, 0, 0, 0, complete=False)
 
-    monkeypatch.setattr("mimickit.learning.evaluate.run_test", interrupted)
+    monkeypatch.setattr("mimickit.learning.evaluation.run_test", interrupted)
     env = SimpleNamespace(num_envs=2)
     monkeypatch.setattr(run, "run_stage", lambda request, dist: run.test_stage(request, env, None, dist))
     code, _, _ = program("--mode", "test", "--out_dir", str(tmp_path / "out"), *flags)

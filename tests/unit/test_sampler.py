@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mimickit.learning.buffer import MinibatchSampler, Rollout, SampleTable, minibatch_plan
+from mimickit.learning.config import minibatch_plan
+from mimickit.learning.rollout import MinibatchSampler, Rollout, SampleTable
 
 
 @pytest.mark.parametrize(("num_envs", "steps", "batch", "epochs", "expected"), [
@@ -68,8 +69,8 @@ def test_rollout_copies_and_flattens_time_first():
 
 def test_table_gives_minibatches_of_all_its_columns():
     torch.manual_seed(0)
-    table = SampleTable(3, 2, {"obs": (33,), "flag": (), "action": (2,)}, "cpu")
-    kept = {"obs": torch.randn(3, 2, 33), "flag": torch.randn(3, 2), "action": torch.randn(3, 2, 2)}
+    table = SampleTable(3, 2, {"obs": (33,), "mask": (), "action": (2,)}, "cpu")
+    kept = {"obs": torch.randn(3, 2, 33), "mask": torch.randn(3, 2), "action": torch.randn(3, 2, 2)}
     for t in range(3):
         table.record(t, **{name: values[t] for name, values in kept.items()})
     index = torch.tensor([5, 0, 3, 3])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mimickit.learning.ppo import exploration_probability
+from mimickit.learning.rl_math import exploration_probability
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(0, 1.0), (50, 0.6), (100, 0.2), (200, 0.2)])

@@ -63,7 +63,7 @@ def test_a_log_that_is_no_text(tmp_path, capsys):
     (render_clips, ["x.pkl", "--out", "s.foo"], "--out s.foo: the picture must end in .png"),
     (author_vault, ["g1", "--iterations", "0"], "--iterations 0: at least 1"),
     (contact_capacity, ["--chars", "nope.xml"], "model file not found: nope.xml"),
-    (contact_capacity, ["--chars", "README.md"], "only MJCF files"),
+    (contact_capacity, ["--chars", "README.md"], "only MJCF (.xml) and URDF files"),
     (contact_capacity, ["--num-envs", "0"], "--num-envs 0: at least 1"),
     (contact_capacity, ["--steps", "0"], "--steps 0: at least 1"),
     (contact_capacity, ["--device", "foo"], "--device foo: this machine has cpu"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mimickit.config import build
-from mimickit.learning import policy
-from mimickit.learning.policy import ActorCritic, GaussianHead, ModelConfig
+from mimickit.learning import rl_math
+from mimickit.learning.config import ModelConfig
+from mimickit.learning.model import ActorCritic, GaussianHead
 from mimickit.util.failures import UserError
 
 MODEL = {
@@ -19,25 +20,16 @@ MEAN, STD = torch.tensor([0.1, -0.2]), torch.tensor([0.05, 0.2])
 
 def test_gaussian_formulas():
     action, log_std = torch.tensor([0.15, 0.0]), STD.log()
-    assert policy.gaussian_log_prob(action, MEAN, log_std).item() == pytest.approx(1.767293, rel=1e-5)
-    assert policy.gaussian_entropy(log_std).item() == pytest.approx(-1.767293, rel=1e-5)
-    assert policy.mean_regularizer(MEAN).item() == pytest.approx(0.05, rel=1e-5)
-    found = policy.gaussian_kl(MEAN, log_std, torch.zeros(2), torch.zeros(2))
-    assert found.item() == pytest.approx(3.651420, rel=1e-5)
+    assert rl_math.gaussian_log_prob(action, MEAN, log_std).item() == pytest.approx(1.767293, rel=1e-5)
+    assert rl_math.gaussian_entropy(log_std).item() == pytest.approx(-1.767293, rel=1e-5)
+    assert rl_math.action_reg_loss(MEAN).item() == pytest.approx(0.05, rel=1e-5)
 
 
 def test_log_prob_agrees_with_torch():
     torch.manual_seed(0)
     mean, log_std, action = torch.randn(7, 3), torch.randn(7, 3), torch.randn(7, 3)
     reference = torch.distributions.Normal(mean, log_std.exp()).log_prob(action).sum(-1)
-    torch.testing.assert_close(policy.gaussian_log_prob(action, mean, log_std), reference)
-
-
-def test_categorical_formulas():
-    logits = torch.tensor([1.0, 2.0, 0.5])
-    assert policy.categorical_log_prob(torch.tensor([1]), logits).item() == pytest.approx(-0.464369, rel=1e-5)
-    assert policy.categorical_entropy(logits).item() == pytest.approx(0.905959, rel=1e-5)
-    assert policy.mean_regularizer(logits).item() == pytest.approx(5.25)
+    torch.testing.assert_close(rl_math.gaussian_log_prob(action, mean, log_std), reference)
 
 
 @pytest.mark.parametrize(("kind", "trained"), [("FIXED", False), ("CONSTANT", True), ("VARIABLE", True)])

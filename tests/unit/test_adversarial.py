@@ -5,10 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mimickit.learning import adversarial_agents, discriminator, ppo_agent
-from mimickit.learning.agents import build_agent
-from mimickit.learning.buffer import MinibatchSampler
-from mimickit.learning.discriminator import (
+from mimickit.learning import adversarial
+from mimickit.learning.adversarial import (
     Demonstrations,
     Differences,
     Discriminator,
@@ -16,12 +14,16 @@ from mimickit.learning.discriminator import (
     discriminator_loss,
     style_reward,
 )
-from mimickit.learning.update import take_turns
+from mimickit.learning.methods import build_agent
+from mimickit.learning.optim import interleave
+from mimickit.learning.ppo import ClippedSurrogate, PolicyAgent
+from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from tests.unit.method_case import Linear, StillEnv, config
 
 ALONE = Distributed.single()
+ONE_STEP = config("AMP", steps_per_iter=1, actor_batch_size=1, critic_batch_size=1, disc_batch_size=1)
 
 
 def close(found, expected, rtol=1e-5):
@@ -39,10 +41,10 @@ def test_reward_of_logits(scale, expected):
 
 def test_amp_loss():
     env = StillEnv(4)
-    evidence = Demonstrations(env, steps=1)
-    evidence.rollout.norm.mean.copy_(torch.tensor([1.0, 0.0]))
-    evidence.rollout.norm.std.copy_(torch.tensor([2.0, 1.0]))
-    normalize = evidence.rollout.norm.normalize
+    data = Demonstrations(env, ONE_STEP)
+    data.buffer.norm.mean.copy_(torch.tensor([1.0, 0.0]))
+    data.buffer.norm.std.copy_(torch.tensor([2.0, 1.0]))
+    normalize = data.buffer.norm.normalize
     agent = normalize(torch.tensor([[1.0, 1], [5, 1], [3, 0], [1, 2]]))  # two of the rollout, two of the replay
     demos = normalize(torch.tensor([[3.0, -1], [1, -2]]))
     found = discriminator_loss(Linear(), torch.cat([agent, demos]), 4, grad_penalty=5.0, logit_reg=0.01)
@@ -53,12 +55,12 @@ def test_amp_loss():
 
 
 def test_add_loss():
-    evidence = Differences(StillEnv(4), steps=1)
-    evidence.rollout.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    data = Differences(StillEnv(4), ONE_STEP)
+    data.buffer.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
     x, y = torch.tensor([[0.0, 0], [1, 1], [1, 0], [0, 0]]), torch.tensor([[2.0, 1], [1, 0], [0, 0], [0, 0]])
-    good = evidence.good(torch.tensor([0, 1]))
-    assert good.tolist() == [[0.0, 0.0]]
-    judged = evidence.rollout.norm.normalize(torch.cat([y - x, good]))
+    real = data.real(torch.tensor([0, 1]))
+    assert real.tolist() == [[0.0, 0.0]]
+    judged = data.buffer.norm.normalize(torch.cat([y - x, real]))
     found = discriminator_loss(Linear(), judged, 4, grad_penalty=2.0, logit_reg=0.01)
     expected = {"loss": 3.309860, "grad_penalty": 1.25, "logit_loss": 1.25, "pos_acc": 1.0, "neg_acc": 0.5,
                 "pos_logit": 0.1, "neg_logit": 0.1625}
@@ -71,51 +73,52 @@ def test_add_reward_and_normaliser():
     env = StillEnv(3, disc_obs=x, disc_obs_demo=y)
     settings = config("ADD", steps_per_iter=1, disc_reward_weight=0.5, task_reward_weight=0.5, disc_batch_size=1,
                       actor_batch_size=1, critic_batch_size=1)
-    disc = Discriminator(env, settings, ALONE, Differences(env, 1))
-    disc._net = Linear()
-    disc.evidence.rollout.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
-    agent = adversarial_agents.PolicyAgent(
-        env, settings, ALONE, ppo_agent.ClippedSurrogate(settings), [disc], settings.task_reward_weight)
+    disc = Discriminator(env, settings, ALONE, Differences(env, settings))
+    disc.net = Linear()
+    disc.buffer.norm.mean_abs.copy_(torch.tensor([2.0, 0.5]))
+    agent = PolicyAgent(env, settings, ALONE, ClippedSurrogate(settings), [disc], settings.task_reward_weight)
     env.reward.copy_(torch.tensor([1.0, 0.0, 0.2]))
     agent.act(0)
     agent.observe(0)
     with torch.no_grad():
-        stats = agent._add_rewards()
+        metrics = agent._add_rewards()
     close(agent._outcome["reward"], [[0.720417, 2.215519, 0.844397]])
-    close(stats["Disc_Reward_Mean"].value, 2.120222)
-    close(stats["Disc_Reward_Std"].value, 2.068685)
-    close(stats["Task_Reward_Mean"].value, 0.4)
-    disc.fold()
-    close(disc.evidence.rollout.norm.mean_abs, [0.6666667, 0.6666667])
+    close(metrics["Disc_Reward_Mean"].value, 2.120222)
+    close(metrics["Disc_Reward_Std"].value, 2.068685)
+    close(metrics["Task_Reward_Mean"].value, 0.4)
+    disc.update_norm()
+    close(disc.buffer.norm.mean_abs, [0.6666667, 0.6666667])
 
 
 def test_amp_normaliser_takes_agent_and_demonstrations_one_to_one():
     env = StillEnv(2, disc_obs=torch.tensor([[1.0, 0], [1, 0]]), disc_demo=torch.tensor([[3.0, 2], [3, 4]]))
-    disc = Discriminator(env, config("AMP", steps_per_iter=4), ALONE, Demonstrations(env, 4))
+    settings = config("AMP", steps_per_iter=4)
+    disc = Discriminator(env, settings, ALONE, Demonstrations(env, settings))
     for t in range(4):
         disc.record(t)
     disc.record_norm()
-    disc.fold()
-    close(disc.evidence.rollout.norm.mean, [2.0, 1.5])
-    assert disc.evidence.rollout.norm.count.tolist() == [16]
+    disc.update_norm()
+    close(disc.buffer.norm.mean, [2.0, 1.5])
+    assert disc.buffer.norm.count.tolist() == [16]
 
 
-@pytest.mark.parametrize(("method", "evidence"), [("AMP", Demonstrations), ("ADD", Differences)])
-def test_the_replay_keeps_what_was_seen_not_what_was_made_of_it(method, evidence):
+@pytest.mark.parametrize(("method", "kind"), [("AMP", Demonstrations), ("ADD", Differences)])
+def test_the_replay_keeps_samples_not_what_was_made_of_them(method, kind):
     """Normalising happens in place; an entry of the ring is normalised anew, by what is known when it is used."""
     env = StillEnv(2, disc_obs=torch.tensor([[1.0, -2], [3, 5]]))
-    disc = Discriminator(env, config(method, steps_per_iter=4), ALONE, evidence(env, 4))
-    norm = disc.evidence.rollout.norm
+    settings = config(method, steps_per_iter=4)
+    disc = Discriminator(env, settings, ALONE, kind(env, settings))
+    norm = disc.buffer.norm
     for t in range(4):
         disc.record(t)
-    expected = disc.evidence.rollout.samples().flatten(0, 1).clone()
+    expected = disc.buffer.samples().flatten(0, 1).clone()
     disc.record_norm()
-    disc.fold()  # mean and deviation are no longer 0 and 1
+    disc.update_norm()  # mean and deviation are no longer 0 and 1
     disc.reward()
-    assert not torch.equal(disc.evidence.rollout.samples().flatten(0, 1), expected)
-    kept = disc._ring.data[:8]
+    assert not torch.equal(disc.buffer.samples().flatten(0, 1), expected)
+    kept = disc._replay.data[:8]
     assert sorted(kept.tolist()) == sorted(expected.tolist())
-    torch.testing.assert_close(disc.evidence.rollout.see(kept), norm.normalize(kept))
+    torch.testing.assert_close(disc.buffer.as_input(kept), norm.normalize(kept))
 
 
 @pytest.mark.parametrize("layers", ["fc_2layers_128units", "fc_3layers_1024units"])
@@ -156,17 +159,17 @@ def test_columns(method, present, absent):
     for t in range(16):
         agent.act(t)
         agent.observe(t)
-    stats = agent.update(0)
+    metrics = agent.update(0)
     assert {"Disc_Loss", "Disc_Grad_Penalty", "Disc_Reward_Mean", "Disc_Reward_Std", "Task_Reward_Mean", *present
-            } <= set(stats)
-    assert not set(absent) & set(stats)
-    assert [name for name in stats if name.endswith("_Loss")][:2] == ["Critic_Loss", "Actor_Loss"]
+            } <= set(metrics)
+    assert not set(absent) & set(metrics)
+    assert [name for name in metrics if name.endswith("_Loss")][:2] == ["Critic_Loss", "Actor_Loss"]
 
 
 def test_discriminator_learns_to_tell():
     torch.manual_seed(0)
     env = StillEnv(16)
-    disc = Discriminator(env, config("AMP", disc_reward_weight=3.0), ALONE, Demonstrations(env, 16))
+    disc = Discriminator(env, config("AMP", disc_reward_weight=3.0), ALONE, Demonstrations(env, config("AMP")))
     for t in range(16):
         env.info["disc_obs"].copy_(torch.randn(16, 2))
         env.info["disc_demo"].copy_(torch.randn(16, 2) + torch.tensor([3.0, 0.0]))
@@ -174,17 +177,17 @@ def test_discriminator_learns_to_tell():
     before, _ = disc.reward()
     sampler = MinibatchSampler(256, "cpu")
     for _ in range(10):
-        take_turns([disc.steps(sampler)])
-    stats = disc.stats()
-    assert stats["Disc_Agent_Acc"].value > 0.9 and stats["Disc_Demo_Acc"].value > 0.9
+        interleave([disc.steps(sampler)])
+    metrics = disc.metrics()
+    assert metrics["Disc_Agent_Acc"].value > 0.9 and metrics["Disc_Demo_Acc"].value > 0.9
     after, columns = disc.reward()
     assert after.mean() < 0.7 * before.mean()
     close(columns["Disc_Reward_Mean"].value, (after.mean() / 3.0).item(), rtol=1e-4)
     env.info["disc_demo"].copy_(torch.tensor([3.0, 0.0]).expand(16, 2))
     env.info["disc_obs"].copy_(torch.tensor([0.0, 0.0]).expand(16, 2))
-    disc.measures.start()
-    disc.measures.observe()
-    found = {name: total.sum() / count.sum() for name, (total, count) in disc.measures.sums().items()}
+    disc.test_metrics.start()
+    disc.test_metrics.observe()
+    found = {name: total.sum() / count.sum() for name, (total, count) in disc.test_metrics.sums().items()}
     assert found["test_disc_agent_acc"] == 1.0 and found["test_disc_demo_acc"] == 1.0
     assert found["test_disc_agent_logit"] < 0.0 < found["test_disc_demo_logit"]
 
@@ -197,15 +200,15 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
     torch.manual_seed(0)
     env = StillEnv(4)
     keys = {"disc_batch_size": 3, "disc_epochs": 4, "disc_buffer_size": 88, "disc_replay_samples": 0}
-    disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, 16))
-    disc.evidence.rollout.norm.mean.fill_(1.0)
+    disc = Discriminator(env, config("AMP", **keys), ALONE, Demonstrations(env, config("AMP")))
+    disc.buffer.norm.mean.fill_(1.0)
     judged = []
 
     def spy(net, x, count, *rest):
         judged.append(((x[12:count, 0] + 1.0) * 128).round().long())
         return discriminator_loss(net, x, count, *rest)
 
-    monkeypatch.setattr(discriminator, "discriminator_loss", spy)
+    monkeypatch.setattr(adversarial, "discriminator_loss", spy)
 
     def learn(first):
         """From a rollout of the numbers from ``first`` on: 24 minibatches of 12."""
@@ -215,7 +218,7 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
             disc.record(t)
         disc.reward()
         judged.clear()
-        take_turns([disc.steps(MinibatchSampler(64, "cpu"))])
+        interleave([disc.steps(MinibatchSampler(64, "cpu"))])
         counts = torch.bincount(torch.cat(judged), minlength=128)
         assert len(judged) == 24 and counts.sum() == 288
         return counts
@@ -232,9 +235,9 @@ def test_replay_is_walked_through_in_shuffled_order(monkeypatch):
 def test_rewards_in_slices_change_nothing():
     env = StillEnv(5)
     torch.manual_seed(0)
-    whole = Discriminator(env, config("AMP"), ALONE, Demonstrations(env, 16))
-    sliced = Discriminator(env, config("AMP", disc_eval_batch_size=7), ALONE, Demonstrations(env, 16))
-    sliced._net = whole._net
+    whole = Discriminator(env, config("AMP"), ALONE, Demonstrations(env, config("AMP")))
+    sliced = Discriminator(env, config("AMP", disc_eval_batch_size=7), ALONE, Demonstrations(env, config("AMP")))
+    sliced.net = whole.net
     for t in range(16):
         env.info["disc_obs"].copy_(torch.randn(5, 2))
         whole.record(t)

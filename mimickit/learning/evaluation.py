@@ -1,9 +1,9 @@
-"""Episodes with the policy as it is: during training and as a run of its own."""
+"""Episodes with the policy as it is: in a pause of training, beside it, and as a run of its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
-from mimickit.learning.stats import Stat, reduce_stats, summarize
-from mimickit.learning.tracker import EpisodeRecord
+from mimickit.learning.config import check_eval_envs
+from mimickit.learning.metrics import EpisodeRecord, Metric, reduce_metrics, summarize
+from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
+from mimickit.util.logging import Number
 
 MAX_EPISODE_STEPS = 10_000  # control steps; an episode that goes on longer counts as ended, if not told otherwise
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
-OWN_NAMES = ("return", "length", "survival")  # of a record, beside the environment's measures
+HEALTH = ("nonfinite", "contact_overflow", "constraint_overflow")  # counters of results
+OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics of environment and agent
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,21 @@ class Evaluation:
     mean_return: float = 0.0
     episode_length: float = 0.0  # control steps
     episodes: int = 0
-    measures: dict[str, float] = field(default_factory=dict)  # diagnostics of environment and agent
+    metrics: dict[str, float] = field(default_factory=dict)  # of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
     samples: int = 0  # that the policy had learned from
 
     def measured(self) -> dict[str, float]:
-        """The measures without those (NaN) that had nothing to measure, such as a share of no ended episode.
+        """The metrics without those (NaN) that had nothing to measure, such as a share of no ended episode.
 
         This hides no broken number: a NaN in an observation or reward is counted as ``nonfinite``.
         """
-        return {name: value for name, value in self.measures.items() if not math.isnan(value)}
+        return _measured(self.metrics)
+
+    def columns(self) -> dict[str, Number]:
+        """Log columns."""
+        return {"Test_Return": self.mean_return, "Test_Episode_Length": self.episode_length,
+                "Test_Episodes": self.episodes}
 
 
 def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
@@ -47,14 +55,8 @@ def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
 
 @torch.no_grad()
 def run_episodes(
-    env: VecEnv,
-    agent: Agent,
-    dist: Distributed,
-    per_env: int,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], None] = lambda: None,
-    max_episode_steps: int | None = None,
+    env: VecEnv, agent: Agent, dist: Distributed, per_env: int, *, should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[], None] = lambda: None, max_episode_steps: int | None = None,
 ) -> tuple[EpisodeRecord, bool]:
     """Run episodes in TEST mode without randomness in the actions, until every environment has finished ``per_env``.
 
@@ -71,8 +73,8 @@ def run_episodes(
     env.set_mode(EnvMode.TEST)
     env.reset()
     agent.start_test()
-    measures = {**env.measure_sums(), **agent.measure_sums()}
-    record = EpisodeRecord(env.num_envs, env.device, per_env, measures, max_episode_steps)
+    metrics = {**env.measure_sums(), **agent.metric_sums()}
+    record = EpisodeRecord(env.num_envs, env.device, per_env, metrics, max_episode_steps)
     running, stopped, steps = True, False, 0
     while running and not stopped:
         agent.act_test()
@@ -96,27 +98,23 @@ def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **opti
         return Evaluation()
     record, complete = run_episodes(env, agent, dist, per_env, **options)
     values = mean_values(record, env, dist)
-    return Evaluation(
-        mean_return=values["return"],
-        episode_length=values["length"],
-        episodes=round(values.pop("episodes")),
-        measures={name: value for name, value in values.items() if name not in OWN_NAMES},
-        complete=complete,
-    )
+    episodes = round(values.pop("episodes"))
+    metrics = {name: value for name, value in values.items() if name not in OWN_NAMES}
+    return Evaluation(values["return"], values["length"], episodes, metrics, complete)
 
 
 @torch.no_grad()
 def mean_values(record: EpisodeRecord, env: VecEnv, dist: Distributed) -> dict[str, float]:
-    """Everything measured, over all processes: means of recorded names over the recorded episodes, other diagnostics of
+    """All metrics of a test, over all processes: means of recorded names over the recorded episodes, other metrics of
     the environment over all steps made. NaN where nothing was measured. Waits for the device."""
     sums = record.sums()
     _, count = sums["return"]
-    others = {name: Stat(value, "mean", count) for name, value in env.diagnostics().items() if name not in sums}
+    others = {name: Metric(value, "mean", count) for name, value in env.diagnostics().items() if name not in sums}
     if dist.world_size > 1:
-        others |= {name: Stat(value, "max") for name, value in env.pooled_diagnostics(dist).items()}  # equal everywhere
-    found = reduce_stats({
-        **{f"sum.{name}": Stat(total, "sum") for name, (total, _) in sums.items()},
-        **{f"weight.{name}": Stat(weight, "sum") for name, (_, weight) in sums.items()},
+        others |= {name: Metric(value, "max") for name, value in env.pooled_diagnostics(dist).items()}  # equal on all
+    found = reduce_metrics({
+        **{f"sum.{name}": Metric(total, "sum") for name, (total, _) in sums.items()},
+        **{f"weight.{name}": Metric(weight, "sum") for name, (_, weight) in sums.items()},
         **others,
     }, dist)
     means = {name: _quotient(found[f"sum.{name}"], found[f"weight.{name}"], 0.0 if name in OWN_NAMES else math.nan)
@@ -125,10 +123,69 @@ def mean_values(record: EpisodeRecord, env: VecEnv, dist: Distributed) -> dict[s
 
 
 def read_health(env: VecEnv, dist: Distributed) -> dict[str, int]:
-    """The environment's counters summed over processes; they restart at zero. Waits for the device."""
-    counts = reduce_stats({name: Stat(value.clone(), "sum") for name, value in env.health().items()}, dist)
+    """The environment's health counters summed over processes; they restart at zero. Waits for the device."""
+    counts = reduce_metrics({name: Metric(value.clone(), "sum") for name, value in env.health().items()}, dist)
     env.clear_health()
     return {name: round(value) for name, value in counts.items()}
+
+
+# --- beside training --------------------------------------------------------------------------------------------------
+
+
+class ConcurrentEvaluation:
+    """The first episode of each of the first ``count`` environments under the policy as it was at :meth:`begin`, while
+    the others train.
+
+    Args:
+        max_length: count an episode as finished after so many control steps.
+
+    Attributes:
+        samples, iteration: that the frozen policy had learned from, and at the end of which it was frozen.
+        row: the log row of that iteration, which waits for the result.
+
+    Raises:
+        UserError: no environment would be left to train in.
+    """
+
+    def __init__(self, env: VecEnv, agent: Agent, count: int, max_length: int | None = None) -> None:
+        check_eval_envs(count, env.num_envs)
+        self._env, self._agent, self._count = env, agent, count
+        self.record = EpisodeRecord(count, env.device, per_env=1, max_length=max_length)
+        self.samples, self.iteration = 0, 0
+        self.row: dict[str, Number] | None = None
+
+    def begin(self, samples: int, iteration: int, row: dict[str, Number] | None = None) -> None:
+        """Freeze the policy and start anew; its environments must just have been reset."""
+        self.samples, self.iteration, self.row = samples, iteration, row
+        self._agent.freeze(self._count)
+        self.record.clear()
+
+    def update(self) -> None:
+        """Account for one step. Can be captured; the state is that of ``record``."""
+        self.record.update(self._env.reward[:self._count], self._env.done[:self._count])
+
+    def result(self, dist: Distributed) -> Evaluation | None:
+        """Means over all processes; None while an episode still goes on. Waits for the device."""
+        unfinished = (~self.record.complete()).to(torch.int32)
+        if dist.max_(unfinished).item():
+            return None
+        sums = self.record.sums()
+        found = reduce_metrics({name: Metric(sums[name][0] / sums[name][1], "mean", sums[name][1])
+                                for name in ("return", "length")}, dist)
+        return Evaluation(found["return"], found["length"], self._count * dist.world_size, samples=self.samples)
+
+    def shared_state(self) -> dict[str, Any]:
+        """What is equal on all processes: the frozen policy, live, and what it belongs to. ``record`` is not."""
+        return {"samples": self.samples, "iteration": self.iteration, "row": self.row,
+                "frozen": self._agent.frozen_tensors()}
+
+    def load_shared(self, state: Mapping[str, Any], where: str) -> None:
+        """Continue from :meth:`shared_state`, read from ``where``. Raises UserError when it does not fit."""
+        self.begin(state["samples"], state["iteration"], state["row"])
+        fill_tensors(self._agent.frozen_tensors(), state["frozen"], where)
+
+
+# --- the test stage ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,7 +215,7 @@ def run_test(
 
     Args:
         episodes: at least so many, over all processes.
-        statistics_episodes: at least so many for statistics and measures; return and length are then those of the
+        statistics_episodes: at least so many for statistics and metrics; return and length are then those of the
             first ``episodes`` of them. None: the same episodes for all.
     """
     env.clear_health()
@@ -173,19 +230,14 @@ def run_test(
     if statistics_episodes is not None:
         first = [rows[:-(-episodes // dist.world_size)] for rows in every]
     headline = _summaries(record.names, torch.cat(first))
-    statistics = _summaries(record.names, torch.cat(every))
-    measures = {name: value for name, value in means.items()
-                if name not in ("return", "length", "episodes") and not math.isnan(value)}
     return TestResult(
         test_return=headline["return"]["mean"] if headline else 0.0,
         test_episode_length=headline["length"]["mean"] if headline else 0.0,
         test_episodes=headline["return"]["episodes"] if headline else 0,
-        measures=measures,
-        statistics=statistics,
-        nonfinite=health["nonfinite"],
-        contact_overflow=health["contact_overflow"],
-        constraint_overflow=health["constraint_overflow"],
+        measures=_measured({n: x for n, x in means.items() if n not in ("return", "length", "episodes")}),
+        statistics=_summaries(record.names, torch.cat(every)),
         complete=complete,
+        **{name: health[name] for name in HEALTH},
     )
 
 
@@ -194,6 +246,10 @@ def _summaries(names: Sequence[str], rows: torch.Tensor) -> dict[str, dict[str, 
     found = {name: summarize(rows[:, i, 0], rows[:, i, 1], share=name == "survival" or name.endswith("_rate"))
              for i, name in enumerate(names)}
     return {name: summary for name, summary in found.items() if summary is not None}
+
+
+def _measured(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _quotient(total: float, weight: float, otherwise: float) -> float:

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from mimickit.envs.base import EnvMode
-from mimickit.learning.evaluate import episodes_per_env, evaluate, run_test
-from mimickit.learning.stats import Stat, reduce_stats, student_t95, summarize, wilson95
-from mimickit.learning.tracker import EpisodeRecord, EpisodeTracker
+from mimickit.learning.evaluation import episodes_per_env, evaluate, run_test
+from mimickit.learning.metrics import (
+    EpisodeRecord,
+    EpisodeTracker,
+    Metric,
+    reduce_metrics,
+    student_t95,
+    summarize,
+    wilson95,
+)
 from mimickit.util.distributed import Distributed
 from mimickit.util.means import Means
 
@@ -16,7 +23,7 @@ ALONE = Distributed.single()
 
 
 def values(tracker):
-    return list(reduce_stats(dict(zip("abc", tracker.stats(), strict=True)), ALONE).values())
+    return list(reduce_metrics(tracker.metrics(), ALONE).values())
 
 
 def test_episode_tracker():
@@ -95,7 +102,7 @@ class NoAgent:
     def observe_test(self):
         self.tested += 1
 
-    def measure_sums(self):
+    def metric_sums(self):
         return {}
 
 
@@ -105,7 +112,7 @@ def test_short_episodes_do_not_weigh_more(asked, episodes, steps):
     found = evaluate(env, agent, ALONE, asked)
     assert (found.episodes, found.mean_return, found.episode_length) == (episodes, 5.0, 5.0)
     assert found.complete
-    assert found.measures == {"root_pos_err": 0.25} and agent.tested == steps
+    assert found.metrics == {"root_pos_err": 0.25} and agent.tested == steps
     assert env.modes == [EnvMode.TEST]
     assert env.resets == 1
 
@@ -134,11 +141,11 @@ def test_episodes_per_env(episodes, num_envs, world_size, expected):
     assert episodes_per_env(episodes, num_envs, world_size) == expected
 
 
-def test_stats_of_one_process():
+def test_metrics_of_one_process():
     t = torch.tensor
-    found = reduce_stats({
-        "mean": Stat(t(3.0)), "none": Stat(t(3.0), "mean", 0.0), "sum": Stat(t(4), "sum"), "min": Stat(t(-2.0), "min"),
-        "max": Stat(t(7.0), "max"), "bad": Stat(t(float("nan"))),
+    found = reduce_metrics({
+        "mean": Metric(t(3.0)), "none": Metric(t(3.0), "mean", 0.0), "sum": Metric(t(4), "sum"),
+        "min": Metric(t(-2.0), "min"), "max": Metric(t(7.0), "max"), "bad": Metric(t(float("nan"))),
     }, ALONE)
     bad = found.pop("bad")
     assert bad != bad
@@ -151,7 +158,7 @@ def test_stats_of_one_process():
 def test_record_keeps_the_first_episodes_one_by_one():
     """Two episodes of each of two environments; the measure counts only within them."""
     error, steps = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    record = EpisodeRecord(2, "cpu", per_env=2, measures={"err": (error, steps)})
+    record = EpisodeRecord(2, "cpu", per_env=2, metrics={"err": (error, steps)})
     for reward, done, err in [
         ([1.0, 2.0], [0, 1], [0.1, 1.0]), ([1.0, 2.0], [3, 0], [0.3, 2.0]), ([5.0, 2.0], [2, 3], [0.5, 4.0]),
         ([9.0, 9.0], [1, 1], [9.0, 9.0]),
@@ -216,15 +223,15 @@ class Judging(NoAgent):
     """Tells of every step which one of the test it is."""
 
     def __init__(self, num_envs):
-        self.measures = Means(("test_step",), num_envs, "cpu")
+        self.means = Means(("test_step",), num_envs, "cpu")
 
     def observe_test(self):
         super().observe_test()
-        every = torch.full_like(self.measures.count, self.tested)
-        self.measures.add(every.unsqueeze(-1), torch.ones_like(every, dtype=torch.bool))
+        every = torch.full_like(self.means.count, self.tested)
+        self.means.add(every.unsqueeze(-1), torch.ones_like(every, dtype=torch.bool))
 
-    def measure_sums(self):
-        return self.measures.per_env()
+    def metric_sums(self):
+        return self.means.per_env()
 
 
 def test_what_the_agent_measures_counts_by_episode_too():

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mimickit.config import build
-from mimickit.learning.optimizers import FlatOptimizer, OptimizerConfig
+from mimickit.learning.config import OptimizerConfig
+from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
 
 ALONE = Distributed.single()
@@ -22,6 +23,7 @@ def config(**keys):
     ({"type": "SGD", "weight_decay": 0.1}, [(0.94, -2.08), (0.8266, -2.2312), (0.666274, -2.444968)]),
     ({"type": "Adam"}, [(0.9, -2.1), (0.8, -2.2), (0.7, -2.3)]),
     ({"type": "Adam", "weight_decay": 0.1}, [(0.89, -2.08), (0.7811, -2.1592), (0.673289, -2.237608)]),
+    ({"type": "SGD", "grad_clip": 10.0}, [(0.95, -2.1), (0.855, -2.29), (0.7195, -2.561)]),  # small ones are left alone
     ({"type": "SGD", "grad_clip": 0.5}, [(0.977639, -2.044721), (0.935154, -2.129692), (0.874557, -2.250887)]),
 ])
 def test_three_steps(keys, expected):
@@ -68,8 +70,8 @@ def test_state_continues_exactly():
     q, other = fresh()
     with torch.no_grad():
         q.copy_(p)
-    for name, tensor in other.state_tensors().items():
-        tensor.copy_(optimizer.state_tensors()[name])
+    for name, tensor in other.state_dict().items():
+        tensor.copy_(optimizer.state_dict()[name])
     step(p, optimizer)
     step(q, other)
     assert torch.equal(p, q)
@@ -91,8 +93,8 @@ def test_a_resumed_run_keeps_the_adaptation_and_takes_the_configured_rate():
     before, after = (FlatOptimizer({"p": nn.Parameter(torch.ones(1))}, config(learning_rate=rate), ALONE)
                      for rate in (0.1, 0.02))
     before.adapt_rate(torch.tensor(0.0), 0.03)
-    for name, tensor in after.state_tensors().items():
-        tensor.copy_(before.state_tensors()[name])
+    for name, tensor in after.state_dict().items():
+        tensor.copy_(before.state_dict()[name])
     assert after.rate.item() == pytest.approx(0.03)
 
 
