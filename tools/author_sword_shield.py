@@ -3,9 +3,8 @@
     python tools/author_sword_shield.py
 
 Writes data/motions/sword_shield and both data/datasets/dataset_humanoid_sword_shield*.yaml. Locomotion takes legs,
-root and trunk from the humanoid's clips and gives it arms that carry sword and shield, with a part of the recorded
-arms' swing; steps aside and attacks are planned footsteps, key poses and inverse kinematics
-(mimickit/clips/authoring.py).
+root and trunk from the humanoid's clips and adds arms that carry sword and shield, with part of the recorded swing;
+side steps and attacks come from planned footsteps, key poses and inverse kinematics (mimickit/clips/authoring.py).
 """
 
 from __future__ import annotations

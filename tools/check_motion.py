@@ -3,10 +3,10 @@
     python tools/check_motion.py                          # every clip below data/motions
     python tools/check_motion.py my_clip.pkl --char data/assets/g1/g1.xml --sheet /tmp
 
-The character follows from the folder (data/motions/g1 -> g1), or from --char. Prints a table. An error is what makes a
-clip unusable (it cannot be read, does not fit, is not in metres with Z up), a warning what makes it unclean: policies
-learn from such clips too. Exit code 1 if a clip has an error (with --strict, which this project's own clips pass, a
-warning), 2 for wrong arguments. --sheet draws a strip of poses per clip (NAME.png), to be looked at by a person.
+The character follows from the folder (data/motions/g1 -> g1), or from --char. Prints a table. An error makes a clip
+unusable (unreadable, of another character, not in metres with Z up); a warning marks an unclean one, which policies can
+still learn from. Exit code 1 if a clip has an error (with --strict, which this project's own clips pass, a warning), 2
+for wrong arguments. --sheet draws a strip of poses per clip (NAME.png) to look at.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def convert(args: argparse.Namespace) -> MotionClip:
     path = args.input_file
     data = read_plain_pickle(path)
     if not isinstance(data, Mapping):
-        raise UserError(f"{path} is not a GMR motion: it holds a {type(data).__name__}, needed is a dictionary")
+        raise UserError(f"{path} is not a GMR motion: it holds a {type(data).__name__}, expected a dictionary")
     pos, dof = _array(data, "root_pos", 3, path), _array(data, "dof_pos", None, path)
     turn = _array(data, "root_rot", 4, path)
     if not len(pos) == len(turn) == len(dof):

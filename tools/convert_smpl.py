@@ -56,7 +56,7 @@ def read_smpl(path: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     except (RefusedError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a SMPL motion (.npz with poses, trans, frame rate): {error}") from None
     if poses.ndim != 2 or poses.shape[1] < BODY_COLUMNS or trans.shape != (len(poses), 3) or not len(poses):
-        raise UserError(f"{path}: needed are poses [F, >= {BODY_COLUMNS}] and trans [F, 3], found {poses.shape} and "
+        raise UserError(f"{path}: expected poses [F, >= {BODY_COLUMNS}] and trans [F, 3], found {poses.shape} and "
                         f"{trans.shape}")
     low, high = FPS_RANGE
     if not ((np.abs(poses) <= MAX_FRAME_VALUE).all() and (np.abs(trans) <= MAX_FRAME_VALUE).all()):

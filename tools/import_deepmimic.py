@@ -88,7 +88,7 @@ def read_source(path: Path, name: str) -> Source:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a DeepMimic humanoid clip: {type(error).__name__}: {error}") from None
     if rows.ndim != 2 or rows.shape[1] != SOURCE_COLUMNS or not np.isfinite(rows).all():
-        raise UserError(f"{path}: needed are frames of {SOURCE_COLUMNS} finite numbers, found the shape {rows.shape}")
+        raise UserError(f"{path}: expected frames of {SOURCE_COLUMNS} finite numbers, found shape {rows.shape}")
     if loop not in ("wrap", "none"):
         raise UserError(f"{path}: Loop is '{loop}', allowed are wrap and none")
     return Source(name, loop == "wrap", rows)

@@ -1,13 +1,13 @@
-"""What policies without skill do: measured for every trainable case, so that gates can be set beyond it.
+"""Measures policies without skill in every trainable case, so that gates can be set beyond them.
 
 ``python tools/measure_baselines.py [--cases a,b] [--episodes 128]`` writes ``tests/acceptance/baselines.yaml``. Four
-policies a case, each the mean of its actions over whole episodes of the args file's environment:
+policies per case, each the mean of its actions over whole episodes of the args file's environment:
 
 * ``untrained``: as built, so actions near the middle of their box;
 * ``random_<s>``: actor layers drawn anew, its last one uniform in +- s: state-dependent actions that grow with s.
 
-A measure that fewer than a tenth of the episodes have (all others ended too early) is left out: those few are the lucky
-ones. ``coverage_err`` falls with the number of episodes: measure as many as the test stage runs before gating it.
+A measure that fewer than a tenth of the episodes have (the others ended too early) is left out: those few were
+lucky. ``coverage_err`` falls with the number of episodes: measure as many as the test stage runs before gating it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plots columns of one or several runs' log.txt over samples, one panel a column, one line a run.
+"""Plots columns of log.txt over samples: one panel per column, one line per run.
 
     python tools/plot_log.py output/spinkick
     python tools/plot_log.py output/a output/b/log.txt --y Test_Return Clip_Frac --labels SGD Adam --out ab.svg

@@ -1,8 +1,8 @@
-"""Renders clips as strips of pictures, as the physics engine's viewer shows the character.
+"""Renders clips as strips of pictures, drawn by the physics engine's viewer.
 
     python tools/render_clips.py data/motions/g1/g1_walk.pkl data/motions/go2/go2_pace.pkl --out sheet.png
 
-One row a clip, evenly spaced over its length. The character follows from the clip's folder, or is named with --char.
+One row per clip, evenly spaced over its length. The character follows from the clip's folder, or is named with --char.
 Objects of an environment stand where it puts them with --env (vaults). Nothing is simulated.
 """
 

@@ -1,4 +1,4 @@
-"""Make more clips out of few: mirrored, faster, slower, curved. Writes the humanoid's locomotion set.
+"""Make the humanoid's locomotion set: mirrored, faster, slower and curved copies of a few clips.
 
     python tools/vary.py
 

@@ -1,4 +1,4 @@
-"""What authored clips are made of: smooth curves through key poses, planned footsteps, arms that reach for a point."""
+"""The parts of authored clips: smooth curves through key poses, planned footsteps, arms that reach for a point."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SOFTEN = 0.05  # s, standard deviation of the blur that rounds the curves betwee
 
 
 def monotone(times: Sequence[float], values: Tensor, at: Tensor) -> Tensor:
-    """Piecewise cubic through (times [K], values [K, n]) read at ``at`` [F]; never beyond two neighbouring keys.
+    """Piecewise cubic through (times [K], values [K, n]), evaluated at ``at`` [F]; never overshoots neighbouring
+    keys.
 
     Slopes by Fritsch and Butland (1984, "A method for constructing local monotone piecewise cubic interpolants"); zero
     at both ends and at local extrema, so a held value stays still. Outside the keys the end values are held.
@@ -50,7 +51,8 @@ def curve_through(times: Sequence[float], values: Tensor, frames: int, fps: floa
 
 
 def turns_through(times: Sequence[float], quats: Tensor, frames: int, fps: float) -> Tensor:
-    """The same for rotations [K, ..., 4] -> [F, ..., 4] (four numbers on their own, normalised; keys under 180 deg)."""
+    """The same for rotations [K, ..., 4] -> [F, ..., 4]: the four numbers interpolated and normalised; keys less
+    than 180 deg apart."""
     curve = curve_through(times, _one_sided(quats).flatten(1), frames, fps)
     return rot.quat_normalize(curve.unflatten(1, quats.shape[1:]))
 
@@ -61,7 +63,7 @@ def turns_between(times: Sequence[float], quats: Tensor, at: Tensor) -> Tensor:
 
 
 def _one_sided(quats: Tensor) -> Tensor:
-    """The same rotations, with signs such that neighbouring keys are near each other."""
+    """The same rotations, with signs such that neighbouring keys lie close together."""
     flips = (quats[1:] * quats[:-1]).sum(-1, keepdim=True)
     return torch.cat([quats[:1], quats[1:] * torch.where(flips < 0, -1.0, 1.0).cumprod(0)])
 
@@ -81,7 +83,8 @@ class Step:
 
 def walk_feet(first: Sequence[tuple[float, float, float]], steps: Sequence[Step], frames: int, fps: float,
               shape: Shape) -> Feet:
-    """Feet that stand flat at ``first`` (x, y, yaw of right and left) but for ``steps``; swings are quintic (C2)."""
+    """Feet that stand flat at ``first`` (x, y, yaw; right, left) except during ``steps``, whose swings are quintic
+    (C2)."""
     time = torch.arange(frames, dtype=torch.float64) / fps
     place = [torch.tensor(at, dtype=torch.float64).expand(frames, 3).clone() for at in first]
     height, pitch = torch.zeros(frames, 2, dtype=torch.float64), torch.zeros(frames, 2, dtype=torch.float64)
@@ -106,7 +109,7 @@ def about_y(angle: Tensor) -> Tensor:
 
 
 def from_columns(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Rotation [..., 4] whose axes are the orthonormal x, y, z [..., 3]."""
+    """Rotation [..., 4] with the orthonormal axes x, y, z [..., 3] as columns."""
     return rot.matrix_to_quat(torch.stack([x, y, z], dim=-1))
 
 
@@ -141,7 +144,7 @@ def reach(shape: Shape, side: str, hand: Tensor, pole: Tensor) -> tuple[Tensor, 
 
 
 def aim_sword(fore_turn: Tensor, blade: Tensor, low: np.ndarray, high: np.ndarray) -> Tensor:
-    """Wrist rotation [F, 4] that points the hand's x axis (the blade) along ``blade`` [F, 3], as far as it turns.
+    """Wrist rotation [F, 4] that points the hand's x axis (the blade) along ``blade`` [F, 3], within its range.
 
     ``fore_turn`` [F, 4] is the forearm's rotation in the frame of ``blade``; ``low``, ``high`` [3] (rad) bound the
     numbers of the exponential map.

@@ -1,4 +1,4 @@
-"""Whether a clip is fit for training: what :func:`measure` finds, and which of it :func:`problems` calls wrong."""
+"""Whether a clip is fit for training: :func:`measure` measures it, :func:`problems` compares with limits."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def _largest(values: torch.Tensor) -> float:
 
 
 def _hinge_violation(dofs: np.ndarray, shape: Shape) -> tuple[float, str]:
-    """Spherical joints are left out: their three numbers are an exponential map, their ranges those of three hinges."""
+    """Largest excess of a hinge over its range, and its name. Spherical joints are left out: a clip holds their
+    exponential map, the range belongs to three hinges."""
     model = shape.character.model
     hinges = [s.start for s, kind in zip(model.dof_slices, model.joint_kinds) if kind is JointKind.HINGE]
     if not hinges:
@@ -112,7 +113,7 @@ class Exemptions(Config):
 
 
 def load_exemptions(path: Path = EXEMPTIONS) -> dict[str, Exemption]:
-    """Exemptions by clip name; none if there is no such file. Raises UserError if it is not valid."""
+    """Exemptions by clip name; none without the file. Raises UserError if it is invalid."""
     return build(Exemptions, load_yaml(path), str(path)).clips if path.is_file() else {}
 
 
@@ -120,7 +121,7 @@ def errors(report: Report) -> list[str]:
     """What makes a clip unusable, in words with numbers."""
     hint = "is Z up, are the units metres?"
     rules = [
-        (report.frames < 2, f"{report.frames} frame; needed are at least 2"),
+        (report.frames < 2, f"{report.frames} frame; at least 2 are required"),
         (abs(report.lowest) > UNUSABLE_HEIGHT,
          f"its lowest point is {report.lowest:.2f} m from the ground (usable: {UNUSABLE_HEIGHT:g}; {hint})"),
         (report.root_speed > UNUSABLE_SPEED,
@@ -130,10 +131,10 @@ def errors(report: Report) -> list[str]:
 
 
 def problems(report: Report, exemption: Exemption | None = None) -> list[str]:
-    """What is wrong with a clip, in words with numbers, errors among it; empty if it is clean."""
+    """All that is wrong with a clip, errors included, in words with numbers; empty if it is clean."""
     max_slide = exemption.max_slide if exemption else MAX_SLIDE
     rules = [
-        (report.frames < 2, f"{report.frames} frame; needed are at least 2"),
+        (report.frames < 2, f"{report.frames} frame; at least 2 are required"),
         (not FPS_RANGE[0] <= report.fps <= FPS_RANGE[1],
          f"fps {report.fps:g} outside {FPS_RANGE[0]:g}..{FPS_RANGE[1]:g}"),
         (report.hinge_violation > MAX_HINGE_VIOLATION,
@@ -166,7 +167,7 @@ def character_of(path: Path) -> Path:
 
 
 def list_clips(paths: list[Path]) -> list[Path]:
-    """Clip files named, or below the folders named.
+    """The named clip files, and those below the named folders.
 
     Raises:
         AssetMissingError: a path does not exist. UserError: there is no clip at all.
@@ -187,7 +188,7 @@ HEADER = ("| clip | frames | fps | loop | lowest foot m | lowest m | slide m/s |
 
 
 def row(name: str, report: Report, verdict: str) -> str:
-    """A line of the table."""
+    """One line of the table."""
     def shown(value: float, digits: int) -> str:
         return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 

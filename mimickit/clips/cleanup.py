@@ -1,4 +1,4 @@
-"""Makes recorded humanoid clips fit for imitation: loops close, feet stay put, nothing sinks into the ground.
+"""Prepares recorded humanoid clips for imitation: loops close, feet stay put, nothing sinks into the ground.
 
 Steps of :func:`clean`, each on the whole clip at once (float64):
 
@@ -38,7 +38,7 @@ LEGS = {  # by the character file's stem, in the order of its feet
 
 
 def clean(clip: MotionClip, shape: Shape, pin_feet: bool = False) -> MotionClip:
-    """The clip, cleaned up (see the module's text). Frame count, rate and loop mode stay."""
+    """The clip, cleaned up as the module describes. Frame count, rate and loop mode stay."""
     motion = unpack(clip, shape)
     feet = feet_of(motion, shape)
     if motion.loops:
@@ -49,7 +49,8 @@ def clean(clip: MotionClip, shape: Shape, pin_feet: bool = False) -> MotionClip:
 
 
 def pinned(motion: Motion, shape: Shape) -> Motion:
-    """Standing feet pinned to the ground (:func:`mimickit.clips.feet.lock`) by solving the legs anew."""
+    """The motion with standing feet pinned to the ground (:func:`mimickit.clips.feet.lock`) and its legs solved
+    again."""
     frames = len(motion.root_pos)
     if not motion.loops:
         return solve_legs(motion, lock(feet_of(motion, shape), shape, motion.fps), shape)
@@ -60,7 +61,7 @@ def pinned(motion: Motion, shape: Shape) -> Motion:
 
 
 def repeated(motion: Motion, times: int) -> Motion:
-    """A looping clip ``times`` times in a row, carried on by its stride."""
+    """A looping clip ``times`` times in a row, each period displaced by the stride."""
     stride = motion.root_pos[-1] - motion.root_pos[0]
     period = len(motion.root_pos) - 1
     pick = torch.cat([torch.arange(period).repeat(times), torch.tensor([0])])
@@ -84,7 +85,7 @@ def _straighten(motion: Motion, feet: Feet) -> tuple[Motion, Feet]:
 
 
 def _close_seam(motion: Motion, feet: Feet, shape: Shape) -> tuple[Motion, Feet]:
-    """Lead the last frames into the pose of the first; root and feet end one stride further."""
+    """Blend the last frames into the pose of the first; root and feet end one stride further."""
     all_rot = torch.cat([motion.root_rot.unsqueeze(1), motion.joint_rot], dim=1)
     stride = motion.root_pos[-1] - motion.root_pos[0]
     speed = torch.diff(feet.pos, dim=0).norm(dim=-1) * motion.fps
@@ -116,7 +117,7 @@ def _close_seam(motion: Motion, feet: Feet, shape: Shape) -> tuple[Motion, Feet]
 
 
 def _ground(motion: Motion, feet: Feet, shape: Shape) -> Motion:
-    """Shift, raise the root and the feet where they sink in, and solve the legs."""
+    """Shift the clip, raise root and feet where they sink in, and solve the legs."""
     lowest = shape.heights(*shape.kinematics(motion)).amin(1)
     touching = lowest[lowest < torch.quantile(lowest, 0.25) + STANCE_HEIGHT]
     shift = torch.zeros(3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What the converters of foreign motion files have in common: options, and cutting to a range of frames."""
+"""What the converters of foreign motion files share: options, and the choice of frames."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def frame_range(args: argparse.Namespace, frames: int) -> slice:
     """The frames asked for.
 
     Raises:
-        UserError: none is left, or the source does not have them.
+        UserError: the range is empty, or the source does not have these frames.
     """
     end = frames if args.end_frame == -1 else args.end_frame
     if not 0 <= args.start_frame < end <= frames:
         raise UserError(f"--start_frame {args.start_frame} --end_frame {args.end_frame}: {args.input_file} has "
-                        f"{frames} frames; needed is 0 <= start < end <= {frames} (or end -1)")
+                        f"{frames} frames; expected 0 <= start < end <= {frames} (or end -1)")
     return slice(args.start_frame, end)
 
 
@@ -46,13 +46,13 @@ def wanted_fps(args: argparse.Namespace, fps: float) -> float:
     if args.output_fps == -1.0:
         return fps
     if not args.output_fps > 0:
-        raise UserError(f"--output_fps {args.output_fps:g}: needed is a positive number, or -1 for the source's rate")
+        raise UserError(f"--output_fps {args.output_fps:g}: expected a positive number, or -1 for the source's rate")
     return args.output_fps
 
 
 @explains_mistakes
 def run(convert: Callable[[argparse.Namespace], MotionClip], args: argparse.Namespace) -> int:
-    """Convert, save and say what was written; returns the exit code."""
+    """Convert, save, and print what was written; returns the exit code."""
     if args.output_file.suffix not in ENDINGS:
         raise UserError(f"--output_file {args.output_file}: clips can end in {', '.join(ENDINGS)}")
     if not os.path.exists(args.input_file):

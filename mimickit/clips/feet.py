@@ -1,4 +1,4 @@
-"""Feet that stand, stand still: finds stances in a clip and pins them to one spot on the ground."""
+"""Standing feet: finds stances in a clip, and pins them to one spot on the ground."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def soles(feet: Feet, shape: Shape) -> Tensor:
 
 
 def stances(feet: Feet, shape: Shape, fps: float, upright: float = UPRIGHT) -> list[list[tuple[int, int]]]:
-    """For each foot the intervals [first, last] of frames in which it stands (low, slow and upright)."""
+    """Per foot, the intervals [first, last] of frames in which it stands (low, slow and upright)."""
     moves = torch.diff(soles(feet, shape), dim=0).norm(dim=-1) * fps
     speed = torch.minimum(torch.cat([moves[:1], moves]), torch.cat([moves, moves[-1:]]))
     up = rot.quat_rotate(feet.rot, UP)[..., 2]
@@ -97,7 +97,7 @@ def lock(feet: Feet, shape: Shape, fps: float, flatten: float = 0.0,
 
 
 def raised(pos: Tensor, turn: Tensor, shape: Shape, fps: float) -> Tensor:
-    """Positions [F, N, 3] of feet, lifted (smoothly, begun a little before) where they would be below the ground."""
+    """Positions [F, N, 3] of feet, lifted smoothly where they would be below the ground."""
     sunk = (-shape.sole_heights(pos, turn)).clamp_min(0.0)
     rise = [torch.maximum(envelope(depth, fps, loops=False, reach=0.05, sigma=0.03), depth) for depth in sunk.unbind(1)]
     return torch.cat([pos[..., :2], pos[..., 2:] + torch.stack(rise, dim=1).unsqueeze(-1)], dim=-1)

@@ -20,23 +20,23 @@ def blur(values: Tensor, sigma: float, loops: bool) -> Tensor:
 
 
 def envelope(depth: Tensor, fps: float, loops: bool, reach: float = 0.1, sigma: float = 0.05) -> Tensor:
-    """A smooth curve [F] that stays (about) above ``depth`` [F]: maximum within ``reach`` s, blurred by ``sigma`` s."""
+    """A smooth curve [F] approximately above ``depth`` [F]: maximum within ``reach`` s, blurred by ``sigma`` s."""
     frames = max(1, round(reach * fps))
     padded = _extend(depth, frames, loops)
     return blur(torch.nn.functional.max_pool1d(padded[None], 2 * frames + 1, stride=1)[0], sigma * fps, loops)
 
 
 def _extend(values: Tensor, reach: int, loops: bool) -> Tensor:
-    """``reach`` more values at both ends of [F]: the loop's other end, or the end value held."""
+    """[F] extended by ``reach`` values at both ends: from the loop's other end, or the end value held."""
     frames = len(values)
     index = torch.arange(-reach, frames + reach)
     return values[index % (frames - 1) if loops else index.clamp(0, frames - 1)]
 
 
 def resample_grid(frames: int, fps: float, wanted: float) -> tuple[Tensor, Tensor, float]:
-    """For every new frame the old one before it [N] and the part of the way to the next [N], and the new rate.
+    """For each new frame [N]: the old frame before it, and the fraction of the way to the next; and the new rate.
 
-    Both ends are kept, so the new rate is the nearest to ``wanted`` that gives whole frames.
+    Both ends are kept, so the new rate is the nearest to ``wanted`` with a whole number of frames.
     """
     if frames < 2:
         return torch.zeros(frames, dtype=torch.int64), torch.zeros(frames, dtype=torch.float64), fps
@@ -47,12 +47,12 @@ def resample_grid(frames: int, fps: float, wanted: float) -> tuple[Tensor, Tenso
 
 
 def lerp_rows(values: Tensor, low: Tensor, part: Tensor) -> Tensor:
-    """Rows [F, n] read between frames (grid: :func:`resample_grid`)."""
+    """Rows [F, n] interpolated between frames (grid: :func:`resample_grid`)."""
     high = (low + 1).clamp_max(len(values) - 1)
     return values[low] + part.unsqueeze(-1) * (values[high] - values[low])
 
 
 def slerp_rows(quats: Tensor, low: Tensor, part: Tensor) -> Tensor:
-    """Rotations [F, n, 4] read between frames (grid: :func:`resample_grid`)."""
+    """Rotations [F, n, 4] interpolated between frames (grid: :func:`resample_grid`)."""
     high = (low + 1).clamp_max(len(quats) - 1)
     return rot.slerp(quats[low], quats[high], part.unsqueeze(-1).expand(-1, quats.shape[1]))

@@ -161,7 +161,7 @@ def leg_angles(foot: np.ndarray, model: CharacterModel, leg: str) -> np.ndarray:
     roll = np.arctan2(y, -z) - np.arctan2(side, reach)
     far = np.hypot(x, reach)
     if (far > upper + lower).any():
-        raise UserError(f"leg {leg} cannot reach: {far.max():.3f} m are needed, it is {upper + lower:.3f} m long")
+        raise UserError(f"leg {leg} cannot reach {far.max():.3f} m, it is {upper + lower:.3f} m long")
     calf_angle = -np.arccos(np.clip((far**2 - upper**2 - lower**2) / (2.0 * upper * lower), -1.0, 1.0))
     thigh_angle = np.arctan2(-x, reach) - np.arctan2(lower * np.sin(calf_angle), upper + lower * np.cos(calf_angle))
     angles = np.stack([roll, thigh_angle, calf_angle], axis=1)

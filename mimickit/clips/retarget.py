@@ -105,12 +105,13 @@ def smoothed(motion: Motion, sigma: float) -> Motion:
 
 
 def lengthened(motion: Motion) -> Motion:
-    """Three periods of a looping clip; a clamped one as it is."""
+    """Three periods of a looping clip; a clamped one unchanged."""
     return repeated(motion, 3) if motion.loops else motion
 
 
 def shortened(motion: Motion) -> Motion:
-    """Middle one of three periods, beginning above the world's origin; its ends made equal. Clamped: moved only."""
+    """The middle one of three periods, starting above the world's origin, with equal ends. A clamped clip is only
+    moved."""
     if motion.loops:
         period = (len(motion.root_pos) - 1) // 3
         keep = slice(period, 2 * period + 1)
@@ -152,7 +153,7 @@ def _scaled_feet(source: Motion, human: Shape, shape: Shape, scale: float, widen
 
 def within_reach(root: Tensor, turn: Tensor, feet: Feet, hips: Tensor, reach: Tensor, shape: Shape,
                  fps: float) -> Tensor:
-    """Root positions [F, 3] lowered smoothly where a leg near the ground would have to be (nearly) straight.
+    """Root positions [F, 3], lowered smoothly where a leg near the ground would have to be (almost) straight.
 
     Args:
         root: [F, 3] m, root's positions; turn: [F, 4], its rotations.
@@ -168,13 +169,13 @@ def within_reach(root: Tensor, turn: Tensor, feet: Feet, hips: Tensor, reach: Te
 
 
 def held(feet: Feet, shape: Shape) -> Tensor:
-    """How firmly a foot is to be kept at its place [F, 2]: 1 on the ground, 0 in the air."""
+    """How firmly a foot is held in place [F, 2]: 1 on the ground, 0 in the air."""
     part = ((FREE - shape.sole_heights(feet.pos, feet.rot)) / (FREE - PINNED)).clamp(0.0, 1.0)
     return part * part * (3.0 - 2.0 * part)
 
 
 def lift_out(motion: Motion, shape: Shape) -> Tensor:
-    """How far to lift the root [F] (m), smoothly, so that no other body than the feet sinks into the ground."""
+    """How far to lift the root [F] (m), smoothly, so that no body other than the feet sinks into the ground."""
     others = [b for b in range(shape.character.num_bodies) if not any(b in parts for parts in shape.foot_parts)]
     depth = (-SINK_ALLOWED - shape.heights(*shape.kinematics(motion))[:, others].amin(1)).clamp_min(0.0)
     return envelope(depth, motion.fps, loops=False)
@@ -263,7 +264,8 @@ class Solver:
         return self.mink.SE3.from_rotation_and_translation(self.mink.SO3(np.array(quat)), pos.numpy())
 
     def follow(self, targets: Targets) -> np.ndarray:
-        """Joint positions [F, 7 + D] (MuJoCo's order: position, quaternion wxyz, hinges) that come near all targets."""
+        """Joint positions [F, 7 + D] (MuJoCo's order: position, quaternion wxyz, hinges) that approach all
+        targets."""
         robot = self.robot
         feet = [self._frame(body, *FOOT_COST) for body in self.shape.feet]
         pelvis = self._frame(0, *PELVIS_COST)
@@ -295,7 +297,7 @@ class Solver:
         return np.stack(rows)
 
     def pin(self, rows: np.ndarray, feet: Feet) -> np.ndarray:
-        """The legs of ``rows`` [F, 7 + D] solved again so that feet near the ground are exactly at their poses."""
+        """The legs of ``rows`` [F, 7 + D] solved again, so that feet near the ground are exactly in place."""
         hold = held(feet, self.shape).numpy()
         tasks = [self._frame(body, *FOOT_COST) for body in self.shape.feet]
         pelvis = self._frame(0, FINAL_PELVIS_COST, FINAL_PELVIS_COST)

@@ -1,4 +1,4 @@
-"""Characters as the clip tools see them: kinematics, collision shapes as points, and feet; clips as rotations."""
+"""Characters as the clip tools see them: kinematics, collision shapes as spheres, and feet; clips as rotations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CHARACTERS = {  # folder below data/motions -> character file below data/assets
 
 @dataclass(frozen=True)
 class Motion:
-    """A clip being worked on: root_pos [F, 3] m, root_rot [F, 4], joint_rot [F, J, 4]; float64, quaternions xyzw."""
+    """A clip in work: root_pos [F, 3] m, root_rot [F, 4], joint_rot [F, J, 4]; float64, quaternions xyzw."""
 
     root_pos: Tensor
     root_rot: Tensor

@@ -1,4 +1,4 @@
-"""Trajectory optimisation: a whole clip at once is bent until it keeps its contacts, gravity, ranges and obstacles.
+"""Trajectory optimisation: bends a whole clip until it keeps its contacts, gravity, joint ranges and obstacles.
 
 After Witkin and Kass, "Spacetime constraints" (1988): a reference motion, roughly right, is changed as little and as
 smoothly as possible so that chosen points rest where they should; that nothing enters the ground or a box; that the
@@ -176,7 +176,7 @@ def spline_basis(frames: int, every: int) -> Tensor:
 
 
 def optimise(task: Task, shape: Shape, iterations: int) -> Motion:
-    """The motion nearest to what the task wants (see the module's text); same frames and rate.
+    """The motion closest to what the task asks for (see the module); same frames and rate.
 
     Contacts and obstacles begin soft and become stiff (:data:`SOFTNESS`), ``iterations`` at each stage.
     """

@@ -1,4 +1,4 @@
-"""More clips out of few: mirrored, or led along a curve. (Faster and slower ones: another ``fps``.)"""
+"""More clips from few: mirrored, or along a curve. (For faster and slower ones change ``fps``.)"""
 
 from __future__ import annotations
 

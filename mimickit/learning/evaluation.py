@@ -19,6 +19,7 @@ from mimickit.util.logging import Number
 
 MAX_EPISODE_STEPS = 10_000  # control steps; an episode that goes on longer counts as ended, if not told otherwise
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
+HEALTH = ("nonfinite", "contact_overflow", "constraint_overflow")  # counters of results
 OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics of environment and agent
 
 
@@ -54,14 +55,8 @@ def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
 
 @torch.no_grad()
 def run_episodes(
-    env: VecEnv,
-    agent: Agent,
-    dist: Distributed,
-    per_env: int,
-    *,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], None] = lambda: None,
-    max_episode_steps: int | None = None,
+    env: VecEnv, agent: Agent, dist: Distributed, per_env: int, *, should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[], None] = lambda: None, max_episode_steps: int | None = None,
 ) -> tuple[EpisodeRecord, bool]:
     """Run episodes in TEST mode without randomness in the actions, until every environment has finished ``per_env``.
 
@@ -103,13 +98,9 @@ def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **opti
         return Evaluation()
     record, complete = run_episodes(env, agent, dist, per_env, **options)
     values = mean_values(record, env, dist)
-    return Evaluation(
-        mean_return=values["return"],
-        episode_length=values["length"],
-        episodes=round(values.pop("episodes")),
-        metrics={name: value for name, value in values.items() if name not in OWN_NAMES},
-        complete=complete,
-    )
+    episodes = round(values.pop("episodes"))
+    metrics = {name: value for name, value in values.items() if name not in OWN_NAMES}
+    return Evaluation(values["return"], values["length"], episodes, metrics, complete)
 
 
 @torch.no_grad()
@@ -245,10 +236,8 @@ def run_test(
         test_episodes=headline["return"]["episodes"] if headline else 0,
         measures=_measured({n: x for n, x in means.items() if n not in ("return", "length", "episodes")}),
         statistics=_summaries(record.names, torch.cat(every)),
-        nonfinite=health["nonfinite"],
-        contact_overflow=health["contact_overflow"],
-        constraint_overflow=health["constraint_overflow"],
         complete=complete,
+        **{name: health[name] for name in HEALTH},
     )
 
 

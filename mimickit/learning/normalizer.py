@@ -52,12 +52,10 @@ class MeanStdNormalizer(nn.Module):
     cancel.
     """
 
-    def __init__(
-        self, size: int, device: torch.device | str, clip: float = float("inf"), min_std: float = 0.0
-    ) -> None:
+    def __init__(self, size: int, device: torch.device | str, clip: float = float("inf")) -> None:
         super().__init__()
         wide = {"dtype": torch.float64, "device": device}
-        self.clip, self._min_std = clip, min_std
+        self.clip = clip
         self.register_buffer("count", torch.zeros(1, dtype=torch.int64, device=device))
         self.register_buffer("mean", torch.zeros(size, device=device))
         self.register_buffer("std", torch.ones(size, device=device))
@@ -89,8 +87,7 @@ class MeanStdNormalizer(nn.Module):
         self.mean64.copy_(torch.where(some, self.mean64 + offset * (new / total), self.mean64))
         self.count += new.round().to(torch.int64)
         self.mean.copy_(self.mean64)
-        std = self.var64.clamp(min=MIN_VARIANCE).sqrt().clamp(min=self._min_std)
-        self.std.copy_(torch.where(self.count > 0, std, self.std))
+        self.std.copy_(torch.where(self.count > 0, self.var64.clamp(min=MIN_VARIANCE).sqrt(), self.std))
         self.pending.zero_()
 
     def normalize(self, x: Tensor) -> Tensor:

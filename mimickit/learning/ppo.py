@@ -4,9 +4,10 @@
 2. Targets: rewards, values, returns, advantages.
 3. Minibatches: losses of critic and actor; networks of reward sources take their own steps in between.
 
-An agent is composed of an :class:`Objective` (what the actor makes of advantages), :class:`RewardSource`\\ s (rewards
-that the learner computes, each with networks of its own), latents (a further input of actor and critic), and
-:class:`ActorTerm`\\ s (further losses of the actor). ``methods.py`` says which method has which.
+An agent is composed of an :class:`Objective` (what the actor makes of advantages), reward sources
+(:class:`RewardSource`: rewards that the learner computes, each with networks of its own), latents (a further input of
+actor and critic), and actor terms (:class:`ActorTerm`: further losses of the actor). ``methods.py`` says which method
+has which.
 
 ``T`` steps, ``N`` environments, ``B`` samples of a minibatch, ``O`` observation, ``L`` latent, ``A`` action size.
 """
@@ -184,11 +185,7 @@ class PolicyAgent(Agent):
         if latents is not None:
             self.per_process["latents"] = latents
         for source in self._sources:
-            for name, part in source.net.named_children():
-                self._model.add_module(name, part)
-            for name, module in source.modules.items():
-                self.add_module(name, module)
-            self.per_process |= source.per_process
+            self._adopt(source)
 
         # what minibatches are taken from, and what is needed of a rollout besides
         self._rollout = SampleTable(steps, num_envs, {
@@ -214,10 +211,18 @@ class PolicyAgent(Agent):
         self._actor = NetworkUpdate(self._actor_loss, self.actor_optimizer, *actor_plan, dist, config.cuda_graphs)
         self._critic = NetworkUpdate(self._critic_loss, self.critic_optimizer, *critic_plan, dist, config.cuda_graphs)
 
+    def _adopt(self, source: RewardSource) -> None:
+        """Make the state of a reward source a part of this agent's."""
+        for name, part in source.net.named_children():
+            self._model.add_module(name, part)
+        for name, module in source.modules.items():
+            self.add_module(name, module)
+        self.per_process |= source.per_process
+
     # --- 1. collect
 
     def start_iteration(self, samples: int) -> None:
-        super().start_iteration(samples)
+        self._norm_learns = samples < self.config.normalizer_samples
         self._explore_prob.fill_(self._exploration(samples))
         self._sampler.restart()
 
@@ -225,7 +230,8 @@ class PolicyAgent(Agent):
         self._act_train()
         self._rollout.record(t, input=self._input, action=self._norm_action, log_prob=self._log_prob,
                              explore_mask=self._explore_mask)
-        super().act(t)
+        if self._norm_learns:
+            self._obs_norm.record(self._env.obs)
         if self._latents is not None:
             self._latents.record(t)
 
@@ -269,9 +275,12 @@ class PolicyAgent(Agent):
         c = self.config
         return rl_math.exploration_probability(samples, c.exp_prob_beg, c.exp_prob_end, c.exp_anneal_samples)
 
+    # --- learn: first targets, then minibatches
+
     def update(self, samples: int) -> dict[str, Metric]:
         """Learn from the rollout that was collected; see the module's description for the order."""
         target_metrics = self._compute_targets()
+        # The networks share no parameters, so their minibatch steps may interleave.
         learners = (self._critic, self._actor, *self._sources)
         interleave(learner.steps(self._sampler) for learner in learners)
         metrics = {**self._critic.metrics(), **self._actor.metrics()}
@@ -280,8 +289,8 @@ class PolicyAgent(Agent):
         for source in self._sources:
             metrics |= source.metrics()
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
-        super().update(samples)
         if self._norm_learns:
+            self._obs_norm.update(self._dist)
             for source in self._sources:
                 source.update_norm()
         return metrics | target_metrics
@@ -341,12 +350,14 @@ class PolicyAgent(Agent):
     # --- 3. losses of a minibatch
 
     def _critic_loss(self, index: Tensor) -> BatchLoss:
+        """Squared error to the TD(lambda) returns, from all samples, random or not."""
         batch = self._rollout.minibatch(index)
         loss = rl_math.critic_loss(self._model.value(batch["input"]), batch["returns"])
         return BatchLoss(loss, float(index.shape[0]), ("Critic_Loss",), loss.detach().view(1))
 
     def _actor_loss(self, index: Tensor) -> BatchLoss:
-        """The objective plus weighted terms: action bounds, entropy, length of the action, the method's own."""
+        """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action, the
+        method's own; means over the random actions."""
         config, batch = self.config, self._rollout.minibatch(index)
         x, mask = batch["input"], batch["explore_mask"]
         # One pass of the network for the minibatch and all its variants.
@@ -401,7 +412,7 @@ class PolicyAgent(Agent):
         return {name: pair for source in self._sources for name, pair in source.test_metrics.sums().items()}
 
     def freeze(self, count: int) -> None:
-        assert self._frozen is not None or not self._act_train.captured, "what acts is captured already"
+        assert self._frozen is not None or not self._act_train.captured, "acting is captured already"
         super().freeze(count)
 
     def info(self, samples: int) -> dict[str, Metric]:

@@ -19,7 +19,14 @@ import torch
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import TrainOptions
-from mimickit.learning.evaluation import MAX_EPISODE_STEPS, ConcurrentEvaluation, Evaluation, evaluate, read_health
+from mimickit.learning.evaluation import (
+    HEALTH,
+    MAX_EPISODE_STEPS,
+    ConcurrentEvaluation,
+    Evaluation,
+    evaluate,
+    read_health,
+)
 from mimickit.learning.metrics import EpisodeTracker, Metric, reduce_metrics
 from mimickit.learning.run_files import LAST_WRITE, RunFiles
 from mimickit.learning.stopping import Outcome, OutputRule, StopRule, StopSignals
@@ -72,8 +79,7 @@ class TrainState:
     samples: int = 0  # learned from, over all processes
     pending: bool = False  # rolled out and learned from, but its evaluation and output are still to be made
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # its log columns: train, method, info
-    health: dict[str, int] = field(
-        default_factory=lambda: {"nonfinite": 0, "contact_overflow": 0, "constraint_overflow": 0})
+    health: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEALTH, 0))
     last_output: list[int] | None = None  # iteration and samples
     evaluation: Evaluation | None = None  # the last one
     best: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])  # return, episode length
@@ -433,9 +439,7 @@ class Training:
             samples_per_s=state.samples / max(total, 1e-9),
             total_wall_s=total,
             startup_s=self.startup_s,
-            nonfinite=state.health["nonfinite"],
-            contact_overflow=state.health["contact_overflow"],
-            constraint_overflow=state.health["constraint_overflow"],
+            **{name: state.health[name] for name in HEALTH},
             evaluation=last and {"return": last.mean_return, "episode_length": last.episode_length,
                                  "episodes": last.episodes, "samples": last.samples},
             measures=last.measured() if last else {},

@@ -47,7 +47,9 @@ def test_sigterm_and_sigkill_change_nothing(tmp_path):
         (tmp_path / name).mkdir()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     goal = ["--max_samples", str(10 * ITERATION)]
-    assert run_stage(training(whole, *goal)).ok
+    done = run_stage(training(whole, *goal))
+    assert done.ok and (done.result["iterations"], done.result["samples"]) == (10, 10 * ITERATION)
+    assert [done.result[name] for name in ("nonfinite", "contact_overflow", "constraint_overflow")] == [0, 0, 0]
 
     spec = training(parts, *goal, fault=at(3, "note"))
     journal = parts / "fault.jsonl"
@@ -56,7 +58,7 @@ def test_sigterm_and_sigkill_change_nothing(tmp_path):
         stages.run_stage(spec, ends.append, stop_requested=lambda: journal.exists() and "note" in journal.read_text())
     assert [end.outcome for end in ends] == ["interrupted"] and ends[0].rc == 143
     stopped = ends[0].result
-    assert stopped["outcome"] == "interrupted" and 2 * ITERATION <= stopped["samples"] < 9 * ITERATION
+    assert stopped["ok"] and stopped["outcome"] == "interrupted" and 2 * ITERATION <= stopped["samples"] < 9 * ITERATION
     assert find_latest(parts / "out") == Path(stopped["checkpoint"])
 
     journal.unlink()
@@ -75,6 +77,7 @@ def test_sigterm_and_sigkill_change_nothing(tmp_path):
             if name != "Wall_Time":
                 assert float(other) == pytest.approx(float(value), rel=1e-5, abs=1e-5, nan_ok=True), (name, row[0])
     model, other = (torch.load(path / "out/model.pt", weights_only=True) for path in (whole, parts))
+    assert model.keys() == other.keys() and all(torch.isfinite(tensor).all() for tensor in model.values())
     for name, tensor in model.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 

@@ -12,7 +12,7 @@ FIRST = f"*test_longcycle[[]{TRAINED}[]]*"
 
 
 def test_all_three_cases_pass(project):
-    result = project.run()
+    result = project.pytest("-m", "longcycle")
     assert result.ret == 0
     result.stdout.fnmatch_lines([
         "*profile smoke (no CUDA device found), devices cpu cpu*",
@@ -337,10 +337,11 @@ def test_the_tests_own_time_limit_does_not_end_cases(project):
     ini = project.path / "pytest.ini"
     ini.write_text(ini.read_text().replace("timeout = 600", "timeout = 1"))
     project.rules({"stage": "long_train", "do": "slow"})
-    result = project.run("--cases", TRAINED, "--long-max-samples", "3500")  # 25 iterations of 0.05 s
+    long = ("--cases", TRAINED, "--long-max-samples", "3500")  # 25 iterations of 0.05 s
+    result = project.pytest("-m", "longcycle", *long)
     assert result.ret == 0
     assert project.events()[-1]["time"] - project.events()[0]["time"] > 1.0
-    result = project.run("--cases", CASES[1], "--timeout", "1", "--root-out", "limited")
+    result = project.pytest("-m", "longcycle", "--cases", CASES[1], "--timeout", "1", "--root-out", "limited")
     result.stdout.fnmatch_lines(["*timeout: 1.0s*"])
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import check_motion, render_clips
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "characters.md").read_text()
 
@@ -54,9 +56,9 @@ def test_the_page_names_every_file(project):
         "data/motions/hopper/hopper_squat.pkl"]
 
 
-def test_the_clip_passes_the_check(project):
-    run(project, str(ROOT / "tools/check_motion.py"), "data/motions/hopper/hopper_squat.pkl",
-        "--char", "data/assets/hopper/hopper.xml")
+def test_the_clip_passes_the_check(project, monkeypatch):
+    monkeypatch.chdir(project)
+    assert check_motion.main(["data/motions/hopper/hopper_squat.pkl", "--char", "data/assets/hopper/hopper.xml"]) == 0
 
 
 def test_view_train_and_measure(project):
@@ -78,12 +80,13 @@ def test_view_train_and_measure(project):
     assert int(row[1]) > 0 and int(row[3]) > 0
 
 
-def test_clips_can_be_rendered_with_what_stands_around_them(tmp_path):
+def test_clips_can_be_rendered_with_what_stands_around_them(tmp_path, monkeypatch):
     from PIL import Image
 
     sheet = tmp_path / "sheet.png"
-    run(ROOT, str(ROOT / "tools/render_clips.py"), "data/motions/humanoid/humanoid_speed_vault.pkl", "--pictures", "2",
-        "--env", "data/envs/vault_humanoid_env.yaml", "--out", str(sheet))
+    monkeypatch.chdir(ROOT)
+    assert render_clips.main(["data/motions/humanoid/humanoid_speed_vault.pkl", "--pictures", "2",
+                              "--env", "data/envs/vault_humanoid_env.yaml", "--out", str(sheet)]) == 0
     picture = Image.open(sheet).convert("RGB")
     assert picture.size == (520, 260)
     colors = [color for _, color in picture.getcolors(1 << 20)]

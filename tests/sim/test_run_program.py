@@ -1,16 +1,12 @@
-"""The run program on the real humanoid: it trains with finite numbers, continues exactly, tests and stops politely."""
+"""The run program on the real humanoid: it trains, tests, films. How it stops and continues: tests/faults."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-
-from mimickit.util.logging import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ["cuda:0"] if torch.cuda.is_available() else ["cpu"]
@@ -30,32 +26,6 @@ def run(out, *flags, devices=DEVICES, code=0):
     return json.loads((Path(out) / "result.json").read_text())
 
 
-def test_training_continues_exactly(tmp_path):
-    """Four iterations in one go and in two runs end in the same place: counters, every logged number, every weight.
-
-    On the CPU, where physics is deterministic: on CUDA the solver adds up in an order that varies from run to run.
-    """
-    whole = run(tmp_path / "whole", "--max_iters", "4", devices=["cpu"])
-    first = run(tmp_path / "parts", "--max_iters", "1", devices=["cpu"])
-    second = run(tmp_path / "parts", "--max_iters", "3", "--resume", str(tmp_path / "parts"), devices=["cpu"])
-
-    assert (first["iterations"], second["iterations"], whole["iterations"]) == (1, 4, 4)
-    assert second["samples"] == whole["samples"] == 4 * 8 * 4
-    assert whole["nonfinite"] == whole["contact_overflow"] == whole["constraint_overflow"] == 0
-    header, rows = read_log(tmp_path / "whole" / "log.txt")
-    _, resumed = read_log(tmp_path / "parts" / "log.txt")
-    assert [row[0] for row in rows] == ["0", "2", "3"]
-    for column in set(header) - {"Wall_Time"}:
-        i = header.index(column)
-        for row, other in zip(rows[1:], resumed[-2:], strict=True):
-            assert abs(float(row[i]) - float(other[i])) <= 1e-5 * max(1.0, abs(float(row[i]))), (column, row[0])
-    model, other = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "parts"))
-    assert model.keys() == other.keys()
-    for name, tensor in model.items():
-        assert torch.isfinite(tensor).all()
-        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
-
-
 def test_two_processes_train_and_one_tests_with_video(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -70,22 +40,6 @@ def test_two_processes_train_and_one_tests_with_video(tmp_path, monkeypatch):
     assert tested["test_episodes"] == 4 and 1 <= tested["test_episode_length"] <= 15
     assert set(tested["measures"]) >= {"root_pos_err", "body_pos_err", "success_rate"}
     assert Path(tested["video"]["file"]).stat().st_size > 0 and len(tested["video"]["png"]) >= 1
-
-
-def test_sigterm_leaves_a_checkpoint_to_continue_from(tmp_path):
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(tmp_path / "run"), cwd=ROOT, **silent)
-    progress = tmp_path / "run" / "progress.json"
-    deadline = time.monotonic() + 120
-    while not progress.exists() or json.loads(progress.read_text()).get("samples", 0) < 64:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 128 + signal.SIGTERM
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["ok"] and result["outcome"] == "interrupted" and os.path.isdir(result["checkpoint"])
-    continued = run(tmp_path / "run", "--max_iters", "1", "--resume", str(tmp_path / "run"))
-    assert continued["iterations"] == result["iterations"] + 1
 
 
 def test_a_test_that_nobody_sees_says_that_it_has_no_end(tmp_path):

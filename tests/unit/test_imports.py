@@ -71,4 +71,5 @@ def test_the_suite_stays_light():
 
 
 def test_learning_does_not_load_physics():
+    assert loaded_by("import mimickit.learning.config") == []
     assert loaded_by("import mimickit.learning.trainer") == ["torch"]

@@ -22,7 +22,7 @@ from tools.author_sword_shield import GUARD, LEFT, RIGHT, STANCE, Fighter, attac
 from tools.author_vault import VAULTS, in_run_frame, read_boxes
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLIPS = ROOT / "data/motions/sword_shield"
 DATASETS = ROOT / "data/datasets"
 ATTACKS = ("atk_overhead", "atk_slash_left", "atk_slash_right", "atk_thrust", "atk_uppercut", "atk_shield_bash",

@@ -69,7 +69,7 @@ def test_gmr_cuts(convert, capsys):
     (gmr(root_pos=np.full((5, 3), np.nan)), "root_pos must be finite"),
     (gmr(fps="fast"), "fps must be a positive number"),
     ({"fps": 30}, "not a GMR motion"),
-    ([1, 2], "needed is a dictionary"),
+    ([1, 2], "expected a dictionary"),
     (b"nonsense", "refused"),
     (gmr(extra=PurePosixPath("x")), "refers to 'pathlib"),
 ])

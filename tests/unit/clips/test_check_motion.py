@@ -19,7 +19,7 @@ from mimickit.util.failures import UserError
 from tools.check_motion import main
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REQUIRED = {
     "g1": ("walk", "run", "jump", "walker_turn_left0", "walker_turn_left1", "walker_turn_right0", "walker_turn_right1",
            "kick", "punch", "spinkick", "cartwheel"),
@@ -85,7 +85,7 @@ def test_a_good_clip_has_no_problems(go2, pace):
     (lambda c: changed(c, 8, 0.06, slice(-1, None)), "the loop's ends are 0.060 rad apart"),
     (lambda c: changed(c, 2, 0.015, slice(-1, None)), "the loop's ends differ by 0.015 m in height"),
     (lambda c: replace(c, fps=5.0), "fps 5 outside 10..240"),
-    (lambda c: replace(c, frames=c.frames[:1]), "needed are at least 2"),
+    (lambda c: replace(c, frames=c.frames[:1]), "at least 2 are required"),
     (lambda c: changed(c, 0, np.linspace(0, 0.2, len(c.frames))), "standing feet slide"),
 ])
 def test_each_rule_finds_its_fault(go2, pace, change, text):
@@ -93,7 +93,7 @@ def test_each_rule_finds_its_fault(go2, pace, change, text):
 
 
 @pytest.mark.parametrize(("change", "text"), [
-    (lambda c: replace(c, frames=c.frames[:1]), "1 frame; needed are at least 2"),
+    (lambda c: replace(c, frames=c.frames[:1]), "1 frame; at least 2 are required"),
     (lambda c: changed(c, 2, 1.0), "its lowest point is 1.00 m from the ground"),
     (lambda c: changed(c, 0, np.arange(len(c.frames)) * 2.0), "the root moves with 12"),
 ])
