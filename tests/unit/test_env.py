@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.env import Env
-from mimickit.envs.scene import View
 from tests.unit.env_case import make_env, write_clip
 
 REST = torch.zeros(4, 28)
@@ -291,7 +290,7 @@ def test_reference_pose_for_pictures(env):
     body_pos, body_rot = env.reference_pose()
     assert body_pos.shape == (15, 3) and body_rot.shape == (15, 4)
     torch.testing.assert_close(body_pos[0], env.terms.reference.lookup(env._time())[0].now.root_pos[0])
-    assert env.view == View("track", visualize_ref_char=True, ref_char_offset=(2.0, 0.0, 0.0))
+    assert env.view == {"camera_mode": "track", "show_reference": True, "ref_offset": (2.0, 0.0, 0.0)}
 
 
 def test_description_names_the_terms(env):
