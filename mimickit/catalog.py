@@ -1,4 +1,4 @@
-"""``mimickit list`` and ``mimickit show``: what there is, and what a case comes to."""
+"""``mimickit list`` and ``mimickit show``: what there is, and the configuration of a case."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _clips() -> list[str]:
 
 
 def configuration(args: Args) -> str:
-    """Text of ``mimickit show``: flags, engine, environment and agent in effect, and where each value comes from.
+    """Text of ``mimickit show``: options, engine, environment and agent in effect, and the source of each value.
 
     Raises:
         UserError: as :func:`mimickit.request.read_request`.

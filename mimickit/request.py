@@ -1,4 +1,4 @@
-"""What a run was asked for: options and configuration files, read and checked before anything starts."""
+"""Options and configuration files of a run, read and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOT
 
 @dataclass(frozen=True)
 class Request:
-    """Everything the command line and the configuration files said, checked as far as possible without a device."""
+    """What the command line and the configuration files say, checked as far as possible without a device."""
 
     args: Args
     mode: str
@@ -42,7 +42,7 @@ class Request:
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
     whole: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # those that stand on others, merged, by flag
-    notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
+    notes: tuple[str, ...] = ()  # warnings: what is read differently from what a file says
     variant: str | None = None  # of the agent file, where an args file names one
 
     def moved(self, out_dir: Path) -> Request:
@@ -139,7 +139,7 @@ def read_request(args: Args) -> Request:
 
 
 def header(request: Request) -> list[str]:
-    """Lines about what a training takes that nobody may have asked for."""
+    """Lines about defaults of a training that matter: hyper-parameters and the number of worlds."""
     if request.variant is None or request.mode != "train":
         return []
     file, others = request.args["agent_config"], ""
@@ -184,7 +184,7 @@ def read_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def naming_overrides(assignments: Sequence[str], part: str) -> Iterator[None]:
-    """Let the message of a UserError say which keys of ``part`` came from --set, not from the file that it names."""
+    """Name in a UserError's message those keys of ``part`` that --set gave, not the file."""
     try:
         yield
     except UserError as error:
@@ -228,11 +228,11 @@ def machine_devices() -> list[str]:
 
 
 def check_writable(args: Args, flag: str) -> None:
-    """Make sure that files can be written where a flag wants them; makes no folder.
+    """Make sure that files can be written where an option says; makes no folder.
 
     Raises:
         UserError: the folder cannot be written or made, or a folder has the file's name.
-        OSError: anything else that the system says, such as a disk that is full.
+        OSError: any other error of the system, such as a full disk.
     """
     if (given := args[flag]) is None:
         return

@@ -55,8 +55,9 @@ class VecEnv(Protocol):
     def step(self, action: torch.Tensor) -> None:
         """Apply actions [N, A] (clamped to the box inside), simulate, observe, reset finished environments."""
 
-    def reset(self, first: int | None = None) -> None:
-        """Reset all environments or the first ones, the others go on; fills ``obs``; ``done`` becomes NULL there."""
+    def reset(self, worlds: int | torch.Tensor | None = None) -> None:
+        """Reset all environments, the first ones or those of a mask [N]; fills ``obs``; ``done`` becomes NULL there.
+        The others go on."""
 
     def set_mode(self, mode: EnvMode) -> None:
         """Switch between training and testing. Entering TEST clears the metrics, which are measured in TEST only."""

@@ -95,9 +95,11 @@ class Env:
             memory.after_step()
 
     @torch.no_grad()
-    def reset(self, first: int | None = None) -> None:
-        """Start a new episode in every environment, or in the first ones."""
-        mask = self._all if first is None else torch.arange(self.num_envs, device=self.device) < first
+    def reset(self, worlds: int | Tensor | None = None) -> None:
+        """Start a new episode in every environment, in the first ones, or in those of a mask [N]."""
+        mask = self._all if worlds is None else worlds
+        if isinstance(mask, int):
+            mask = torch.arange(self.num_envs, device=self.device) < mask
         self.done.masked_fill_(mask, DoneFlag.NULL)
         self._reset(mask, self.terms.reference.lookup(self._time())[1])
 
