@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 from mimickit.commands import COMMANDS
 from mimickit.config import Config
 from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs.env_config import ENV_CONFIGS
+from mimickit.envs.env_builder import ENVS
 from mimickit.learning.config import CONFIGS as AGENT_CONFIGS
 from mimickit.util.options import GROUPS
 
@@ -93,7 +93,8 @@ def keys() -> str:
     """The keys of yaml files, class by class."""
     lines = ["# Configuration keys", "", "You want to know what a key of a yaml file means. `mimickit show CASE` "
              "prints the values in effect, and the file that each comes from."]
-    files = {"Engine files": [EngineConfig], "Environment files": ENV_CONFIGS.values(),
+    environments = [config for config, _ in ENVS.values()]
+    files = {"Engine files": [EngineConfig], "Environment files": environments,
              "Agent files": AGENT_CONFIGS.values()}
     for title, configs in files.items():
         lines += ["", f"## {title}"]

@@ -418,8 +418,8 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
         target = request.out_dir / f"{flag}.yaml"
         if path.resolve() == target.resolve():
             continue
-        if flag == "agent_config" and request.agent_file is not None:  # the copy must stand alone
-            write_text(target, yaml.safe_dump(dict(request.agent_file), sort_keys=False))
+        if flag in request.whole:  # the copy must stand alone
+            write_text(target, yaml.safe_dump(dict(request.whole[flag]), sort_keys=False))
         else:
             shutil.copyfile(path, target)
     effective = {

@@ -26,8 +26,8 @@ class EpisodeVideo:
         from mimickit.engines.newton_viewer import VideoRecorder
 
         self._recorder = VideoRecorder(
-            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.camera_mode,
-            show_reference=env.visualize_ref_char, ref_offset=env.ref_char_offset, markers=drawn_markers(env),
+            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.view.camera_mode,
+            show_reference=env.view.visualize_ref_char, ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
         )
         self._max_steps = max_steps
         self._steps = 0
@@ -57,8 +57,8 @@ class Window:
         from mimickit.engines.newton_viewer import LiveWindow
 
         self._window = LiveWindow(
-            env.engine, camera_mode=env.camera_mode, show_reference=env.visualize_ref_char,
-            ref_offset=env.ref_char_offset, markers=drawn_markers(env),
+            env.engine, camera_mode=env.view.camera_mode, show_reference=env.view.visualize_ref_char,
+            ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
         )
         self._next = time.monotonic()
 

@@ -25,6 +25,7 @@ from mimickit.learning.metrics import Metric, TestMetrics
 from mimickit.learning.model import PASS_SAMPLES, build_head, build_net
 from mimickit.learning.normalizer import MeanAbsNormalizer, MeanStdNormalizer
 from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate
+from mimickit.learning.ppo import RewardSource
 from mimickit.learning.relu_layers import aligned, aligned_size, penalized_entropy
 from mimickit.learning.rollout import MinibatchSampler, ReplayBuffer, Rollout
 from mimickit.util.distributed import Distributed
@@ -250,8 +251,8 @@ def require_info(env: VecEnv, *names: str) -> list[Tensor]:
 # --- the reward source ------------------------------------------------------------------------------------------------
 
 
-class Discriminator:
-    """Rewards what the discriminator takes for real, and trains it; a ``RewardSource``.
+class Discriminator(RewardSource):
+    """Rewards what the discriminator takes for real, and trains it.
 
     Rewards are computed with network and normalizer as they were during the rollout. The replay buffer is filled before
     it is used, so it always holds samples of the present rollout too.
@@ -269,7 +270,7 @@ class Discriminator:
         self.net = DiscriminatorNet(data.size, config.model.disc_net).to(device)
         optimizer = FlatOptimizer(dict(self.net.named_parameters()), config.disc_optimizer, dist)
         self._replay = ReplayBuffer(config.disc_buffer_size, data.size, device)
-        self._update = NetworkUpdate(self._loss, optimizer, *plan, dist, config.cuda_graphs, samplers=2)
+        self.update = NetworkUpdate(self._loss, optimizer, *plan, dist, config.cuda_graphs, samplers=2)
         self.modules = {"_disc_obs_norm": self.buffer.norm, "disc_optimizer": optimizer}
         self.per_process = {"disc_replay": self._replay}
         self.test_metrics = TestMetrics(
@@ -297,7 +298,7 @@ class Discriminator:
         return config.disc_reward_weight * reward, reward_metrics("Disc_Reward", reward, self._dist)
 
     def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
-        return self._update.steps(sampler, self._replay.walk)
+        return self.update.steps(sampler, self._replay.walk)
 
     def _loss(self, index: Tensor, replay_index: Tensor) -> BatchLoss:
         """Policy's samples of the rollout, as many of the replay, and real ones."""
@@ -307,9 +308,6 @@ class Discriminator:
             self.net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg)
         values = torch.stack([terms[name].detach() for name in self.data.columns])
         return BatchLoss(terms["loss"], float(len(index)), tuple(self.data.columns.values()), values)
-
-    def metrics(self) -> dict[str, Metric]:
-        return self._update.metrics()
 
     def update_norm(self) -> None:
         self.buffer.norm.update(self._dist)

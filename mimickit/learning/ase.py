@@ -6,7 +6,7 @@ the policy is rewarded when the prediction is right; a further loss of the actor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from mimickit.learning.config import ASEConfig, NetName, minibatch_plan
 from mimickit.learning.metrics import Metric, TestMetrics
 from mimickit.learning.model import PASS_SAMPLES, build_head, build_net, join
 from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate
-from mimickit.learning.rollout import MinibatchSampler, Rollout
+from mimickit.learning.ppo import RewardSource
+from mimickit.learning.rollout import Rollout
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
 
@@ -126,10 +127,10 @@ class DiversityTerm:
         return diversity_loss(mean, variant_mean, latent, other, self._target)
 
 
-class SkillReward:
-    """Rewards motion from which the encoder can tell the latent, and trains the encoder; a ``RewardSource``.
+class SkillReward(RewardSource):
+    """Rewards motion from which the encoder can tell the latent, and trains the encoder.
 
-    Looks at what the discriminator looks at, normalized by it; comes after it in the agent's sources.
+    Looks at what the discriminator looks at, recorded and normalized by it; comes after it in the agent's sources.
     """
 
     def __init__(
@@ -140,17 +141,10 @@ class SkillReward:
         self.net = Encoder(discriminator.data.size, config.model.enc_net, config.model.latent_dim).to(env.device)
         optimizer = FlatOptimizer(dict(self.net.named_parameters()), config.enc_optimizer, dist)
         plan = minibatch_plan(config.steps_per_iter, env.num_envs, config.enc_batch_size, config.enc_epochs)
-        self._update = NetworkUpdate(self._loss, optimizer, *plan, dist, config.cuda_graphs)
+        self.update = NetworkUpdate(self._loss, optimizer, *plan, dist, config.cuda_graphs)
         self.modules = {"enc_optimizer": optimizer}
-        self.per_process = {}
         self.test_metrics = TestMetrics(
             ("test_enc_reward",), self._test_values, env.num_envs, env.device, config.cuda_graphs)
-
-    def record(self, t: int) -> None:
-        """Latents and observations are recorded by their owners."""
-
-    def record_norm(self) -> None:
-        """The normalizer is the discriminator's."""
 
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Metric]]:
@@ -159,19 +153,10 @@ class SkillReward:
         reward = encoder_reward(latent, torch.cat(predictions).view(latent.shape))
         return self._config.enc_reward_weight * reward, reward_metrics("Enc_Reward", reward, self._dist)
 
-    def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
-        return self._update.steps(sampler)
-
     def _loss(self, index: Tensor) -> BatchLoss:
         prediction = self.net(self._disc.buffer.take("agent", index))
         loss = encoder_error(self._latents.take(index), prediction).mean()
         return BatchLoss(loss, float(index.shape[0]), ("Enc_Loss",), loss.detach().view(1))
-
-    def metrics(self) -> dict[str, Metric]:
-        return self._update.metrics()
-
-    def update_norm(self) -> None:
-        """As record_norm."""
 
     def _test_values(self) -> tuple[Tensor, ...]:
         return (encoder_reward(self._latents.values, self.net(self._disc.input_now())),)

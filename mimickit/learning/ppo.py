@@ -14,7 +14,8 @@ has which.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -25,7 +26,7 @@ from mimickit.learning import rl_math
 from mimickit.learning.agent import Agent, ProcessState
 from mimickit.learning.config import AWRConfig, PolicyConfig, PPOConfig, minibatch_plan
 from mimickit.learning.metrics import Metric, TestMetrics
-from mimickit.learning.model import PASS_SAMPLES, ActorCritic, hidden_dtype, join
+from mimickit.learning.model import PASS_SAMPLES, ActorCritic, AveragedCritic, hidden_dtype, join
 from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate, interleave
 from mimickit.learning.rollout import MinibatchSampler, Rollout, SampleTable
 from mimickit.util.distributed import Distributed
@@ -85,16 +86,23 @@ class WeightedRegression:
         return {"Actor_Loss": rl_math.regression_loss(log_prob, advantage)}
 
 
-class RewardSource(Protocol):
+class RewardSource:
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
     An iteration is ``record`` in every step, ``record_norm`` while normalizers learn, ``reward``, ``steps``, and
     ``update_norm`` while they learn. Nothing waits for the device.
+
+    Attributes:
+        net: its children, named as in the model file, become part of the agent's model.
+        update: the minibatch steps of ``net``.
+        modules: normalizers and optimizers, by the names under which the agent registers them.
+        per_process: as of :class:`Agent`.
     """
 
-    net: nn.Module  # its children, named as in the model file, become part of the agent's model
-    modules: dict[str, nn.Module]  # normalizers and optimizers, by the names under which the agent registers them
-    per_process: dict[str, ProcessState]
+    net: nn.Module
+    update: NetworkUpdate
+    modules: dict[str, nn.Module]
+    per_process: Mapping[str, ProcessState] = MappingProxyType({})
     test_metrics: TestMetrics
 
     def record(self, t: int) -> None:
@@ -105,18 +113,17 @@ class RewardSource(Protocol):
 
     def reward(self) -> tuple[Tensor, dict[str, Metric]]:
         """Weighted reward [T, N] of the rollout, and log columns."""
+        raise NotImplementedError
 
     def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
         """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
-
-    def metrics(self) -> dict[str, Metric]:
-        """Log columns of what was learned last."""
+        return self.update.steps(sampler)
 
     def update_norm(self) -> None:
         """Fold what was recorded into the source's normalizer."""
 
 
-class LatentInput(Protocol):
+class LatentInput(ProcessState, Protocol):
     """A further input of actor and critic."""
 
     size: int  # L
@@ -125,11 +132,8 @@ class LatentInput(Protocol):
     def refresh(self) -> None:
         """Before every action, captured: draw new values where they are due."""
 
-    def record(self, t: int) -> None: ...
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, state: dict[str, Tensor], where: str) -> None: ...
+    def record(self, t: int) -> None:
+        """Record the values of step ``t``."""
 
 
 class ActorTerm(Protocol):
@@ -169,7 +173,8 @@ class PolicyAgent(Agent):
         super().__init__(env, config, dist)
         device, num_envs, steps = env.device, env.num_envs, config.steps_per_iter
         obs_size, action_size = env.obs.shape[-1], env.action_low.shape[0]
-        check_same_sizes({"num_envs": num_envs, "steps_per_iter": steps, "obs": obs_size, "action": action_size}, dist)
+        sizes = dist.all_gather_object((num_envs, steps, obs_size, action_size))
+        assert len(set(sizes)) == 1, f"processes take unequal steps and would wait for ever: {sizes}"
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         self._objective = objective
@@ -180,6 +185,7 @@ class PolicyAgent(Agent):
 
         input_size = obs_size + (latents.size if latents is not None else 0)
         self._model = ActorCritic(input_size, action_size, config.model, hidden_dtype(config, device)).to(device)
+        self.averaged_critic = AveragedCritic(self._model, config.critic_ema_decay) if config.critic_ema_decay else None
         self.actor_optimizer = FlatOptimizer(self._model.actor_parameters(), config.actor_optimizer, dist)
         self.critic_optimizer = FlatOptimizer(self._model.critic_parameters(), config.critic_optimizer, dist)
         if latents is not None:
@@ -222,8 +228,12 @@ class PolicyAgent(Agent):
     # --- 1. collect
 
     def start_iteration(self, samples: int) -> None:
-        self._norm_learns = samples < self.config.normalizer_samples
+        config = self.config
+        self._norm_learns = samples < config.normalizer_samples
         self._explore_prob.fill_(self._exploration(samples))
+        if config.action_std_end is not None:  # wide noise learns sooner, narrow noise follows better
+            self._model.set_std(rl_math.annealed_std(
+                samples, config.model.action_std, config.action_std_end, config.std_anneal_samples))
         self._sampler.restart()
 
     def act(self, t: int) -> None:
@@ -287,7 +297,9 @@ class PolicyAgent(Agent):
         if self.config.kl_target > 0.0:
             metrics |= self._adapt_rate(metrics["Kl_Div"])
         for source in self._sources:
-            metrics |= source.metrics()
+            metrics |= source.update.metrics()
+        if self.averaged_critic is not None:
+            self.averaged_critic.update(self._model)
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
         if self._norm_learns:
             self._obs_norm.update(self._dist)
@@ -340,11 +352,12 @@ class PolicyAgent(Agent):
         inputs, next_obs = self._rollout["input"], self._outcome["next_obs"]
         steps, num_envs, obs_size = next_obs.shape
         size = num_envs * (self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // num_envs))
+        critic = self.averaged_critic or self._model
         value, next_value = [], []
         for x, obs in zip(inputs.flatten(0, 1).split(size), next_obs.flatten(0, 1).split(size), strict=True):
             latent = x[:, obs_size:] if self._latents is not None else None
-            value.append(self._model.value(x))
-            next_value.append(self._model.value(join(self._obs_norm.normalize(obs), latent)))
+            value.append(critic.value(x))
+            next_value.append(critic.value(join(self._obs_norm.normalize(obs), latent)))
         return torch.cat(value).view(steps, num_envs), torch.cat(next_value).view(steps, num_envs)
 
     # --- 3. losses of a minibatch
@@ -411,6 +424,11 @@ class PolicyAgent(Agent):
     def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: pair for source in self._sources for name, pair in source.test_metrics.sums().items()}
 
+    def model_loaded(self) -> None:
+        super().model_loaded()
+        if self.averaged_critic is not None:
+            self.averaged_critic.reset(self._model)
+
     def freeze(self, count: int) -> None:
         assert self._frozen is not None or not self._act_train.captured, "acting is captured already"
         super().freeze(count)
@@ -418,9 +436,3 @@ class PolicyAgent(Agent):
     def info(self, samples: int) -> dict[str, Metric]:
         probability = torch.full_like(self._explore_prob, self._exploration(samples))
         return {**super().info(samples), "Exp_Prob": Metric(probability)}
-
-
-def check_same_sizes(sizes: dict[str, int], dist: Distributed) -> None:
-    """All processes must take the same number of equal steps, or their collectives would wait for ever."""
-    every = dist.all_gather_object(sizes)
-    assert all(other == every[0] for other in every), f"processes differ in size: {every}"

@@ -35,7 +35,7 @@ def env():
 
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
-    ref = env.source.look(env._time() + env.dt)[0].now
+    ref = env.terms.reference.lookup(env._time() + env.dt)[0].now
     return env.character.rot_to_dof(ref.joint_rot) + 0.1 * ref.dof_vel
 
 

@@ -178,7 +178,7 @@ def test_discriminator_learns_to_tell():
     sampler = MinibatchSampler(256, "cpu")
     for _ in range(10):
         interleave([disc.steps(sampler)])
-    metrics = disc.metrics()
+    metrics = disc.update.metrics()
     assert metrics["Disc_Agent_Acc"].value > 0.9 and metrics["Disc_Demo_Acc"].value > 0.9
     after, columns = disc.reward()
     assert after.mean() < 0.7 * before.mean()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mimickit.anim.character import Character
-from mimickit.envs.char_obs import char_observation
-from mimickit.envs.parts import CharState
+from mimickit.envs.observations import char_observation
+from mimickit.envs.terms import CharState
 from mimickit.util.rotations import exp_map_to_quat
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import ENV_CONFIGS, check_files, load_env_config, make_env_config, merge_engine_config
+from mimickit.envs.env_builder import (
+    ENVS,
+    build_env,
+    check_files,
+    load_env_config,
+    make_env_config,
+    merge_engine_config,
+)
 from mimickit.util.failures import AssetMissingError, UserError
 from tests.unit.env_case import ROOT, make_env, settings, write_clip
 from tests.unit.fake_engine import FakeEngine, engine_config
@@ -32,7 +38,7 @@ def build_message(tmp_path, name="deepmimic", error=UserError, **changes) -> str
 def test_shipped_files_are_valid(path):
     config = load_env_config(path)
     assert config.source == str(path)
-    assert config.env_name in ENV_CONFIGS
+    assert config.env_name in ENVS
     assert not Path(config.char_file).is_absolute()
 
 
@@ -50,7 +56,7 @@ def test_shipped_deepmimic_values():
 def test_unknown_environment():
     text = message(env_name="deepmimik")
     assert "some_env.yaml" in text and "deepmimik" in text and "did you mean 'deepmimic'" in text
-    assert all(name in text for name in ENV_CONFIGS)
+    assert all(name in text for name in ENVS)
     assert "missing key 'env_name'" in message(drop=("env_name",))
 
 

@@ -31,12 +31,12 @@ def env(tmp_path):
 
 
 def windows_of(env) -> ClipWindows:
-    return next(part for part in env.parts if hasattr(part, "frames"))._windows
+    return env.terms.memory["history"].windows
 
 
 def clip_command(env, ahead: float = DT) -> torch.Tensor:
     """Dofs of the clip at the end of the next step; the engine without physics takes them on at once."""
-    return env.character.rot_to_dof(env.source.look(env.steps * env.dt + ahead)[0].now.joint_rot)
+    return env.character.rot_to_dof(env.terms.reference.lookup(env.steps * env.dt + ahead)[0].now.joint_rot)
 
 
 def test_snippets_do_not_know_place_and_heading(env):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mimickit.envs.parts import CharState
-from mimickit.envs.tar_obs import phase_observation, target_observation
+from mimickit.envs.observations import phase_observation, target_observation
+from mimickit.envs.terms import CharState
 from mimickit.util.rotations import quat_mul
 from tests.unit.tracking_case import KEY, S, T, rot
 

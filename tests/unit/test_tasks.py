@@ -74,7 +74,7 @@ def steering(tmp_path, num_envs=2, **changes):
 
 
 def goal_of(env):
-    return next(part for part in env.parts if part.markers())
+    return env.terms.memory["goal"]
 
 
 def hold(env):
@@ -102,7 +102,7 @@ def test_targets_change_when_their_time_is_over_and_with_episodes(tmp_path):
     assert new == [False, True, False, False, True, False]  # with steps 3 and 6
     kept = goal.target[0].clone()
     env.steps[1] = 10_000
-    goal._schedule.change[:] = 1e6
+    goal.change[:] = 1e6
     env.step(hold(env))
     assert env.done.tolist() == [0, DoneFlag.TIME]
     assert torch.equal(goal.target[0], kept) and not torch.equal(goal.target[1], targets[-1][1])
@@ -128,7 +128,7 @@ def test_location_measures(tmp_path):
     assert found["goal_err"].item() == pytest.approx((0.3 + 8.0) / 2, abs=0.02)
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)
     assert math.isnan(found["success_rate"])  # no target is over yet
-    goal._schedule.change[:3] = 0.0  # three targets change: two were reached
+    goal.change[:3] = 0.0  # three targets change: two were reached
     env.step(hold(env))
     assert env.diagnostics()["success_rate"].item() == pytest.approx(2 / 3)
     env.set_mode(EnvMode.TEST)
@@ -150,13 +150,13 @@ def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
     assert env.done.tolist() == [DoneFlag.FAIL, DoneFlag.TIME]
     found = env.diagnostics()
     assert found["success_rate"] == 0.0  # of one target
-    assert goal_of(env)._success.count.sum() == 1
+    assert env.terms.metrics["success_rate"].means.count.sum() == 1
     assert found["fall_rate"] == 0.5
 
 
 def test_threshold_in_metres_is_an_option(tmp_path):
-    assert goal_of(location(tmp_path))._config.squared_threshold == 0.5
-    assert goal_of(location(tmp_path, dist_threshold_m=0.5))._config.squared_threshold == 0.25
+    assert goal_of(location(tmp_path)).config.squared_threshold == 0.5
+    assert goal_of(location(tmp_path, dist_threshold_m=0.5)).config.squared_threshold == 0.25
 
 
 def test_steering_goals(tmp_path):

@@ -60,7 +60,7 @@ def test_world(dataset):
 
 
 def test_a_looped_clip_may_accumulate_its_yaw(dataset):
-    assert [make_env("view_motion", motion_file=dataset, **keys).source._motions.accumulate_yaw
+    assert [make_env("view_motion", motion_file=dataset, **keys).scene.motions.accumulate_yaw
             for keys in ({}, {"accumulate_yaw": True})] == [False, True]
 
 

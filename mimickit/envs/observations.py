@@ -1,16 +1,42 @@
-"""Observation of the reference: its phase, and its poses some steps ahead (Peng et al. 2018, section 5.1)."""
+"""What a character observes: itself, the phase of its clip, and its reference some steps ahead.
+
+DeepMimic's observations (Peng et al. 2018, section 5.1), rotations in tangent-normal form.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.char_obs import tan_norms
-from mimickit.envs.parts import CharState, Part, Snapshot
-from mimickit.util.rotations import heading, in_heading
+from mimickit.envs.terms import CharState
+from mimickit.util.rotations import heading, in_heading, quat_to_tan_norm
+
+
+def char_observation(char: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool) -> Tensor:
+    """Observation [N, h + 12 + 6 J + D + 3 K] of characters [N, ...].
+
+    Blocks: root height (h = 1 if ``root_height_obs``), root rotation 6 (tangent-normal), root velocity 3, root angular
+    velocity 3, joint rotations 6 J (local), dof velocities D, key bodies relative to the root 3 K.
+
+    Args:
+        key_ids: [K] int64, bodies that are observed.
+        global_obs: world axes; otherwise the frame of the character's heading. Joints are always local.
+    """
+    key_pos = char.body_pos.index_select(-2, key_ids) - char.root_pos.unsqueeze(-2)
+    root, joints = tan_norms(char.root_rot, char.joint_rot)
+    vectors = torch.cat([root, char.root_vel.unsqueeze(-2), char.root_ang_vel.unsqueeze(-2), key_pos], dim=-2)
+    if not global_obs:
+        vectors = in_heading(vectors, heading(char.root_rot).unsqueeze(-1))
+    vectors = vectors.flatten(-2)
+    blocks = [char.root_pos[..., 2:]] if root_height_obs else []
+    blocks += [vectors[..., :12], joints, char.dof_vel, vectors[..., 12:]]
+    return torch.cat(blocks, dim=-1)
+
+
+def tan_norms(root_rot: Tensor, joint_rot: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangent and normal [..., 2, 3] of a root [..., 4]; those of joints [..., J, 4] in one row [..., 6 J]."""
+    rows = quat_to_tan_norm(torch.cat([root_rot.unsqueeze(-2), joint_rot], dim=-2)).flatten(-2)
+    return rows[..., :6].unflatten(-1, (2, 3)), rows[..., 6:]
 
 
 def phase_observation(phase: Tensor, frequencies: Tensor) -> Tensor:
@@ -47,34 +73,3 @@ def target_observation(
     vectors = vectors.flatten(-2)
     height = [target.root_pos[..., 2:]] if root_height_obs else []
     return torch.cat([vectors[..., :2], *height, vectors[..., 3:9], joints, vectors[..., 9:]], dim=-1).flatten(-2)
-
-
-class PhaseObs(Part):
-    """Observes how far the clip has advanced."""
-
-    def __init__(self, motions: MotionLib, num_frequencies: int, device: torch.device) -> None:
-        self._motions = motions
-        self._frequencies = torch.tensor([2.0 * math.pi * 2.0**k for k in range(num_frequencies)], device=device)
-
-    def observe(self, now: Snapshot) -> Tensor:
-        return phase_observation(self._motions.phase(now.ref.ids, now.ref.time), self._frequencies)
-
-    def describe(self) -> str:
-        return f"phase observation ({len(self._frequencies)} frequencies)"
-
-
-class TargetObs(Part):
-    """Observes the reference ahead of time."""
-
-    def __init__(self, key_ids: Tensor, global_obs: bool, root_height_obs: bool) -> None:
-        self._key_ids = key_ids
-        self._global_obs = global_obs
-        self._root_height_obs = root_height_obs
-
-    def observe(self, now: Snapshot) -> Tensor:
-        return target_observation(
-            now.char.root_pos, now.ref.future, self._key_ids, self._global_obs, self._root_height_obs
-        )
-
-    def describe(self) -> str:
-        return f"target observation ({'world' if self._global_obs else 'first target'} axes)"
