@@ -299,7 +299,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         time_budget_s=None if hours is None else 3600.0 * hours,
         resume=None if resume is None else Path(resume),
         run=run or "",
-        log_env_metrics=env.log_diagnostics,
+        log_env_metrics=env.log_metrics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),

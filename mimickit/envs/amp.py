@@ -21,12 +21,12 @@ from mimickit.envs.tracking_reward import tracking_metric
 
 
 class PriorConfig(AdversarialConfig):
-    """Keys of the environments whose characters shall move in the style of the clips."""
+    """Keys of the environments in which characters move in the style of the clips."""
 
     disc_dof_vel_obs: bool = Field(True, description="the discriminator sees dof velocities")
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         return True
 
 
@@ -40,12 +40,12 @@ class ASEConfig(PriorConfig):
     """``ase``: many skills (Peng et al. 2022, "ASE")."""
 
     env_name: Literal["ase"]
-    default_reset_prob: float = Field(ge=0.0, le=1.0, description="probability that an episode begins in init_pose")
+    default_reset_prob: float = Field(ge=0.0, le=1.0, description="probability that an episode starts in init_pose")
 
     @model_validator(mode="after")
     def _nothing_to_lose(self) -> ASEConfig:
         if self.pose_termination and self.default_reset_prob > 0.0:
-            raise ValueError("pose_termination compares with a clip that episodes beginning in init_pose do not "
+            raise ValueError("pose_termination compares with a clip that episodes starting in init_pose do not "
                              "follow; set it to false, or default_reset_prob to 0")
         return self
 
@@ -69,9 +69,9 @@ def build_ase(config: ASEConfig, setup: Setup) -> Env:
 def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
     """Move like the clips: windows of states for a discriminator, no reward of the environment's own.
 
-    Demonstrations are drawn anew in every step: clips by weight, end times uniform. Reset states are drawn just so, for
-    all environments in every step, so their windows serve (the lookup is the larger part of the cost); only where
-    episodes always start at a clip's beginning others are drawn.
+    Demonstrations are drawn anew in every step: clips by weight, end times uniform. Reset states are drawn the same
+    way, for all environments in every step, so their windows are reused: most of the cost is the lookup. Only if
+    episodes always start at the beginning of a clip are other windows drawn.
     """
     windows = ClipWindows(scene, config.num_disc_obs_steps)
     history = History(windows, scene.num_envs)

@@ -78,7 +78,7 @@ class DofDrive(Memory):
 
     def errors(self, now: StepState) -> Tensor:
         """``pose_err``: angle (rad) between the driven joint and its command. ``command_size``: angle of the command
-        itself, which is what ``pose_err`` would be if nothing moved. [N, 2]"""
+        itself, which ``pose_err`` equals if no joint moves. [N, 2]"""
         wanted = self._scene.character.dof_to_rot(self._command.clamp(self._reach_low, self._reach_high))
         joint = self._joint_of[self._driven].unsqueeze(-1)
         error = quat_diff_angle(wanted, now.char.joint_rot).gather(-1, joint)
@@ -106,7 +106,7 @@ def build_char(config: CharConfig, setup: Setup) -> Env:
 
 
 def standing_terms(config: EnvConfig, scene: Scene) -> EnvTerms:
-    """Start from ``init_pose``; nothing is asked."""
+    """A character that starts from ``init_pose``, without a task."""
     return EnvTerms(
         reference=FixedPose(scene.character, scene.num_envs, *scene.init_pose),
         observations={"character": lambda now: char_observation(

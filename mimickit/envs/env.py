@@ -27,14 +27,14 @@ from mimickit.envs.terms import (
 )
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
-from mimickit.util.graphs import Beside, Graphed
+from mimickit.util.graphs import Graphed, SideStreamGraph
 
 SEVERITY = (DoneFlag.TIME, DoneFlag.SUCC, DoneFlag.FAIL)  # of several ends the last one counts
 
 
 @dataclass
 class EnvTerms:
-    """What an environment is made of. A recipe fills it in; another one takes it and changes what differs.
+    """What an environment is made of, besides its scene. A recipe makes it; another recipe may take and change it.
 
     Names are keys of ``info``, of checkpoints (memory, metrics) and of what ``Env.describe`` says.
 
@@ -44,9 +44,9 @@ class EnvTerms:
         rewards: are added up.
         terminations: of several, failure counts before success, success before time.
         metrics: measured in TEST mode.
-        info: what a learning method needs besides, of the state before resets: a term, or a buffer that a memory fills.
+        info: further data for the learning method, of the state before resets: a term, or a buffer that a memory fills.
         memory: all memories that terms and metrics use.
-        drawings: what pictures show besides.
+        drawings: what pictures show in addition.
         episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
         kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
     """
@@ -84,7 +84,7 @@ class Env:
         self.engine, self.character, self.view = scene.engine, scene.character, scene.config.view
         self.device, self.num_envs, self.dt = scene.device, scene.num_envs, scene.dt
         self.action_low, self.action_high = scene.action_low, scene.action_high
-        self.log_diagnostics = scene.config.log_diagnostics
+        self.log_metrics = scene.config.log_metrics
         length = scene.config.episode_length if terms.episode_length is None else terms.episode_length
         self._max_steps = steps_of(length, self.dt)
 
@@ -103,7 +103,7 @@ class Env:
                          for name, value in terms.info.items()}
         self.obs = torch.zeros(self.num_envs, sum(self._widths.values()), device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
-        self._lookups = Beside(self._look_up, self.device)
+        self._lookups = SideStreamGraph(self._look_up, self.device)
         changed = [*self._persistent().values(), *scene.placed()]
         self._after_physics_graphs = {
             mode: Graphed(partial(self._after_physics, mode), self.device, state=changed) for mode in EnvMode}
@@ -148,24 +148,24 @@ class Env:
         self._reset(mask, self.terms.reference.lookup(self._time())[1])
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Entering TEST clears the metrics, which are measured in TEST only; nothing else differs between the modes."""
+        """Switch between training and testing. Entering TEST clears the metrics, which are measured in TEST only."""
         self.mode = mode
         if mode is EnvMode.TEST:
             for metric in self.terms.metrics.values():
                 metric.clear()
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        """All metrics of this process, 0-d tensors. NaN where there was nothing to measure yet."""
+    def metrics(self) -> dict[str, Tensor]:
+        """All metrics of this process, 0-d tensors. NaN before the first sample."""
         alone = Distributed(0, 1, 0, self.device)
         return {name: value for metric in self.terms.metrics.values()
                 for name, value in {**metric.means.means(), **metric.pooled(alone)}.items()}
 
-    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """See :meth:`mimickit.envs.base.VecEnv.measure_sums`."""
+    def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """See :meth:`mimickit.envs.base.VecEnv.metric_sums`."""
         return {name: pair for metric in self.terms.metrics.values() for name, pair in metric.means.per_env().items()}
 
-    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
-        """See :meth:`mimickit.envs.base.VecEnv.pooled_diagnostics`."""
+    def pooled_metrics(self, dist: Distributed) -> dict[str, Tensor]:
+        """See :meth:`mimickit.envs.base.VecEnv.pooled_metrics`."""
         return {name: value for metric in self.terms.metrics.values() for name, value in metric.pooled(dist).items()}
 
     def health(self) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class Env:
     def reference_pose(self) -> tuple[Tensor, Tensor] | None:
         """Body positions [B, 3] (m) and rotations [B, 4] that environment 0's character should have now.
 
-        ``None`` where nothing is followed. For pictures: not part of the step.
+        None if there is no reference to show. For pictures: not part of the step.
         """
         return self.terms.reference.pose_of(0, self._time()) if self.view.visualize_ref_char else None
 
@@ -225,7 +225,7 @@ class Env:
         return [item for draw in self.terms.drawings for item in draw() if isinstance(item, Lines)]
 
     def describe(self) -> str:
-        """What was built, a few lines for people."""
+        """A summary of the environment, in a few lines."""
         length = f"{self._max_steps} steps" if self._max_steps is not None else "until the clip ends"
         terms = self.terms
         groups = {

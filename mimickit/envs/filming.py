@@ -32,7 +32,7 @@ class EpisodeVideo:
         self._max_steps = max_steps
         self._steps = 0
         self._ended = False
-        self.closed = False  # nobody can stop a recording by closing a window
+        self.closed = False  # a recording has no window to close
 
     def step(self, env: Env) -> None:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
@@ -64,7 +64,7 @@ class Window:
 
     @property
     def closed(self) -> bool:
-        """Whether somebody closed the window: the run should end."""
+        """Whether the window was closed: the run should end."""
         return self._window.closed
 
     def step(self, env: Env) -> None:

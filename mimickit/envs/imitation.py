@@ -32,7 +32,7 @@ class MotionConfig(EnvConfig):
     num_phase_encoding: int = Field(0, ge=0, description="frequencies of the phase encoding")
     enable_tar_obs: bool = Field(False, description="observe the reference some steps ahead")
     tar_obs_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), description="control steps ahead, in order")
-    rand_reset: bool = Field(True, description="start at a random time of the clip instead of its beginning")
+    rand_reset: bool = Field(True, description="start at a random time of the clip, not at 0")
     accumulate_yaw: AccumulateYaw = False
     log_tracking_error: bool = False
 
@@ -47,7 +47,7 @@ class MotionConfig(EnvConfig):
         return (self.motion_file,)
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         return self.log_tracking_error
 
     @property

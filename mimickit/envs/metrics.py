@@ -81,7 +81,7 @@ def fall_rate(scene: Scene) -> EndRate:
 
 
 class Largest(Metric):
-    """The largest value (0-d, at least 0) that somebody else keeps up to date."""
+    """The largest value (0-d, at least 0) so far, which its owner keeps up to date."""
 
     def __init__(self, name: str, value: Tensor) -> None:
         super().__init__((), 0, value.device)

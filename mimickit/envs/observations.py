@@ -57,7 +57,7 @@ def target_observation(
     Per target: root position relative to the anchor, its third number the absolute height (dropped without
     ``root_height_obs``); root rotation (tangent-normal); joint rotations; key bodies relative to the target's root.
     With ``global_obs`` the anchor is the position of the simulated root and axes are the world's; otherwise position
-    and heading of the first target, so that nothing tells the character its own horizontal error.
+    and heading of the first target, so that the character does not observe its own horizontal error.
 
     Args:
         root_pos: [N, 3] m, simulated root.

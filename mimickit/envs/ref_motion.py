@@ -26,7 +26,7 @@ class RefMotion:
     is ahead of that and what went before.
 
     Args:
-        future_steps: control steps ahead of the frames that are looked up besides the current one.
+        future_steps: future frames to look up, in control steps ahead.
         past_steps: P, how many control steps back the window of a reset state reaches.
         past_of_reference: the reference itself has such a window too.
         dt: s, one control step.
@@ -146,7 +146,7 @@ class DefaultPose:
 
 
 class FixedPose:
-    """Every episode starts in the same pose, at rest, and is compared with nothing else.
+    """Every episode starts in the same pose, at rest. It is also the reference.
 
     Args:
         root_pos: [3] m; root_rot: [4]; dof_pos: [D].

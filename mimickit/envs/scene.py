@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,7 +78,7 @@ class EnvConfig(Config):
         return ()
 
     @property
-    def log_diagnostics(self) -> bool:
+    def log_metrics(self) -> bool:
         """Whether the environment's metrics are columns of the training log."""
         return False
 
@@ -207,7 +207,7 @@ class Scene:
         for stale in (engine.body_vel, engine.body_ang_vel, engine.contact_force, engine.ground_contact_force):
             stale.masked_fill_(mask.view(-1, 1, 1), 0.0)
 
-    def placed(self) -> Iterable[Tensor]:
+    def placed(self) -> list[Tensor]:
         """The engine's buffers that :meth:`place` reads and changes."""
         names = ("reset_mask", "dof_pos", "body_vel", "body_ang_vel", "contact_force", "ground_contact_force",
                  *(name for name in CharState._fields if name != "joint_rot"))

@@ -1,8 +1,8 @@
-"""How much the characters move like the clips, judged without any network.
+"""How similar the characters' motion is to the clips, measured without a network.
 
-A *snippet* is where all bodies were at the beginning and at the end of the history's window (0.3 s), seen from the
-newest root: horizontal position and heading do not count, height does. So it knows pose and speed. Its distance to
-another snippet is the root mean square over its ``2 B`` body positions, in metres. ``D`` = 6 B numbers of a snippet.
+A *snippet* holds the positions of all bodies in the first and last frame of the history's window (0.3 s), relative to
+the newest root: without horizontal position and heading, with height. It tells pose and speed. The distance of two
+snippets is the root mean square over their ``2 B`` body positions, in metres. ``D`` = 6 B numbers of a snippet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import heading, in_heading
 
 MAX_SNIPPETS = 2048
-FAR = 100.0  # m, coverage of a snippet that nothing was compared with yet
+FAR = 100.0  # m, coverage of a snippet before the first comparison
 
 
 def snippets(frames: CharState) -> Tensor:
@@ -81,18 +81,17 @@ def moments(count: Tensor, total: Tensor, products: Tensor) -> tuple[Tensor, Ten
 
 
 class MotionSimilarity(Metric):
-    """Three distances (m) between what the characters do and the clips.
+    """Three distances (m) between the characters' motion and the clips.
 
-    ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
-    clips do, if only like a part of them. ``coverage_err``: mean distance of the clips' snippets to the nearest thing
-    that any character did: small when everything in the clips was done, if only once. ``motion_dist``: distance of the
-    distributions of both (:func:`frechet_distance`): small when they do what the clips do as often as the clips; the
-    one that standing in a pose of the clips, or one of many gaits, does not make small.
+    ``motion_err``: mean distance from the characters' snippets to the nearest one of the clips. Small if they move like
+    any part of the clips. ``coverage_err``: mean distance from the clips' snippets to the nearest one of any character.
+    Small if every part of the clips was done at least once. ``motion_dist``: distance of the two distributions
+    (:func:`frechet_distance`). Small only if everything is done as often as in the clips: standing in one of their
+    poses, or one of many gaits, is not enough.
 
-    The last two are figures of all steps of all characters together (of all processes, in an evaluation), no means
-    over episodes, hence have no interval.
-    Windows that reach back into the episode's start, where the past is the clip's own, do not count. Nearest ones are
-    searched by inner products, then measured exactly.
+    The last two are computed from all steps of all characters (of all processes, in an evaluation). They are not means
+    over episodes, so they have no confidence interval. Windows that reach back to before the episode's start, where the
+    past is the clip's own, do not count. Nearest snippets are found by inner products, then measured exactly.
     """
 
     def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:

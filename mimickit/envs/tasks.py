@@ -1,5 +1,5 @@
 """Goals for characters that move like the clips: a place to go to, a direction and speed to keep (Peng et al. 2021,
-section 7.1). What a goal adds to observation and reward, and how well it is met.
+section 7.1): what a goal adds to observation and reward, and its metrics.
 
 Everything happens on the ground plane: targets, directions and velocities are horizontal.
 """
@@ -181,7 +181,7 @@ class Goal(Memory):
 
 
 class LocationGoal(Goal):
-    """Go to a place on the ground; when it changes, the new one lies at a random distance in any direction.
+    """Go to a place on the ground. A new one lies at a random distance in a random direction.
 
     Attributes:
         target: [N, 2] m.
@@ -240,7 +240,7 @@ class TargetsReached(Metric):
     def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
         goal = self._goal
         self._count(goal.over)
-        self._reached.logical_and_(~goal.over)
+        self._reached.masked_fill_(goal.over, False)
         self._reached.logical_or_(valid & (goal.square_distance(now) < goal.config.squared_threshold))
         self._count(done == DoneFlag.FAIL)
         self._reached.logical_and_(done == DoneFlag.NULL)

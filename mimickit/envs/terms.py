@@ -30,7 +30,7 @@ class CharState(NamedTuple):
     joint_rot: Tensor  # [..., J, 4] relative to the parent at rest
     dof_vel: Tensor  # [..., D] rad/s
     body_pos: Tensor  # [..., B, 3] m, body origins
-    body_rot: Tensor | None = None  # [..., B, 4]; None in a history, where nothing looks at it
+    body_rot: Tensor | None = None  # [..., B, 4]; None in a history, which does not keep it
 
 
 class RefState(NamedTuple):

@@ -80,7 +80,7 @@ def discriminator_loss(
 
 
 def reward_metrics(name: str, reward: Tensor, dist: Distributed) -> dict[str, Metric]:
-    """Columns ``<name>_Mean`` and ``<name>_Std`` (unbiased) of rewards [T, N], over all processes."""
+    """Metrics ``<name>_Mean`` and ``<name>_Std`` (unbiased) of rewards [T, N], over all processes."""
     mean, std = rl_math.mean_and_std(dist.sum_(rl_math.masked_moments(reward, torch.ones_like(reward))))
     return {f"{name}_Mean": Metric(mean), f"{name}_Std": Metric(std)}
 
@@ -164,10 +164,10 @@ class Demonstrations:
 
     Attributes:
         size: n.
-        columns: name in :func:`discriminator_loss` -> log column, in the order of the log.
+        metric_names: name in :func:`discriminator_loss` -> name in the log, in its order.
     """
 
-    columns: ClassVar[dict[str, str]] = {
+    metric_names: ClassVar[dict[str, str]] = {
         "loss": "Disc_Loss", "grad_penalty": "Disc_Grad_Penalty", "neg_acc": "Disc_Agent_Acc",
         "pos_acc": "Disc_Demo_Acc", "neg_logit": "Disc_Agent_Logit", "pos_logit": "Disc_Demo_Logit",
         "logit_loss": "Disc_Logit_Loss",
@@ -180,7 +180,7 @@ class Demonstrations:
         norm = MeanStdNormalizer(self.size, env.device, DISC_OBS_CLIP)
         self.buffer = DiscBuffer(env, config.steps_per_iter, norm, self.size, ("agent", "real"), dtype)
         if config.disc_logit_reg == 0.0:
-            self.columns = {name: column for name, column in self.columns.items() if name != "logit_loss"}
+            self.metric_names = {term: name for term, name in self.metric_names.items() if term != "logit_loss"}
 
     def now(self) -> Tensor:
         """The policy's sample [N, n] of the last step, not normalized."""
@@ -205,7 +205,7 @@ class Differences:
     :class:`Demonstrations`.
     """
 
-    columns: ClassVar[dict[str, str]] = {
+    metric_names: ClassVar[dict[str, str]] = {
         "loss": "Disc_Loss", "grad_penalty": "Disc_Grad_Penalty", "logit_loss": "Disc_Logit_Loss",
         "pos_acc": "Disc_Pos_Acc", "neg_acc": "Disc_Neg_Acc", "pos_logit": "Disc_Pos_Logit",
         "neg_logit": "Disc_Neg_Logit",
@@ -306,8 +306,8 @@ class Discriminator(RewardSource):
         x = torch.cat([self.buffer.take("agent", index), replayed, self.data.real(index)])
         terms = discriminator_loss(
             self.net, x, 2 * len(index), self._config.disc_grad_penalty, self._config.disc_logit_reg)
-        values = torch.stack([terms[name].detach() for name in self.data.columns])
-        return BatchLoss(terms["loss"], float(len(index)), tuple(self.data.columns.values()), values)
+        values = torch.stack([terms[term].detach() for term in self.data.metric_names])
+        return BatchLoss(terms["loss"], float(len(index)), tuple(self.data.metric_names.values()), values)
 
     def update_norm(self) -> None:
         self.buffer.norm.update(self._dist)
@@ -322,5 +322,5 @@ class Discriminator(RewardSource):
 
 def test_metric_names(data: DiscData) -> tuple[str, ...]:
     """What a test logs of the discriminator, ``test_disc_reward`` and its like: mean reward, accuracies, logits."""
-    columns = (data.columns[name].lower() for name in ("neg_acc", "pos_acc", "neg_logit", "pos_logit"))
-    return ("test_disc_reward", *(f"test_{column}" for column in columns))
+    names = (data.metric_names[term].lower() for term in ("neg_acc", "pos_acc", "neg_logit", "pos_logit"))
+    return ("test_disc_reward", *(f"test_{name}" for name in names))

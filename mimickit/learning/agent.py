@@ -86,13 +86,13 @@ class Agent(nn.Module):
         """Record what the environment returned for step ``t``."""
 
     def update(self, samples: int) -> dict[str, Metric]:
-        """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's log columns."""
+        """Learn from the rollout; ``samples`` as in ``start_iteration``. Returns the method's metrics."""
         if self._norm_learns:
             self._obs_norm.update(self._dist)
         return {}
 
     def info(self, samples: int) -> dict[str, Metric]:
-        """The last log columns (normalizer, schedule), after ``samples`` samples."""
+        """Metrics that end the log row (normalizer, schedule), after ``samples`` samples."""
         return {"Obs_Norm_Mean": Metric(self._obs_norm.mean.abs().mean()),
                 "Obs_Norm_Std": Metric(self._obs_norm.std.mean())}
 

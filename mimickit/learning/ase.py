@@ -111,7 +111,7 @@ class Latents:
 class DiversityTerm:
     """Different latents should give different actions; an ``ActorTerm``."""
 
-    column = "Diversity_Loss"
+    name = "Diversity_Loss"
 
     def __init__(self, config: ASEConfig) -> None:
         self.weight = config.diversity_weight

@@ -306,7 +306,7 @@ class TrainOptions:
     resume: Path | None = None  # run folder or checkpoint folder
     run: str = ""  # name of the run, kept with its checkpoints
     logger: LoggerKind = "txt"
-    log_env_metrics: bool = True  # what evaluations measure of the environment, as log columns
+    log_env_metrics: bool = True  # log what evaluations measure of the environment
     configuration: Mapping[str, Any] = field(default_factory=dict)  # kept with checkpoints, compared on resume
     agent_config: Mapping[str, Any] = field(default_factory=dict)  # for W&B
     started: float | None = None  # time.monotonic() when the process started

@@ -96,7 +96,7 @@ class EpisodeTracker(nn.Module):
             tensor.zero_()
 
     def metrics(self) -> dict[str, Metric]:
-        """Mean return, mean length and number of episodes (0 without any), by log column."""
+        """Mean return, mean length and number of episodes (0 without any), by their names in the log."""
         total_return, total_length, episodes = self.sums.clone().unbind()
         count = episodes.clamp(min=1.0)
         return {

@@ -140,8 +140,8 @@ class BatchLoss:
 
     loss: Tensor  # 0-d, mean over the samples that count
     weight: Tensor | float  # 0-d, how many count; this process's share in averages over processes
-    names: tuple[str, ...]  # log columns
-    values: Tensor  # [number of names], without gradient
+    names: tuple[str, ...]  # of the metrics
+    values: Tensor  # [number of names] metrics, without gradient
 
     @staticmethod
     def masked(minimized: str, terms: Mapping[str, Tensor], mask: Tensor) -> BatchLoss:

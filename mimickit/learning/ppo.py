@@ -39,11 +39,11 @@ class Objective(Protocol):
     """What the actor makes of advantages."""
 
     def prepare(self, advantage: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, dict[str, Metric]]:
-        """What the rollout keeps of advantages [T, N], given mean and deviation (0-d, over all processes); log
-        columns."""
+        """What the rollout keeps of advantages [T, N], given mean and deviation (0-d, over all processes), and
+        metrics."""
 
     def terms(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> dict[str, Tensor]:
-        """The loss ``Actor_Loss`` and further log columns, of each sample, [B].
+        """The loss ``Actor_Loss`` and further metrics, of each sample, [B].
 
         Args:
             log_ratio: log probability less that of the rollout, 0 where the action was not random.
@@ -112,7 +112,7 @@ class RewardSource:
         """Add the rollout to the pending sums of the source's normalizer."""
 
     def reward(self) -> tuple[Tensor, dict[str, Metric]]:
-        """Weighted reward [T, N] of the rollout, and log columns."""
+        """Weighted reward [T, N] of the rollout, and metrics."""
         raise NotImplementedError
 
     def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
@@ -139,7 +139,7 @@ class LatentInput(ProcessState, Protocol):
 class ActorTerm(Protocol):
     """A further loss of the actor, which compares its actions with those for varied inputs; captured on CUDA."""
 
-    column: str  # log column of the unweighted loss
+    name: str  # of the metric: the unweighted loss
     weight: float
 
     def variant(self, x: Tensor) -> Tensor:
@@ -390,7 +390,7 @@ class PolicyAgent(Agent):
         if config.action_reg_weight != 0.0:
             penalties["Action_Reg_Loss"] = config.action_reg_weight, rl_math.action_reg_loss(mean)
         for term, variant, variant_mean in zip(self._terms, variants, variant_means, strict=True):
-            penalties[term.column] = term.weight, term.loss(x, mean, variant, variant_mean)
+            penalties[term.name] = term.weight, term.loss(x, mean, variant, variant_mean)
         for name, (weight, penalty) in penalties.items():
             terms["Actor_Loss"] = torch.add(terms["Actor_Loss"], penalty, alpha=weight)
             terms[name] = penalty.detach()

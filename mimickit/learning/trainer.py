@@ -78,7 +78,7 @@ class TrainState:
     iteration: int = 0  # index of the iteration at hand
     samples: int = 0  # learned from, over all processes
     pending: bool = False  # rolled out and learned from, but its evaluation and output are still to be made
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # its log columns: train, method, info
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # of that iteration: train, method, info
     health: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEALTH, 0))
     last_output: list[int] | None = None  # iteration and samples
     evaluation: Evaluation | None = None  # the last one
@@ -90,7 +90,7 @@ class TrainState:
 class IterationSummary:
     """What all processes agree on after an iteration."""
 
-    metrics: dict[str, dict[str, float]]  # log columns: train, method, info
+    metrics: dict[str, dict[str, float]]  # train, method, info
     health: dict[str, int]
     votes: frozenset[str]  # reasons to stop or to evaluate that any process has
 
@@ -293,7 +293,7 @@ class Training:
         if concurrent is None:
             files.log.write(row, [column_name(name) for name in self._env_metrics()])
         elif evaluation is not None and concurrent.row is not None:
-            files.log.write({**concurrent.row, **evaluation.columns()})
+            files.log.write({**concurrent.row, **evaluation.row()})
             concurrent.row = None
         files.print_row(row)
         files.save_model(self.agent.model_tensors(), state.iteration)
@@ -313,7 +313,7 @@ class Training:
             "Iteration": state.iteration,
             "Wall_Time": self._wall_s() / 3600.0,
             "Samples": state.samples,
-            **(state.evaluation or Evaluation()).columns(),
+            **(state.evaluation or Evaluation()).row(),
             **metrics["train"],
             "Train_Episodes": round(metrics["train"]["Train_Episodes"]),
             **metrics["method"],
@@ -322,7 +322,7 @@ class Training:
         }
 
     def _env_metrics(self) -> dict[str, float]:
-        """The environment's log columns: what the last pause for an evaluation measured."""
+        """The environment's metrics in a row: what the last pause for an evaluation measured."""
         evaluation = self.state.evaluation
         shown = evaluation is not None and self.options.log_env_metrics and self.concurrent is None
         return evaluation.metrics if shown else {}
@@ -335,7 +335,7 @@ class Training:
         if state.metrics and state.samples not in evaluated:
             rows.append({**self._row(), "Iteration": state.iteration - 1})
         for row in rows:
-            self.files.log.write({**row, **Evaluation(math.nan, math.nan).columns()})
+            self.files.log.write({**row, **Evaluation(math.nan, math.nan).row()})
 
     def _wall_s(self) -> float:
         return self.wall_before + time.monotonic() - self.begun

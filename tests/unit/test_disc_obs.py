@@ -5,7 +5,7 @@ import torch
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.disc_obs import prior_observation, tracking_observation
+from mimickit.envs.disc_obs import ClipWindows, prior_observation, tracking_observation
 from mimickit.envs.terms import CharState
 from mimickit.util.failures import UserError
 from mimickit.util.rotations import quat_mul
@@ -118,6 +118,14 @@ def test_history_begins_with_the_clip_and_then_follows_the_character(tmp_path):
     torch.testing.assert_close(history.frames().root_pos[:, :9], before[:, 1:])
     torch.testing.assert_close(history.frames().root_pos[:, 9], env.engine.root_pos)
     torch.testing.assert_close(history.frames().body_pos[:, 9], env.engine.body_pos)
+
+
+def test_a_window_of_a_clip_ends_at_the_time_asked(tmp_path):
+    env = make_env("amp", num_envs=1, motion_file=write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP, frames=31))
+    windows, times = ClipWindows(env.scene, 10), torch.tensor([0.5, 0.9])
+    found = windows.ending(torch.zeros(2, dtype=torch.long), times).root_pos[..., 0]
+    expected = 0.5 * (times[:, None] - torch.arange(9, -1, -1) * DT)  # the clip goes 0.5 m/s
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_only_reset_environments_get_a_new_past(tmp_path):

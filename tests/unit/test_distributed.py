@@ -199,7 +199,7 @@ def similarity(dist, clip):
         env.terms.metrics = {"similarity": metric}
         env.set_mode(EnvMode.TEST)
         yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
-        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.measure_sums())
+        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.metric_sums())
         metric.measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
         record.update(torch.ones(count), flags)
         found = [mean_values(record, env, among) for _ in range(2)]

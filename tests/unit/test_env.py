@@ -73,7 +73,7 @@ def test_reward_sees_the_reference_of_the_new_time(env):
     root = env.engine.root_pos
     assert (root - new.root_pos).norm(dim=1).max() < 1e-4
     assert (root - old.root_pos).norm(dim=1).min() > 0.01
-    assert env.diagnostics()["root_pos_err"] < 1e-4
+    assert env.metrics()["root_pos_err"] < 1e-4
 
 
 def test_command_is_clamped(env):
@@ -140,7 +140,7 @@ def test_a_clip_that_does_not_loop_ends_with_success_unless_it_failed(tmp_path):
     env.engine.root_vel[0, 2] = -60.0
     env.step(perfect_action(env))
     assert env.done.tolist() == [DoneFlag.FAIL] + [DoneFlag.SUCC] * 3
-    assert env.diagnostics()["success_rate"].item() == 0.75
+    assert env.metrics()["success_rate"].item() == 0.75
 
 
 def test_the_most_serious_end_counts_whatever_the_order(env):
@@ -166,7 +166,7 @@ def test_success_wins_over_time(tmp_path):
 def test_a_world_gone_bad_is_failed_counted_and_healed(env, value):
     env.set_mode(EnvMode.TEST)
     env.step(perfect_action(env))
-    before = {k: v.item() for k, v in env.diagnostics().items()}
+    before = {k: v.item() for k, v in env.metrics().items()}
     env.engine.root_vel[3, 1] = value
     env.step(perfect_action(env))
     assert env.done.tolist() == [0, 0, 0, DoneFlag.FAIL]
@@ -175,7 +175,7 @@ def test_a_world_gone_bad_is_failed_counted_and_healed(env, value):
     for name in ("obs", "reward", "next_obs"):
         assert torch.isfinite(getattr(env, name)).all(), name
     assert torch.isfinite(env.engine.root_pos).all()
-    after = env.diagnostics()
+    after = env.metrics()
     assert after["root_pos_err"].item() == pytest.approx(before["root_pos_err"], abs=1e-4)
     env.step(perfect_action(env))
     assert env.done.tolist() == [0, 0, 0, 0]
@@ -196,17 +196,17 @@ def test_measures_count_steps_of_the_test_mode_only(env):
     env.set_mode(EnvMode.TEST)
     env.engine.root_vel[:, 0] += 1.0
     env.step(perfect_action(env))
-    measured = env.diagnostics()["root_pos_err"].item()
+    measured = env.metrics()["root_pos_err"].item()
     assert measured == pytest.approx(1 / 30, rel=1e-3)
     env.set_mode(EnvMode.TRAIN)
     env.step(perfect_action(env))
-    assert env.diagnostics()["root_pos_err"].item() == measured
+    assert env.metrics()["root_pos_err"].item() == measured
     env.set_mode(EnvMode.TEST)
-    assert all(math.isnan(v.item()) for v in env.diagnostics().values())
+    assert all(math.isnan(v.item()) for v in env.metrics().values())
     env.reset()
-    assert math.isnan(env.diagnostics()["root_pos_err"].item()), "the perfect state after a reset is no measurement"
+    assert math.isnan(env.metrics()["root_pos_err"].item()), "the perfect state after a reset is no measurement"
     env.step(perfect_action(env))
-    assert env.diagnostics()["root_pos_err"].item() < 1e-4
+    assert env.metrics()["root_pos_err"].item() < 1e-4
 
 
 def test_continues_exactly(clip):
@@ -230,8 +230,8 @@ def test_continues_exactly(clip):
     second = run(other, 12)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
-    for name, value in env.diagnostics().items():
-        assert torch.equal(value, other.diagnostics()[name]), name
+    for name, value in env.metrics().items():
+        assert torch.equal(value, other.metrics()[name]), name
 
 
 def test_state_of_another_size_is_refused(env, clip):
@@ -343,7 +343,7 @@ def test_the_step_never_asks_the_host(name, clip):
     with torch.no_grad(), Recorder() as recorder:
         env.before_physics(action)
         env._after_physics(EnvMode.TEST)
-        env.diagnostics()
+        env.metrics()
         env.health()
     assert recorder.hostile == []
     assert recorder.kernels < 600, "each kernel costs microseconds in every step"

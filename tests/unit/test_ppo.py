@@ -198,13 +198,13 @@ class Episodes(StillEnv):
         self.done.copy_(torch.where(self.steps >= self.lengths, int(DoneFlag.TIME), int(DoneFlag.NULL)))
         self.steps.masked_fill_(self.done != DoneFlag.NULL, 0)
 
-    def diagnostics(self):
+    def metrics(self):
         return {"miss": self.miss.sum() / self.count.sum()}
 
-    def measure_sums(self):
+    def metric_sums(self):
         return {"miss": (self.miss, self.count)}
 
-    def pooled_diagnostics(self, dist):
+    def pooled_metrics(self, dist):
         return {}
 
     def health(self):

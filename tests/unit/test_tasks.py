@@ -124,15 +124,15 @@ def test_location_measures(tmp_path):
     place = env.engine.root_pos[:, :2].clone()
     goal.target.copy_(place + torch.tensor([[0.0, 0.3], [0.0, 0.3], [0.0, 8.0], [0.0, 8.0]]))
     env.step(hold(env))
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["goal_err"].item() == pytest.approx((0.3 + 8.0) / 2, abs=0.02)
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)
     assert math.isnan(found["success_rate"])  # no target is over yet
     goal.change[:3] = 0.0  # three targets change: two were reached
     env.step(hold(env))
-    assert env.diagnostics()["success_rate"].item() == pytest.approx(2 / 3)
+    assert env.metrics()["success_rate"].item() == pytest.approx(2 / 3)
     env.set_mode(EnvMode.TEST)
-    assert math.isnan(env.diagnostics()["goal_err"])
+    assert math.isnan(env.metrics()["goal_err"])
 
 
 def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
@@ -148,7 +148,7 @@ def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
     env.engine.step = fall
     env.step(hold(env))
     assert env.done.tolist() == [DoneFlag.FAIL, DoneFlag.TIME]
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["success_rate"] == 0.0  # of one target
     assert env.terms.metrics["success_rate"].means.count.sum() == 1
     assert found["fall_rate"] == 0.5
@@ -179,7 +179,7 @@ def test_steering_measures(tmp_path):
     goal.direction.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     goal.speed.copy_(torch.tensor([0.8, 2.5]))  # the clip glides at 0.5 m/s: errors of 0.3 and 2 m/s
     env.step(hold(env))
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["vel_err"].item() == pytest.approx(1.15, abs=1e-3)
     assert found["success_rate"].item() == 0.5
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)

@@ -50,7 +50,7 @@ def test_shipped_deepmimic_values():
     scales = [config.reward_pose_scale, config.reward_vel_scale, config.reward_root_pose_scale,
               config.reward_root_vel_scale, config.reward_key_pos_scale]
     assert weights == [0.5, 0.1, 0.15, 0.1, 0.15] and scales == [0.25, 0.01, 5, 1, 10]
-    assert len(config.init_pose) == 34 and len(config.joint_err_w) == 14 and not config.log_diagnostics
+    assert len(config.init_pose) == 34 and len(config.joint_err_w) == 14 and not config.log_metrics
 
 
 def test_unknown_environment():
@@ -84,7 +84,7 @@ def test_numbers_written_as_text_and_overrides(tmp_path):
     path = tmp_path / "env.yaml"
     path.write_text(yaml.safe_dump(settings("deepmimic", reward_vel_scale="1e-2")))
     config = load_env_config(path, {"episode_length": 5, "log_tracking_error": True})
-    assert (config.reward_vel_scale, config.episode_length, config.log_diagnostics) == (0.01, 5.0, True)
+    assert (config.reward_vel_scale, config.episode_length, config.log_metrics) == (0.01, 5.0, True)
 
 
 def test_missing_files_in_one_message(tmp_path):
