@@ -1,7 +1,7 @@
 # make longcycle   set everything up, run the acceptance suite with the profile this machine allows
 # make test        set everything up, run the tests
 # make lint        ruff
-# make docs        the documentation as a site, in output/site
+# make docs        the documentation as a site, in output/site; a broken link fails
 # ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"; -n 0: one case after the other
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ lint: setup
 	$(PY) -m ruff check .
 
 docs: $(VENV)/.docs
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "docs: output/site/index.html"
 
 $(VENV)/.docs: $(VENV)/.ready

@@ -50,6 +50,7 @@ from mimickit.util.failures import (  # noqa: E402
     UserError,
     explains_mistakes,
 )
+from mimickit.util.processes import leave  # noqa: E402
 
 
 @explains_mistakes
@@ -293,7 +294,7 @@ def worker(job: dict) -> None:
             "keeps_bytecode": not sys.dont_write_bytecode, "versions": run.versions(), "date": date.today().isoformat(),
         }))
     dist.barrier()
-    run.leave(0)
+    leave(0)
 
 
 if __name__ == "__main__":

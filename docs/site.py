@@ -6,7 +6,7 @@ import html
 import posixpath
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,7 +15,8 @@ from mkdocs.structure.files import File
 from mimickit.commands import COMMANDS
 from mimickit.config import Config
 from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs.env_config import ENV_CONFIGS
+from mimickit.envs.env_builder import ENVS
+from mimickit.learning.config import CONFIGS as AGENT_CONFIGS
 from mimickit.util.options import GROUPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ ELSEWHERE = {  # files outside docs/ -> their place in the site
     **{name: name for name in ("CONTRIBUTING.md", "benchmarks/EXPERIMENTS.md", "data/motions/README.md",
                                "data/assets/README.md")},
 }
-LIBRARY = ("make", "envs.base", "anim.motion", "util.rotations", "engines.engine_config")
+LIBRARY = ("make", "gym", "envs.base", "anim.motion", "util.rotations", "engines.engine_config")
 REQUIRED = "required"
 BOUNDS = {"gt": ">", "ge": "at least", "lt": "<", "le": "at most"}
 
@@ -91,17 +92,29 @@ def keys() -> str:
     """The keys of yaml files, class by class."""
     lines = ["# Configuration keys", "", "You want to know what a key of a yaml file means. `mimickit show CASE` "
              "prints the values in effect, and the file that each comes from."]
-    for title, configs in {"Engine files": [EngineConfig], "Environment files": ENV_CONFIGS.values()}.items():
+    environments = [config for config, _ in ENVS.values()]
+    files = {"Engine files": [EngineConfig], "Environment files": environments,
+             "Agent files": AGENT_CONFIGS.values()}
+    for title, configs in files.items():
         lines += ["", f"## {title}"]
-        classes = {base: None for config in configs for base in reversed(config.__mro__)
-                   if issubclass(base, Config) and base is not Config}
-        for cls in classes:
+        for cls in dict.fromkeys(cls for config in configs for cls in with_parts(config)):
             text = re.sub("``([^`]*)``", r"`\1`", " ".join((cls.__doc__ or "").split()))
             above = "" if cls.__base__ is Config else f" All keys of {cls.__base__.__name__}, and:"
             own = {name: field for name, field in cls.model_fields.items() if name in cls.__annotations__}
             lines += ["", f"### {cls.__name__}", "", f"{text}{above}"]
             lines += table((name, form(field), default(field), field.description or "") for name, field in own.items())
     return "\n".join(lines)
+
+
+def with_parts(config: type[Config]) -> Iterator[type[Config]]:
+    """The classes that a configuration is made of, bases and nested ones first."""
+    for cls in reversed(config.__mro__):
+        if issubclass(cls, Config) and cls is not Config:
+            for field in cls.model_fields.values():
+                for part in (field.annotation, *get_args(field.annotation)):
+                    if isinstance(part, type) and issubclass(part, Config):
+                        yield from with_parts(part)
+            yield cls
 
 
 def form(field: Any) -> str:

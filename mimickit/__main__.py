@@ -14,7 +14,8 @@ def console() -> None:
     """Run the program and end the process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
         signal.signal(signal.SIGINT, end_now)
-    from mimickit.run import leave, main
+    from mimickit.run import main
+    from mimickit.util.processes import leave
 
     leave(main())
 

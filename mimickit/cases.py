@@ -1,7 +1,7 @@
-"""Cases, their hyper-parameters and how many worlds those want. Nothing heavy is imported here.
+"""Cases, the variants of their hyper-parameters, and the worlds those need. Nothing heavy is imported here.
 
-A case is a file ``args/<name>_args.txt``. Beside the agent file that it names there may be variants, files
-``<agent>_<variant>.yaml``: a training takes the ``tuned`` one where there is one (docs/learning.md).
+A case is a file ``args/<name>_args.txt``. Beside its agent file there may be variants ``<agent>_<variant>.yaml``; a
+training takes ``tuned`` where it exists (docs/learning.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mimickit.util.names import nearest
 from mimickit.util.options import DEFAULT, VARIANTS
 
 SUFFIX = "_args.txt"
-NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; they can still be named
+NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; --cases can still name them
 TUNED = VARIANTS[0]
 TUNED_WORLDS = 4096  # of all devices together, for the tuned variant
 FEWER_WORLDS = {  # agents that need more iterations for their samples
@@ -91,7 +91,7 @@ def discover(root: Path, include_newer: bool = False) -> list[Case]:
 
 
 def read_case(path: Path) -> Case:
-    """Read one args file. Raises UserError for a file without ``--env_config`` or with a wrong number or mode."""
+    """Read one args file. Raises UserError if it has no ``--env_config``, or a wrong number or mode."""
     args = Args.from_argv(["--arg_file", str(path)])
     if not args["env_config"]:
         raise UserError(f"{path}: --env_config is missing, every case needs one")
@@ -140,15 +140,14 @@ def variants(agent_config: str, folder: Path | None = None) -> dict[str, str]:
 
 
 def tuned_worlds(agent_config: str, usual: int = TUNED_WORLDS) -> int:
-    """Worlds of all devices together that the ``tuned`` variant of an agent file learns with."""
+    """Worlds of all devices together that the ``tuned`` variant of an agent file is tuned for."""
     return FEWER_WORLDS.get(Path(agent_config).stem, usual)
 
 
 def with_variant(args: Args) -> tuple[Args, str | None]:
-    """The arguments with the agent file of ``--variant``, and the variant's name; None where no args file names one.
+    """The arguments with the agent file of ``--variant``, and the variant's name; None if no args file names an agent.
 
-    Without ``--variant`` that is ``tuned`` where there is one. An agent file that the command line or a run names
-    stays.
+    Without ``--variant`` that is ``tuned`` where it exists. An agent file that the command line or a run names stays.
 
     Raises:
         UserError: no such variant, or one on the command line for such an agent file.
@@ -169,7 +168,7 @@ def with_variant(args: Args) -> tuple[Args, str | None]:
 
 
 def all_cases() -> list[Case]:
-    """The cases of the working directory, and the shipped ones that it has none of the same name for; sorted.
+    """The cases of the working directory, and the shipped ones with other names; sorted.
 
     Raises:
         UserError: an args file lacks what every case needs.

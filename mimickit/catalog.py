@@ -1,4 +1,4 @@
-"""``mimickit list`` and ``mimickit show``: what there is, and what a case comes to."""
+"""``mimickit list`` and ``mimickit show``: what there is, and the configuration of a case."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimickit.cases import all_cases, variants
-from mimickit.config import layers, load_yaml
+from mimickit.config import layers, load_layered, load_yaml
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 
@@ -29,7 +29,7 @@ def _cases() -> list[str]:
     rows = [("case", "method", "character", "clip", "trains", "variants")]
     for case in all_cases():
         try:
-            env = load_yaml(locate(case.env_config))
+            env = load_layered(locate(case.env_config))
         except UserError:
             env = {}
         known = ", ".join(variants(case.agent_config)) if case.trainable else ""
@@ -63,7 +63,7 @@ def _clips() -> list[str]:
 
 
 def configuration(args: Args) -> str:
-    """Text of ``mimickit show``: flags, engine, environment and agent in effect, and where each value comes from.
+    """Text of ``mimickit show``: options, engine, environment and agent in effect, and the source of each value.
 
     Raises:
         UserError: as :func:`mimickit.request.read_request`.
@@ -74,11 +74,11 @@ def configuration(args: Args) -> str:
     request = read_request(args)
     changes = read_overrides(args["set"])
     given = {part: [("--set", values)] for part, values in changes.items()}
-    env = load_yaml(request.files["env_config"])
+    env = [(str(path), data) for path, data in layers(request.files["env_config"])]
     stacks = {
         "engine": [(str(request.files["engine_config"]), load_yaml(request.files["engine_config"])),
-                   (str(request.files["env_config"]), env.get("engine") or {}), *given["engine"]],
-        "env": [(str(request.files["env_config"]), env), *given["env"]],
+                   *((path, data.get("engine") or {}) for path, data in env), *given["engine"]],
+        "env": [*env, *given["env"]],
         "agent": [],
     }
     if "agent_config" in request.files:

@@ -1,7 +1,7 @@
-"""``mimickit train CASE``, ``mimickit test RUN`` and so on: short names for what the flags of the program say.
+"""``mimickit train CASE``, ``mimickit test RUN`` and so on: short names for longer command lines.
 
-A command becomes :class:`~mimickit.util.args.Args` like any command line: what the user gave wins over the args file,
-or over what the run folder remembers, and that over the command's defaults. Everything else is one code (run.py).
+A command becomes :class:`~mimickit.util.args.Args` like any command line: the user's options win over the args file or
+the run folder, and those over the command's defaults. From there on run.py makes no difference.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from mimickit.util.names import nearest
 from mimickit.util.options import GROUPS, OPTIONS, OUT_DIR, help_rows
 from mimickit.util.run_folder import case_name, source_folder
 
-MAX_SAMPLES = 30_000_000  # in which every shipped case learns (docs/learning.md)
+MAX_SAMPLES = 30_000_000  # every shipped case learns in this many (docs/learning.md)
 OUTPUT_SAMPLES, OUTPUT_SECONDS = 3_000_000, 120  # between checkpoints, at most
 WORLDS_PER_EVAL_WORLD = 64
-CPU_WORLDS = 128  # a CPU takes minutes for one iteration of thousands
-TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # as many episodes, side by side
-OF_A_TRAINING = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
+CPU_WORLDS = 128  # one iteration of thousands takes a CPU minutes
+TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # side by side, an episode each
+NOT_CONTINUED = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One name: how it is used, what it does, and the options that matter most, each with the command's own default
-    in words where it has one."""
+    """How a command is used, what it does, and the options that matter most, with the command's own defaults."""
 
     usage: str
     does: str
@@ -51,7 +50,7 @@ def _options(*names: str, **defaults: str) -> dict[str, str | None]:
 
 COMMANDS = {
     "train": Command(
-        "CASE_OR_RUN [--flags]", "train a case, or go on with a run",
+        "CASE_OR_RUN [--flags]", "train a case, or continue a run",
         "CASE is a name of `mimickit list`, or an args file. RUN is a run folder: its training continues exactly from "
         "its newest checkpoint, with the options it was started with.",
         _options(
@@ -126,7 +125,7 @@ def read_args(argv: Sequence[str]) -> Args:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run one of the commands that start no stage; returns the exit code."""
+    """Run a command that neither trains nor tests; returns the exit code."""
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
@@ -180,7 +179,7 @@ def find_case(name: str) -> Case | None:
 
 
 def _case_args(target: str, given: Args) -> Args | None:
-    """What was given, and what the args file of a case says; None where ``target`` is no case."""
+    """The given options on top of a case's args file; None if ``target`` is no case."""
     if target.endswith(".txt") and os.path.isfile(target):
         file = target
     elif (case := find_case(target)) is not None:
@@ -191,14 +190,14 @@ def _case_args(target: str, given: Args) -> Args | None:
 
 
 def _run_args(path: Path, given: Args, keep: Collection[str]) -> tuple[Args, Path, Path]:
-    """What was given, and what the folder of a run remembers; the folder; its model.
+    """The given options on top of those of a run; its folder; its model.
 
     Args:
         path: the run folder, one of its checkpoints, or a model file in either.
-        keep: the flags of the training that count.
+        keep: the options to take from the run.
 
     Raises:
-        UserError: it is no run folder, or cannot be read.
+        UserError: not a run folder, or unreadable.
     """
     place = path.parent if path.is_file() else path
     folder = source_folder(place)
@@ -206,7 +205,7 @@ def _run_args(path: Path, given: Args, keep: Collection[str]) -> tuple[Args, Pat
     try:
         known = load_yaml(folder / "run_config.yaml").get("args")
     except AssetMissingError:
-        raise UserError(f"{folder} is no folder of a training: it has no run_config.yaml") from None
+        raise UserError(f"{folder} is not the folder of a training: it has no run_config.yaml") from None
     if not isinstance(known, Mapping):
         raise UserError(f"{folder / 'run_config.yaml'}: 'args' must be a mapping of flags to lists of values")
     values = {flag: tuple(map(str, words)) for flag, words in known.items()
@@ -220,7 +219,7 @@ def _run_args(path: Path, given: Args, keep: Collection[str]) -> tuple[Args, Pat
 
 
 def _newest_run(case: str) -> Path:
-    """The run of a case with the newest model. Raises UserError where there is none."""
+    """The run of a case with the newest model. Raises UserError if there is none."""
     models = sorted(Path(OUT_DIR, case).glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
     found = [path.parent for path in models if (path.parent / "run_config.yaml").is_file()]
     if not found:
@@ -240,7 +239,7 @@ def _unknown(name: str, target: str) -> UserError:
 
 def _train(name: str, target: str, given: Args) -> Args:
     if os.path.isdir(target):
-        args, folder, _ = _run_args(Path(target), given, OPTIONS.keys() - OF_A_TRAINING)
+        args, folder, _ = _run_args(Path(target), given, OPTIONS.keys() - NOT_CONTINUED)
         resume = {} if name == "show" else {"resume": [target]}
         return args.with_defaults({"mode": ["train"], **resume}, str(folder)).named(name, target)
     args = _case_args(target, given)
@@ -250,8 +249,7 @@ def _train(name: str, target: str, given: Args) -> Args:
     if args["mode"] == "test" and "mode" not in given:
         if name == "show":
             return args
-        raise UserError(f"mimickit train {target}: this case shows something and learns nothing; try mimickit view "
-                        f"{target}")
+        raise UserError(f"mimickit train {target}: this case has nothing to learn; try mimickit view {target}")
     worlds, processes = args["num_envs"], _processes(args)
     if with_variant(args)[1] == TUNED and args.source.get("num_envs") != COMMAND_LINE:
         at_once = tuned_worlds(args["agent_config"]) if _kind(args) == "cuda" else CPU_WORLDS
@@ -287,17 +285,17 @@ def _view(name: str, target: str, given: Args) -> Args:
 
 
 def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[str]], place: str) -> Args:
-    """The arguments of a test of a run or case.
+    """The arguments of a test of a run or a case.
 
     Args:
-        place: folder within the run's for what the test writes; empty: as run_folder.py says.
+        place: subfolder of the run's folder to write to; empty: as run_folder.py says.
     """
     says = f"mimickit {name}"
     if not os.path.exists(target) or target.endswith(".txt"):
         args = _case_args(target, given)
         if args is None:
             raise _unknown(name, target)
-        if args["mode"] == "test":  # it shows something and has no policy
+        if args["mode"] == "test":  # a clip or a dof test: there is no policy
             wanted = Args({k: tuple(v) for k, v in defaults.items()}, dict.fromkeys(defaults, says))
             return args.under(wanted.under(given)).named(name, target)
         target = str(_newest_run(case_name(args)))
@@ -305,7 +303,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
     defaults = {**defaults, "out_dir": [str(folder / place)]}
     if "agent_config" in args:
         if not model.is_file() and "model_file" not in given:
-            raise UserError(f"mimickit {name} {target}: it has no model yet ({model})")
+            raise UserError(f"mimickit {name} {target}: there is no model yet ({model})")
         defaults["model_file"] = [str(model)]
     if place and defaults["video"] == ["true"] and "agent_config" in args:  # the film begins where the clip begins
         args = args.with_value("set", "env.rand_reset=false", *args["set"])

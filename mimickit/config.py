@@ -183,6 +183,9 @@ _BoundedLoader.yaml_constructors = {
 def load_layered(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping that may stand on others: what it does not give comes from the files its key ``base`` names.
 
+    They are looked up beside the file, then in the working directory and among the shipped ones. Mappings are merged;
+    of several files later ones win.
+
     Raises:
         AssetMissingError, UserError: as :func:`load_yaml`, for every file on the way; files that stand on each other.
     """
@@ -219,10 +222,11 @@ def _add_layers(path: Path, above: tuple[Path, ...], read: list[Path],
     base = given.get("base", [])
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: key 'base' = {_SHORT.repr(base)} must be the name of a file beside it, or a list of "
-                        "names")
+        raise UserError(f"{path}: key 'base' = {_SHORT.repr(base)} must be the name of a file, or a list of names")
     for name in names:
-        _add_layers(locate(path.parent / name), (*above, path), read, found)
+        beside, elsewhere = locate(path.parent / name), locate(name)
+        file = elsewhere if os.path.exists(elsewhere) and not os.path.exists(beside) else beside
+        _add_layers(file, (*above, path), read, found)
     found.append((path, given))
 
 

@@ -1,17 +1,15 @@
 """Compile ahead the kernels that runs will need, each combination once: ``python mimickit/kernels.py JOB.json``.
 
-``JOB.json`` holds ``runs`` (the run program's flags by name) and ``devices`` to compile for. Beside it are written, for
-whoever waits, ``compiled.json`` (how far it is), and at the end ``result.json``, which names the markers of every run's
-kernels: as long as these files exist, there is nothing to compile.
+``JOB.json`` holds ``runs`` (options of the run program, by name) and ``devices`` to compile for. Written beside it:
+``compiled.json`` (progress), and at the end ``result.json``, which names marker files of each run's kernels: as long as
+these exist, there is nothing to compile.
 
-One process compiles one combination after the other: what they share, half of the work, is compiled once; two processes
-compile it twice.
+One process compiles one combination after the other. They share half of the work, which two processes would do twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from mimickit.util.alive import ALIVE
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError, write_failure
 from mimickit.util.files import read_json, write_json
+from mimickit.util.processes import leave
 
 # Seconds on one core (2026-11-30, empty cache, torch 2.13, Newton 1.8); most of what the first one compiles is shared.
 FIRST, NEW_CHARACTER, SAME_CHARACTER = 115.0, 15.0, 3.0
@@ -36,7 +35,7 @@ FIRST, NEW_CHARACTER, SAME_CHARACTER = 115.0, 15.0, 3.0
 
 @dataclass(frozen=True)
 class Combination:
-    """What needs kernels of its own. ``compile`` compiles them; ``marker`` exists when that was done."""
+    """One set of kernels. ``compile`` compiles them; ``marker`` is a file that exists afterwards."""
 
     name: str
     character: str
@@ -45,11 +44,11 @@ class Combination:
 
 
 class _Found(Exception):
-    """Ends the building of an environment where its engine would begin."""
+    """Stops building an environment when it asks for its engine."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compile what is missing; the exit code says whether all of it is there now."""
+    """Compile what is missing; exit code 0 if nothing is missing afterwards."""
     from mimickit.engines.kernel_cache import warp_cache_dir
 
     job_file = Path(argv[0])
@@ -91,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def expected(missing: Sequence[Combination], first: bool) -> list[float]:
-    """Seconds that each will take, roughly: the first of a machine, the first of a character, another of it."""
+    """Rough seconds for each: the first on a machine, the first of a character, another of the same."""
     costs, known = [], set()
     for one in missing:
         costs.append(SAME_CHARACTER if one.character in known else NEW_CHARACTER)
@@ -102,7 +101,7 @@ def expected(missing: Sequence[Combination], first: bool) -> list[float]:
 
 
 def combinations(flags: Sequence[str], devices: Sequence[str], out_dir: Path) -> Iterator[Combination]:
-    """What a run needs: physics for one world or for several, on each kind of its devices, and pictures."""
+    """Kernels a run needs: physics of one world or several, for each kind of device, and pictures."""
     from mimickit.engines.kernel_cache import marker
     from mimickit.engines.newton_engine import NewtonEngine, engine_key
     from mimickit.engines.newton_viewer import picture_key
@@ -124,7 +123,7 @@ def combinations(flags: Sequence[str], devices: Sequence[str], out_dir: Path) ->
 
 
 def world_of(request: Request) -> tuple[Any, Any]:
-    """The world and the physics settings that an environment asks its engine for, without building the engine."""
+    """World and physics settings that an environment would build its engine with."""
     from mimickit.envs.env_builder import build_env
 
     asked: list[Any] = []
@@ -139,7 +138,7 @@ def world_of(request: Request) -> tuple[Any, Any]:
 
 
 def draw(request: Request, device: str, out_dir: Path) -> None:
-    """Begin a film, which compiles what pictures need."""
+    """Begin a film, which compiles the kernels of pictures."""
     from mimickit.envs.env_builder import build_env
     from mimickit.envs.filming import EpisodeVideo
 
@@ -147,12 +146,6 @@ def draw(request: Request, device: str, out_dir: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out_dir) as folder:
         EpisodeVideo(env, Path(folder) / "film.mp4", width=64, height=48).close()
     env.close()
-
-
-def leave(code: int) -> None:
-    """End at once, see :func:`mimickit.run.leave`."""
-    sys.stdout.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The last lines of a run: where things are, and the command that comes next, ready to be copied."""
+"""The last lines of a run: where its files are, and the next command, ready to copy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mimickit.util.args import COMMAND_LINE
 if TYPE_CHECKING:
     from mimickit.request import Request
 
-PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the process that started this one was called
+PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the user called the process that started this one
 ABOUT_RUN = (  # what a test shares with its training
     "arg_file", "engine_config", "env_config", "agent_config", "variant", "set")
 
 
 def program() -> str:
-    """How this program was called."""
+    """How the user called this program."""
     if PROGRAM in os.environ:
         return os.environ[PROGRAM]
     script = Path(sys.argv[0])
@@ -43,13 +43,13 @@ def short(name: str, target: str | Path, *flags: str) -> str:
 
 
 def told_model(request: Request) -> list[str]:
-    """``--model_file`` where it was given on the command line."""
+    """``--model_file``, if it was given on the command line."""
     args = request.args
     return ["--model_file", args["model_file"]] if args.source.get("model_file") == COMMAND_LINE else []
 
 
 def given(request: Request, *without: str) -> dict[str, list[str]]:
-    """The flags of the command line but for some, and where this run wrote."""
+    """The command line's options without some, and the run folder."""
     args = request.args
     flags = {flag: list(values) for flag, values in args.values.items()
              if args.source.get(flag) == COMMAND_LINE and flag not in without}
@@ -57,7 +57,7 @@ def given(request: Request, *without: str) -> dict[str, list[str]]:
 
 
 def same_case(request: Request) -> dict[str, list[str]]:
-    """The flags that say what is trained, and on which device."""
+    """The options that say what is trained, and on which device."""
     flags = {flag: values for flag, values in given(request).items() if flag in ABOUT_RUN}
     return {**flags, **({"devices": [request.devices[0]]} if "devices" in request.args else {})}
 
@@ -74,12 +74,12 @@ def after_training(request: Request, outcome: str) -> list[str]:
     lines.append(f"log: {out / 'log.txt'}{plot}")
     if request.args.command:
         if outcome in ("interrupted", "budget"):
-            lines.append("go on: " + short("train", out))
+            lines.append("continue: " + short("train", out))
         if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
             lines += ["test: " + short("test", out), "film: " + short("view", out, "--video", "true")]
         return lines
     if outcome in ("interrupted", "budget"):
-        lines.append("go on: " + command({**given(request, "resume", "overwrite"), "resume": []}))
+        lines.append("continue: " + command({**given(request, "resume", "overwrite"), "resume": []}))
     if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
         lines.append("test: " + command({
             **same_case(request), "mode": ["test"], "model_file": [str(out / "model.pt")], "num_envs": ["32"],

@@ -1,4 +1,4 @@
-"""What a run was asked for: options and configuration files, read and checked before anything starts."""
+"""Options and configuration files of a run, read and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOT
 
 @dataclass(frozen=True)
 class Request:
-    """Everything the command line and the configuration files said, checked as far as possible without a device."""
+    """What the command line and the configuration files say, checked as far as possible without a device."""
 
     args: Args
     mode: str
@@ -41,8 +41,8 @@ class Request:
     agent_data: Mapping[str, Any] | None  # the agent file with --set
     agent: Any  # AgentConfig
     files: Mapping[str, Path] = field(default_factory=dict)  # configuration files as given, by flag
-    agent_file: Mapping[str, Any] | None = None  # the agent file with those it stands on, None where it stands alone
-    notes: tuple[str, ...] = ()  # warnings about files that are read differently from what they say
+    whole: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # those that stand on others, merged, by flag
+    notes: tuple[str, ...] = ()  # warnings: what is read differently from what a file says
     variant: str | None = None  # of the agent file, where an args file names one
 
     def moved(self, out_dir: Path) -> Request:
@@ -61,6 +61,7 @@ class World:
     """The configuration files, and what those of the environment and of the engine come to."""
 
     files: Mapping[str, Path]  # by option
+    env_files: Sequence[tuple[Path, Mapping[str, Any]]]  # the environment's file with those it stands on
     changes: Mapping[str, Mapping[str, Any]]  # of --set: env, engine, agent
     env: Any  # EnvConfig
     engine: Any  # EngineConfig
@@ -74,17 +75,17 @@ def read_world(args: Args) -> World:
         UserError: as :func:`read_request`.
     """
     from mimickit.engines.engine_config import for_newton
-    from mimickit.envs.env_config import check_files, make_env_config, merge_engine_config
+    from mimickit.envs.env_builder import check_files, make_env_config, merge_engine_config
 
     files = {flag: locate(args[flag]) for flag in CONFIGURATIONS if args[flag]}
     if "env_config" not in files:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
-    assignments, env = args["set"], None
+    assignments, env, env_files = args["set"], None, []
     changes = read_overrides(assignments)
     with naming_overrides(assignments, "env"):
         if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
-            data = merge(load_yaml(files["env_config"]), changes["env"])
-            env = make_env_config(data, str(files["env_config"]))
+            env_files = layers(files["env_config"])
+            env = make_env_config(merge(stacked(env_files), changes["env"]), str(files["env_config"]))
         named = [str(path) for path in files.values()] + [args[flag] for flag in ("model_file", "resume") if args[flag]]
         missing = [path for path in named if not os.path.exists(path)]
         if missing:
@@ -96,7 +97,7 @@ def read_world(args: Args) -> World:
     note = None
     if "engine_name" not in {**env.engine, **changes["engine"]}:
         note = for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1]
-    return World(files, changes, env, engine, note)
+    return World(files, env_files, changes, env, engine, note)
 
 
 def read_request(args: Args) -> Request:
@@ -116,11 +117,10 @@ def read_request(args: Args) -> Request:
     if file is None and changes:
         raise UserError("--set agent.… needs an --agent_config")
     agent_files = layers(file) if file is not None else []
-    agent_file = stacked(agent_files)
     agent_data = None
     with naming_overrides(args["set"], "agent"):
         if file is not None:
-            agent_data, note = present_layout(merge(agent_file, changes), str(file))
+            agent_data, note = present_layout(merge(stacked(agent_files), changes), str(file))
             notes.append(note)
         agent = parse_agent_config(agent_data, str(file or "agent config"))
     seed = args["rand_seed"]
@@ -129,7 +129,9 @@ def read_request(args: Args) -> Request:
         result_file=result_file(args, Path(args["out_dir"])), num_envs=args["num_envs"],
         seed=int(256 * time.time()) if seed is None else seed,
         engine=world.engine, env=world.env, agent_data=agent_data, agent=agent, files=world.files,
-        agent_file=agent_file if len(agent_files) > 1 else None, notes=tuple(filter(None, notes)), variant=variant,
+        whole={option: stacked(found) for option, found
+               in (("env_config", world.env_files), ("agent_config", agent_files)) if len(found) > 1},
+        notes=tuple(filter(None, notes)), variant=variant,
     )
     with naming_overrides(args["set"], "agent"):
         check_request(request)
@@ -137,7 +139,7 @@ def read_request(args: Args) -> Request:
 
 
 def header(request: Request) -> list[str]:
-    """Lines about what a training takes that nobody may have asked for."""
+    """Lines about defaults of a training that matter: hyper-parameters and the number of worlds."""
     if request.variant is None or request.mode != "train":
         return []
     file, others = request.args["agent_config"], ""
@@ -182,7 +184,7 @@ def read_overrides(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def naming_overrides(assignments: Sequence[str], part: str) -> Iterator[None]:
-    """Let the message of a UserError say which keys of ``part`` came from --set, not from the file that it names."""
+    """Name in a UserError's message those keys of ``part`` that --set gave, not the file."""
     try:
         yield
     except UserError as error:
@@ -226,11 +228,11 @@ def machine_devices() -> list[str]:
 
 
 def check_writable(args: Args, flag: str) -> None:
-    """Make sure that files can be written where a flag wants them; makes no folder.
+    """Make sure that files can be written where an option says; makes no folder.
 
     Raises:
         UserError: the folder cannot be written or made, or a folder has the file's name.
-        OSError: anything else that the system says, such as a disk that is full.
+        OSError: any other error of the system, such as a full disk.
     """
     if (given := args[flag]) is None:
         return

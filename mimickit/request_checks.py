@@ -1,4 +1,4 @@
-"""What can be said about a request before an engine is built: sizes that must fit, and files that must belong to it."""
+"""Checks of a request before an engine is built: do sizes fit, and do files belong to it?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGGERS = {"tb": "tensorboardX", "wandb": "wandb"}  # --logger -> the package th
 
 
 def check_request(request: Request) -> None:
-    """Raise UserError for what would fail, or train nothing, once everything is built."""
+    """Raise UserError for what would fail, or learn nothing, once everything is built."""
     args = request.args
     if request.mode == "test":
         for flag, given in (("resume", "resume" in args), ("overwrite", args["overwrite"])):
@@ -34,14 +34,14 @@ def check_request(request: Request) -> None:
 
 
 def check_logger(kind: str) -> None:
-    """Raises UserError where the package of ``--logger`` is not installed."""
+    """Raises UserError if the package of ``--logger`` is not installed."""
     package = LOGGERS.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"--logger {kind} needs the package {package}: pip install {package}")
 
 
 def check_motors(request: Request) -> None:
-    """Raises UserError where position or velocity control has motors without gains: nothing would move."""
+    """Raises UserError if motors of position or velocity control have no gains: nothing would move."""
     from mimickit.anim.mjcf import load_character_model
 
     key = {"pos": "stiffness", "pd_explicit": "stiffness", "vel": "damping"}.get(request.engine.control_mode)
@@ -61,7 +61,7 @@ def check_motors(request: Request) -> None:
 
 
 def check_sizes(request: Request) -> None:
-    """Raises UserError where worlds, minibatches and replay do not fit together."""
+    """Raises UserError if worlds, minibatches and replay do not fit together."""
     from mimickit.learning.config import AdversarialConfig, check_eval_envs, check_replay
 
     agent, num_envs = request.agent, request.num_envs
@@ -72,13 +72,13 @@ def check_sizes(request: Request) -> None:
 
 
 def check_resume(request: Request, path: Path) -> None:
-    """Raises UserError where the newest checkpoint is of another number of worlds or processes, or there is none."""
+    """Raises UserError if the newest checkpoint has another number of worlds or processes."""
     from mimickit.util.manifest import own_checkpoints
 
     found = [path] if (path / "manifest.json").is_file() else own_checkpoints(path)
     manifest = next((m for m in (read_json(folder / "manifest.json") for folder in found) if "num_envs" in m), None)
     if manifest is None:
-        return  # what is there, if anything, is looked at when it is read
+        return  # the trainer will say what is wrong
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else len(request.devices)
     for flag, here in (("num_envs", request.num_envs), ("world_size", world_size)):
         if manifest.get(flag) != here:
@@ -89,9 +89,9 @@ def check_resume(request: Request, path: Path) -> None:
 
 
 def check_model_file(request: Request, path: Path) -> None:
-    """Raises UserError where a model file is none, or not of this agent's networks and this character's motors.
+    """Raises UserError if a file is no model, or one of other networks or of another character's motors.
 
-    The size of observations is known only once the environment is built: then the file is read strictly.
+    The observation size is known only when the environment has been built; then the file is read strictly.
     """
     import torch
 

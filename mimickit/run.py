@@ -1,9 +1,9 @@
-"""The run program: one stage of a character's life, from the command line to ``result.json``.
+"""The run program: one training or one test, from the command line to ``result.json``.
 
 ``python mimickit/run.py --arg_file args/deepmimic_humanoid_ppo_args.txt --mode train --devices cuda:0 cuda:1``
 
 Reads the configuration, checks every input before anything starts, builds engine, environment and agent, trains or
-tests, and leaves the files that docs/run_folder.md describes. Several devices: one process each, started by torchrun.
+tests, and writes the files that docs/run_folder.md describes. Several devices: one process each, started by torchrun.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from mimickit.util.alive import ALIVE, watch_from_start
 watch_from_start()
 
 from mimickit import commands
-from mimickit.__main__ import end_now
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
 from mimickit.request import Request, check_writable, header, naming_overrides, read_request
 from mimickit.util import run_folder
@@ -58,7 +57,9 @@ from mimickit.util.processes import end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
 LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
-SIGN_OF_LIFE = 30.0  # s between lines of a test that nobody sees
+SIGN_OF_LIFE = 30.0  # s between lines of a test without a window
+SAME_IN_TRAINING = ("max_samples", "max_iters", "output_samples", "output_seconds", "eval_envs", "max_episode_steps",
+                    "save_int_models", "logger")  # options that TrainOptions takes as they are
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        if not tells_all(error):
+        if not isinstance(error, MimicKitError | FullDiskError):  # their messages say everything
             traceback.print_exc()
         if out_dir is not None:
             write_failure(out_dir, rank, error)
@@ -132,7 +133,7 @@ def look_at_folder(args: Args, claim: run_folder.Claim) -> None:
 
 
 def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
-    """Everything given is right: make the run folder, or take it over. Returns the request with the folder it got."""
+    """All inputs have been checked: make or take over the run folder. Returns the request with that folder."""
     if rank == 0:
         if run_folder.is_own(request.args):
             request = request.moved(run_folder.make_own(request.out_dir))
@@ -147,10 +148,10 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
 
 
 def forget_last_end(request: Request, rank: int) -> None:
-    """Remove what an earlier run in this folder said about its end, so that nobody takes it for ours.
+    """Delete stale results: those that an earlier run in this folder left.
 
-    Every process removes its own failure, for another one's may be news; the first one also those of processes that
-    this run does not have.
+    Each process deletes its own failure file, since another's may be new. The first process also deletes those of
+    processes that this run does not have.
     """
     if "LOCAL_RANK" in os.environ and STARTED in os.environ:
         return  # started by launch(), which has done it
@@ -162,11 +163,6 @@ def forget_last_end(request: Request, rank: int) -> None:
                 file.unlink(missing_ok=True)
     if rank == 0 or not run_folder.is_own(request.args):
         failure_file(request.out_dir, rank).unlink(missing_ok=True)
-
-
-def tells_all(error: Exception) -> bool:
-    """Whether an error's message says everything: what happened, and what to do or which file did not fit where."""
-    return isinstance(error, MimicKitError | FullDiskError)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -227,7 +223,7 @@ def join(request: Request) -> Any:
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
     env, agent = build_stage(request, dist)
-    if signal.getsignal(signal.SIGINT) is end_now:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see __main__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     ALIVE.stop()  # from here on every iteration, or step, beats
     mode = train_stage if request.mode == "train" else test_stage
@@ -268,7 +264,7 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 
 def warn_if_pointless(request: Request, env: Any) -> None:
-    """Say so when a test or a training can hardly be what somebody wanted."""
+    """Warn about likely mistakes."""
     from mimickit.learning.config import AdversarialConfig, DummyConfig
 
     if isinstance(request.agent, DummyConfig):
@@ -299,18 +295,11 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     hours, resume = args["time_budget_hours"], args["resume"]
     result = train(env, agent, dist, TrainOptions(
         out_dir=request.out_dir,
-        max_samples=args["max_samples"],
-        max_iters=args["max_iters"],
+        **{name: args[name] for name in SAME_IN_TRAINING},
         time_budget_s=None if hours is None else 3600.0 * hours,
-        output_samples=args["output_samples"],
-        output_seconds=args["output_seconds"],
-        eval_envs=args["eval_envs"],
-        max_episode_steps=args["max_episode_steps"],
-        save_int_models=args["save_int_models"],
         resume=None if resume is None else Path(resume),
         run=run or "",
-        logger=args["logger"],
-        log_env_metrics=env.log_diagnostics,
+        log_env_metrics=env.log_metrics,
         configuration=request.configuration(),
         agent_config=request.agent_data or {},
         started=started_at(),
@@ -325,7 +314,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 
 
 def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
-    """Run episodes with the policy's mode, print and write the result; with a video of the first one if asked for."""
+    """Run episodes without randomness in actions, print and write the result; film the first one if asked for."""
     from mimickit.envs.filming import Window
     from mimickit.learning.evaluation import run_test
     from mimickit.learning.stopping import StopSignals
@@ -373,7 +362,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
 
 
 def sign_of_life(env: Any) -> Callable[[], None]:
-    """Say that this test has no end; what is returned, called every step, prints a line now and then."""
+    """Print that this test has no end. Call what is returned in every step: it prints a line now and then."""
     print("running until Ctrl-C (no window that could be closed, no --test_episodes)", flush=True)
     start = told = time.monotonic()
     steps = 0
@@ -429,8 +418,8 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
         target = request.out_dir / f"{flag}.yaml"
         if path.resolve() == target.resolve():
             continue
-        if flag == "agent_config" and request.agent_file is not None:  # the copy must stand alone
-            write_text(target, yaml.safe_dump(dict(request.agent_file), sort_keys=False))
+        if flag in request.whole:  # the copy must stand alone
+            write_text(target, yaml.safe_dump(dict(request.whole[flag]), sort_keys=False))
         else:
             shutil.copyfile(path, target)
     effective = {
@@ -462,10 +451,3 @@ def versions() -> dict[str, str]:
 def started_at() -> float:
     """time.monotonic() when the command was given (the launcher's, if there is one)."""
     return float(os.environ.get(STARTED, PROCESS_START))
-
-
-def leave(code: int) -> None:
-    """End the process at once after flushing: Warp's and torch's own clean-up takes seconds and frees nothing more."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

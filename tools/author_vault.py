@@ -27,7 +27,7 @@ from mimickit.clips.feet import feet_of, stances
 from mimickit.clips.retarget import resampled, smoothed
 from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
 from mimickit.clips.spacetime import Box, Contact, Task, optimise
-from mimickit.config import load_yaml, nearest
+from mimickit.config import load_layered, nearest
 from mimickit.util import rotations as rot
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError, explains_mistakes
@@ -183,7 +183,7 @@ def read_boxes(env_file: Path) -> list[Box]:
         AssetMissingError, UserError: it is missing or not valid.
     """
     boxes = []
-    for item in load_yaml(env_file)["objects"]:
+    for item in load_layered(env_file)["objects"]:
         model = mujoco.MjModel.from_xml_path(str(SHIPPED / item["file"]))
         boxes.append(Box(tuple(map(float, item["pos"])), tuple(map(float, model.geom_size[0]))))
     return boxes

@@ -17,7 +17,7 @@ import numpy as np
 from mimickit.clips.check import character_of
 from mimickit.clips.render import rendered_strip
 from mimickit.engines.engine import StaticObject
-from mimickit.envs.env_config import load_env_config
+from mimickit.envs.env_builder import load_env_config
 from mimickit.util.failures import UserError, explains_mistakes
 from mimickit.util.files import atomic_path
 

@@ -74,7 +74,7 @@ if [ ! -x "$VENV/bin/python" ]; then
     watched "$VENV with $("$PYTHON" -V)" "$PYTHON" -m venv "$VENV"
 fi
 # torch first and alone: its build (CPU or CUDA) is then settled for everything that depends on it
-pip="$VENV/bin/python -m pip install --disable-pip-version-check --progress-bar off -c $CONSTRAINTS"
+pip="$VENV/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -c $CONSTRAINTS"
 # shellcheck disable=SC2086
 watched "torch (some minutes the first time)" $pip "$(grep '^torch==' "$CONSTRAINTS")"
 # shellcheck disable=SC2086

@@ -4,45 +4,42 @@
 
 from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.deepmimic import failure_parts, observation_parts, view_of
-from mimickit.envs.disc_obs import ClipWindows, History, TrackingObs
-from mimickit.envs.env import Env
-from mimickit.envs.env_config import ADDConfig
-from mimickit.envs.parts import ConstantReward, Part
-from mimickit.envs.ref_motion import RefMotion
-from mimickit.envs.termination import MotionEnd, SuccessRate
-from mimickit.envs.tracking_reward import TrackingError
-from mimickit.envs.world import Setup, body_ids
+from torch import Tensor
+
+from mimickit.envs.disc_obs import ClipWindows, History, tracking_observation
+from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.imitation import CLIP_OVER, AdversarialConfig, clip_reference, failures, motion_observations
+from mimickit.envs.metrics import success_rate
+from mimickit.envs.scene import Scene, Setup
+from mimickit.envs.terms import CharState, LookedUp
+from mimickit.envs.tracking_reward import tracking_metric
+
+
+class ADDConfig(AdversarialConfig):
+    """``add``: motion tracking judged by a discriminator."""
+
+    UNUSED: ClassVar = (*AdversarialConfig.UNUSED, "disc_dof_vel_obs")
+
+    env_name: Literal["add"]
 
 
 def build(config: ADDConfig, setup: Setup) -> Env:
-    """``deepmimic`` with observations of character and reference for a discriminator instead of a reward."""
-    character = setup.load_character(config)
-    key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
-    low, high = setup.action_box(config, character)
+    """``deepmimic``, but the discriminator sees character and reference, and the environment's own reward is 0."""
+    scene = Scene(config, setup)
+    history = History(ClipWindows(scene, config.num_disc_obs_steps), scene.num_envs)
 
-    engine = setup.open_world(config, character)
-    source = RefMotion(
-        motions, character, setup.num_envs, engine.control_dt, config.future_steps, config.rand_reset,
-        past_steps=config.num_disc_obs_steps - 1, past_of_reference=True,
-    )
-    windows = ClipWindows(motions, character, config.num_disc_obs_steps, engine.control_dt)
-    history = History(windows, setup.num_envs)
-    parts: list[Part] = [
-        *observation_parts(config, setup, key_ids, motions),
-        ConstantReward(0.0, setup.num_envs, setup.device),
-        MotionEnd(),
-        *failure_parts(config, setup, engine, character.model),
-        history,
-        TrackingObs(history, config.global_obs),
-        TrackingError(setup.num_envs, setup.device),
-        SuccessRate(setup.num_envs, setup.device),
-    ]
-    return Env(
-        engine, character, source, parts, low, high, config.episode_length, view=view_of(config),
-        log_diagnostics=config.log_diagnostics,
-    )
+    def observe(frames: CharState) -> Tensor:
+        return tracking_observation(frames, config.global_obs)
+
+    demonstrations = LookedUp(lambda ref, start: observe(ref.window), like=observe(history.frames()))
+    return Env(scene, EnvTerms(
+        reference=clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1, past_of_reference=True),
+        observations=motion_observations(config, scene),
+        rewards={"none": scene.constant(0.0)},
+        terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
+        info={"disc_obs": lambda now: observe(history.frames()), "disc_obs_demo": demonstrations.buffer},
+        memory={"history": history, "disc_obs_demo": demonstrations},
+        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
+    ))

@@ -1,84 +1,99 @@
-"""``amp`` and what is built on it: move in the style of the clips, and perhaps do something useful meanwhile.
-
-The environment provides windows of states for a discriminator; the reward for style is the learning method's.
+"""``amp`` and ``ase``: move in the style of the clips. The reward for style is the learning method's; the environment
+provides windows of states for its discriminator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal
 
-import torch
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.engines.engine import Engine
-from mimickit.envs.deepmimic import failure_parts, observation_parts, view_of
-from mimickit.envs.disc_obs import ClipWindows, History, PriorObs
-from mimickit.envs.env import Env
-from mimickit.envs.env_config import AMPConfig, ASEConfig, LocationConfig, PriorConfig, SteeringConfig
-from mimickit.envs.parts import ConstantReward, Part
-from mimickit.envs.ref_motion import DefaultPose, RefMotion
-from mimickit.envs.similarity import FallRate, MotionSimilarity
-from mimickit.envs.tasks import LocationGoal, SteeringGoal
-from mimickit.envs.tracking_reward import TrackingError
-from mimickit.envs.world import Setup, body_ids, init_pose
+from mimickit.envs.disc_obs import ClipWindows, History, prior_observation
+from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.imitation import AdversarialConfig, clip_reference, failures, motion_observations
+from mimickit.envs.metrics import fall_rate
+from mimickit.envs.ref_motion import DefaultPose
+from mimickit.envs.scene import Scene, Setup
+from mimickit.envs.similarity import MotionSimilarity
+from mimickit.envs.terms import CharState, LookedUp, RefState
+from mimickit.envs.tracking_reward import tracking_metric
+
+
+class PriorConfig(AdversarialConfig):
+    """Keys of the environments in which characters move in the style of the clips."""
+
+    disc_dof_vel_obs: bool = Field(True, description="the discriminator sees dof velocities")
+
+    @property
+    def log_metrics(self) -> bool:
+        return True
+
+
+class AMPConfig(PriorConfig):
+    """``amp``: style alone (Peng et al. 2021, "AMP")."""
+
+    env_name: Literal["amp"]
+
+
+class ASEConfig(PriorConfig):
+    """``ase``: many skills (Peng et al. 2022, "ASE")."""
+
+    env_name: Literal["ase"]
+    default_reset_prob: float = Field(ge=0.0, le=1.0, description="probability that an episode starts in init_pose")
+
+    @model_validator(mode="after")
+    def _nothing_to_lose(self) -> ASEConfig:
+        if self.pose_termination and self.default_reset_prob > 0.0:
+            raise ValueError("pose_termination compares with a clip that episodes starting in init_pose do not "
+                             "follow; set it to false, or default_reset_prob to 0")
+        return self
 
 
 def build_amp(config: AMPConfig, setup: Setup) -> Env:
-    """Style alone (Peng et al. 2021, "AMP"); the environment's own reward is 0."""
-    return compose(config, setup)
+    """Style alone."""
+    scene = Scene(config, setup)
+    return Env(scene, style_terms(config, scene))
 
 
 def build_ase(config: ASEConfig, setup: Setup) -> Env:
-    """Style alone, and some episodes begin in ``init_pose`` (Peng et al. 2022, "ASE")."""
-    return compose(config, setup, default_reset_prob=config.default_reset_prob)
+    """Style alone, and some episodes start at rest in ``init_pose``, which then is their past too."""
+    scene = Scene(config, setup)
+    terms = style_terms(config, scene)
+    if config.default_reset_prob > 0.0:
+        terms.reference = DefaultPose(terms.reference, scene.character, scene.init_pose, config.default_reset_prob)
+        terms.memory["history"].still = terms.reference.still
+    return Env(scene, terms)
 
 
-def build_location(config: LocationConfig, setup: Setup) -> Env:
-    """Style, and a place to go to."""
-    return compose(config, setup, goal=lambda engine: LocationGoal(config, engine))
+def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
+    """Move like the clips: windows of states for a discriminator, no reward of the environment's own.
 
+    Demonstrations are drawn anew in every step: clips by weight, end times uniform. Reset states are drawn the same
+    way, for all environments in every step, so their windows are reused: most of the cost is the lookup. Only if
+    episodes always start at the beginning of a clip are other windows drawn.
+    """
+    windows = ClipWindows(scene, config.num_disc_obs_steps)
+    history = History(windows, scene.num_envs)
 
-def build_steering(config: SteeringConfig, setup: Setup) -> Env:
-    """Style, and a direction and speed to keep."""
-    return compose(config, setup, goal=lambda engine: SteeringGoal(config, engine))
+    def observe(frames: CharState) -> Tensor:
+        return prior_observation(frames, scene.key_ids, config.global_obs, config.root_height_obs,
+                                 config.disc_dof_vel_obs, world_anchor=config.track_root)
 
+    def demonstrate(ref: RefState, start: RefState) -> Tensor:
+        return observe(start.window if config.rand_reset else windows.sample(scene.num_envs))
 
-def compose(
-    config: PriorConfig, setup: Setup, goal: Callable[[Engine], Part] | None = None, default_reset_prob: float = 0.0
-) -> Env:
-    """char_obs + ref_motion + history + disc_obs, with a goal or without."""
-    character = setup.load_character(config)
-    key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
-    low, high = setup.action_box(config, character)
-
-    engine = setup.open_world(config, character)
-    num_envs, dt = setup.num_envs, engine.control_dt
-    motion = RefMotion(
-        motions, character, num_envs, dt, config.future_steps, config.rand_reset,
-        past_steps=config.num_disc_obs_steps - 1,
+    demonstrations = LookedUp(demonstrate, like=observe(history.frames()))
+    terms = EnvTerms(
+        reference=clip_reference(config, scene, past_steps=config.num_disc_obs_steps - 1),
+        observations=motion_observations(config, scene),
+        rewards={"none": scene.constant(0.0)},
+        terminations=failures(config, scene),
+        info={"disc_obs": lambda now: observe(history.frames()), "disc_demo": demonstrations.buffer},
+        memory={"history": history, "disc_demo": demonstrations},
+        metrics={"similarity": MotionSimilarity(history, windows, scene.num_envs, scene.dt),
+                 "fall_rate": fall_rate(scene)},
     )
-    source: RefMotion | DefaultPose = motion
-    still = None
-    if default_reset_prob > 0.0:
-        pose = (setup.tensor(x) for x in init_pose(config, character.model))
-        source = DefaultPose(motion, character, *pose, default_reset_prob)
-        still = source.still
-
-    windows = ClipWindows(motions, character, config.num_disc_obs_steps, dt)
-    history = History(windows, num_envs, still)
-    parts: list[Part] = [
-        *observation_parts(config, setup, key_ids, motions),
-        goal(engine) if goal is not None else ConstantReward(0.0, num_envs, setup.device),
-        *failure_parts(config, setup, engine, character.model),
-        history,
-        PriorObs(history, windows, config.rand_reset, key_ids, config.global_obs, config.root_height_obs,
-                 config.disc_dof_vel_obs, world_anchor=config.track_root),
-        MotionSimilarity(history, windows, num_envs, dt),
-        FallRate(setup.num_envs, setup.device),
-    ]
     if config.log_tracking_error:
-        parts.append(TrackingError(setup.num_envs, setup.device))
-    return Env(
-        engine, character, source, parts, low, high, config.episode_length, view=view_of(config), log_diagnostics=True,
-    )
+        terms.metrics["tracking"] = tracking_metric(scene)
+    return terms

@@ -55,27 +55,27 @@ class VecEnv(Protocol):
     def step(self, action: torch.Tensor) -> None:
         """Apply actions [N, A] (clamped to the box inside), simulate, observe, reset finished environments."""
 
-    def reset(self, first: int | None = None) -> None:
-        """Reset all environments or the first ones, the others go on; fills ``obs``; ``done`` becomes NULL there."""
+    def reset(self, worlds: int | torch.Tensor | None = None) -> None:
+        """Reset all environments, the first ones or those of a mask [N]; fills ``obs``; ``done`` becomes NULL there.
+        The others go on."""
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Switch between training and testing. Entering TEST clears the diagnostics' accumulators; they grow in TEST
-        only."""
+        """Switch between training and testing. Entering TEST clears the metrics, which are measured in TEST only."""
 
-    def diagnostics(self) -> dict[str, torch.Tensor]:
-        """Measures of this process since TEST mode was last entered, as 0-d tensors with names like ``root_pos_err``.
-        May wait for the device (eigenvalues do)."""
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Metrics of this process since TEST mode was last entered, 0-d tensors with names like ``root_pos_err``. May
+        wait for the device (eigenvalues do)."""
 
-    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Those diagnostics that are means over samples, as (sum, number of samples) of each environment, [N] float64.
+    def metric_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """The metrics that are means over samples, as (sum, number of samples) of each environment, [N] float64.
 
-        Live buffers that every step adds to, cleared with the diagnostics. Diagnostics that are no such means (largest
-        values, for example) are left out."""
+        Live buffers that every step adds to, cleared with the metrics. Other metrics, such as largest values, are left
+        out."""
 
-    def pooled_diagnostics(self, dist: Distributed) -> dict[str, torch.Tensor]:
-        """The diagnostics that :meth:`measure_sums` leaves out, as they are of the environments of all processes.
+    def pooled_metrics(self, dist: Distributed) -> dict[str, torch.Tensor]:
+        """The metrics that :meth:`metric_sums` leaves out, over the environments of all processes.
 
-        Collective: all processes call it, and all get the same. It changes nothing. May wait for the device."""
+        Collective: all processes call it and get the same. It changes nothing. May wait for the device."""
 
     def health(self) -> dict[str, torch.Tensor]:
         """Counters since clear_health(), 0-d int64 tensors: ``nonfinite`` (environment steps with a NaN or infinity

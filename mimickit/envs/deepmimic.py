@@ -1,73 +1,91 @@
-"""``deepmimic``: imitate a clip as exactly as possible (Peng et al. 2018, "DeepMimic")."""
+"""``deepmimic``: imitate a clip as exactly as possible (Peng et al. 2018, "DeepMimic"); ``static_objects``: the same
+among fixed boxes that the clip climbs or vaults over."""
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 from torch import Tensor
 
-from mimickit.anim.mjcf import CharacterModel
-from mimickit.anim.motion_lib import MotionLib
-from mimickit.engines.engine import Engine, StaticObject
-from mimickit.envs.char_obs import CharObs
-from mimickit.envs.env import Env, View
-from mimickit.envs.env_config import DeepMimicConfig, MotionConfig
-from mimickit.envs.parts import Part
-from mimickit.envs.ref_motion import RefMotion
-from mimickit.envs.tar_obs import PhaseObs, TargetObs
-from mimickit.envs.termination import Fall, MotionEnd, PoseLost, SuccessRate
-from mimickit.envs.tracking_reward import TERMS, TrackingError, TrackingReward
-from mimickit.envs.world import Setup, body_ids, joint_weights
+from mimickit.config import Config
+from mimickit.engines.engine import StaticObject
+from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.imitation import CLIP_OVER, MotionConfig, clip_reference, failures, motion_observations
+from mimickit.envs.metrics import success_rate
+from mimickit.envs.scene import AssetPath, Scene, Setup
+from mimickit.envs.terms import StepState
+from mimickit.envs.tracking_reward import TERMS, reward_errors, tracking_metric, tracking_reward
 
 
-def build(config: DeepMimicConfig, setup: Setup, objects: tuple[StaticObject, ...] = ()) -> Env:
-    """char_obs + ref_motion + tar_obs + tracking_reward + termination, in a world with ``objects``."""
-    character = setup.load_character(config)
-    model = character.model
-    key_ids = setup.tensor(body_ids(config, "key_bodies", model), torch.int64)
-    joint_w, dof_w = (setup.tensor(w) for w in joint_weights(config, model))
-    weights = setup.tensor([getattr(config, f"reward_{term}_w") for term in TERMS])
-    scales = setup.tensor([getattr(config, f"reward_{term}_scale") for term in TERMS])
-    motions = MotionLib(config.motion_file, character, accumulate_yaw=config.accumulate_yaw)
-    low, high = setup.action_box(config, character)
+class DeepMimicConfig(MotionConfig):
+    """``deepmimic``: motion tracking."""
 
-    engine = setup.open_world(config, character, objects=objects)
-    parts: list[Part] = [
-        *observation_parts(config, setup, key_ids, motions),
-        TrackingReward(weights, scales, key_ids, joint_w, dof_w, config.track_root, config.root_height_obs),
-        MotionEnd(),
-        *failure_parts(config, setup, engine, model),
-        TrackingError(setup.num_envs, setup.device),
-        SuccessRate(setup.num_envs, setup.device),
-    ]
-    source = RefMotion(motions, character, setup.num_envs, engine.control_dt, config.future_steps, config.rand_reset)
-    return Env(
-        engine, character, source, parts, low, high, config.episode_length, view=view_of(config),
-        log_diagnostics=config.log_diagnostics,
+    env_name: Literal["deepmimic"]
+    joint_err_w: tuple[float, ...] = Field((), description="weight per non-root joint, depth first; none: all 1")
+    reward_pose_w: float
+    reward_vel_w: float
+    reward_root_pose_w: float
+    reward_root_vel_w: float
+    reward_key_pos_w: float
+    reward_pose_scale: float = Field(description="1/rad^2")
+    reward_vel_scale: float = Field(description="s^2/rad^2")
+    reward_root_pose_scale: float = Field(description="1/m^2")
+    reward_root_vel_scale: float = Field(description="s^2/m^2")
+    reward_key_pos_scale: float = Field(description="1/m^2")
+
+    @property
+    def static_objects(self) -> tuple[StaticObject, ...]:
+        """What stands in the world besides the character."""
+        return ()
+
+
+class ObjectConfig(Config):
+    """A fixed, colliding object."""
+
+    file: AssetPath = Field(description="MJCF of one body")
+    pos: tuple[float, float, float] = Field(description="m")
+    rot: tuple[float, float, float, float] = Field((0.0, 0.0, 0.0, 1.0), description="quaternion x y z w")
+
+
+class StaticObjectsConfig(DeepMimicConfig):
+    """``static_objects``: motion tracking among boxes. They collide with the character; touching them is not ground
+    contact, so it never ends an episode."""
+
+    env_name: Literal["static_objects"]
+    objects: tuple[ObjectConfig, ...]
+
+    @property
+    def object_files(self) -> tuple[Path, ...]:
+        return tuple(item.file for item in self.objects)
+
+    @property
+    def static_objects(self) -> tuple[StaticObject, ...]:
+        return tuple(StaticObject(item.file, item.pos, item.rot) for item in self.objects)
+
+
+def build(config: DeepMimicConfig, setup: Setup) -> Env:
+    """The environment of :func:`tracking_terms`, among the objects of the settings."""
+    scene = Scene(config, setup, objects=config.static_objects)
+    return Env(scene, tracking_terms(config, scene))
+
+
+def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
+    """Follow a clip, rewarded for being near it."""
+    joint_w, dof_w = scene.joint_weights("joint_err_w")
+    weights = scene.tensor([getattr(config, f"reward_{term}_w") for term in TERMS])
+    scales = scene.tensor([getattr(config, f"reward_{term}_scale") for term in TERMS])
+
+    def tracking(now: StepState) -> Tensor:
+        errors = reward_errors(now.char, now.ref.now, scene.key_ids, joint_w, dof_w, config.track_root,
+                               config.root_height_obs)
+        return tracking_reward(errors, weights, scales)
+
+    return EnvTerms(
+        reference=clip_reference(config, scene),
+        observations=motion_observations(config, scene),
+        rewards={"tracking": tracking},
+        terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
+        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
     )
-
-
-def observation_parts(config: MotionConfig, setup: Setup, key_ids: Tensor, motions: MotionLib) -> list[Part]:
-    """What a character with a reference observes: itself and, as configured, phase and targets."""
-    parts: list[Part] = [CharObs(key_ids, config.global_obs, config.root_height_obs)]
-    if config.enable_phase_obs:
-        parts.append(PhaseObs(motions, config.num_phase_encoding, setup.device))
-    if config.enable_tar_obs:
-        parts.append(TargetObs(key_ids, config.global_obs, config.root_height_obs))
-    return parts
-
-
-def failure_parts(config: MotionConfig, setup: Setup, engine: Engine, model: CharacterModel) -> list[Part]:
-    """Why an episode fails, as configured: ground contact, or the reference's pose lost."""
-    allowed = body_ids(config, "contact_bodies", model)
-    parts: list[Part] = []
-    if config.enable_early_termination and allowed:
-        forbidden = [body not in allowed for body in range(model.num_bodies)]
-        parts.append(Fall(engine, setup.tensor(forbidden, torch.bool)))
-    if config.enable_early_termination and config.pose_termination:
-        parts.append(PoseLost(config.pose_termination_dist, config.track_root, config.global_obs))
-    return parts
-
-
-def view_of(config: MotionConfig) -> View:
-    """How an environment with a reference is filmed."""
-    return View(config.camera_mode, config.visualize_ref_char, config.ref_char_offset)

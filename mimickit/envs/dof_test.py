@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mimickit.anim.character import Character
 from mimickit.anim.mjcf import JointKind
-from mimickit.engines.engine import Engine
-from mimickit.envs.char_obs import CharObs
-from mimickit.envs.env import Env, View
-from mimickit.envs.env_config import CharConfig, DofTestConfig
-from mimickit.envs.parts import ConstantReward, MeasuringPart, Part, Snapshot
+from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.metrics import StepMean
+from mimickit.envs.observations import char_observation
 from mimickit.envs.ref_motion import FixedPose
-from mimickit.envs.world import Setup, body_ids, init_pose
+from mimickit.envs.scene import EnvConfig, Scene, Setup
+from mimickit.envs.terms import Memory, StepState
 from mimickit.util.rotations import quat_diff_angle
 
 SECONDS_PER_DOF = 4.0
+
+
+class CharConfig(EnvConfig):
+    """``char``: stands from ``init_pose``."""
+
+    env_name: Literal["char"]
+
+
+class DofTestConfig(EnvConfig):
+    """``char_dof_test``: drives one dof after the other; ``episode_length`` is replaced by 4 s a dof."""
+
+    env_name: Literal["char_dof_test"]
 
 
 def driven_dof(time: Tensor, env: Tensor, num_dofs: int) -> Tensor:
@@ -34,80 +45,71 @@ def dof_command(time: Tensor, env: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.zeros(len(time), len(low), device=time.device).scatter(-1, driven, value)
 
 
-class DofDrive(MeasuringPart):
-    """Commands one dof after the other, and measures whether its joint follows.
+class DofDrive(Memory):
+    """Commands one dof after the other, whatever the action, and measures whether its joint follows.
 
-    ``pose_err``: mean angle (rad) between the driven joint and its command, over all steps. ``command_size``: mean
-    angle of those commands themselves, which is what ``pose_err`` would be if nothing moved. The angle of the
-    rotation between the two is used, not the difference of numbers, because the numbers of a spherical joint jump
-    where its angle passes pi. Commands beyond a hinge's limits count as far as the limit: that is where it must stop.
+    The angle of the rotation between joint and command is measured, not the difference of numbers, because the numbers
+    of a spherical joint jump where its angle passes pi. Commands beyond a hinge's limits count as far as the limit:
+    that is where it must stop.
     """
 
-    def __init__(self, engine: Engine, character: Character, low: Tensor, high: Tensor) -> None:
-        model = character.model
-        device = low.device
-        self._engine = engine
-        self._character = character
-        self._low, self._high = low, high
-        self._env = torch.arange(engine.num_envs, device=device)
+    def __init__(self, scene: Scene) -> None:
+        self._scene, model = scene, scene.character.model
+        self._low, self._high = scene.action_low, scene.action_high
+        self._env = torch.arange(scene.num_envs, device=scene.device)
         spans = list(zip(model.joint_kinds[1:], model.dof_slices[1:], strict=True))
         joint_of = [j for j, (_, span) in enumerate(spans) for _ in range(span.stop - span.start)]
         hinge = [kind is JointKind.HINGE for kind, span in spans for _ in range(span.stop - span.start)]
-        self._joint_of = torch.tensor(joint_of, device=device)
-        limited = torch.tensor(hinge, device=device)
-        self._reach_low = torch.where(limited, torch.as_tensor(model.dof_low.copy()).to(low), -torch.inf)
-        self._reach_high = torch.where(limited, torch.as_tensor(model.dof_high.copy()).to(low), torch.inf)
-        self._command = torch.zeros(engine.num_envs, model.num_dofs, device=device)
-        self._driven = torch.zeros(engine.num_envs, dtype=torch.int64, device=device)
-        self._rest = character.dof_to_rot(torch.zeros_like(low))
-        super().__init__(("pose_err", "command_size"), engine.num_envs, device)
+        self._joint_of = scene.tensor(joint_of, torch.int64)
+        limited = scene.tensor(hinge, torch.bool)
+        self._reach_low = torch.where(limited, scene.tensor(model.dof_low.copy()), -torch.inf)
+        self._reach_high = torch.where(limited, scene.tensor(model.dof_high.copy()), torch.inf)
+        self._command = torch.zeros(scene.num_envs, model.num_dofs, device=scene.device)
+        self._driven = torch.zeros_like(self._env)
+        self._rest = scene.character.dof_to_rot(torch.zeros_like(self._low))
 
-    def act(self) -> None:
-        self._engine.command.copy_(self._command)
+    def before_physics(self) -> None:
+        self._scene.engine.command.copy_(self._command)
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        wanted = self._character.dof_to_rot(self._command.clamp(self._reach_low, self._reach_high))
-        joint = self._joint_of[self._driven].unsqueeze(-1)
-        error = quat_diff_angle(wanted, now.char.joint_rot).gather(-1, joint)
-        size = quat_diff_angle(wanted, self._rest).gather(-1, joint)
-        self._means.add(torch.cat([error, size], dim=-1), valid)
-
-    def reset(self, mask: Tensor, start: Snapshot) -> None:
+    def reset(self, mask: Tensor, start: StepState) -> None:
         """Prepare the command of the next step, for all environments."""
         self._command.copy_(dof_command(start.time, self._env, self._low, self._high))
         self._driven.copy_(driven_dof(start.time, self._env, len(self._low)))
 
-    def buffers(self) -> dict[str, Tensor]:
-        return {"command": self._command, "driven": self._driven, **super().buffers()}
+    def errors(self, now: StepState) -> Tensor:
+        """``pose_err``: angle (rad) between the driven joint and its command. ``command_size``: angle of the command
+        itself, which ``pose_err`` equals if no joint moves. [N, 2]"""
+        wanted = self._scene.character.dof_to_rot(self._command.clamp(self._reach_low, self._reach_high))
+        joint = self._joint_of[self._driven].unsqueeze(-1)
+        error = quat_diff_angle(wanted, now.char.joint_rot).gather(-1, joint)
+        size = quat_diff_angle(wanted, self._rest).gather(-1, joint)
+        return torch.cat([error, size], dim=-1)
 
-    def describe(self) -> str:
-        return f"drives one dof after the other, {SECONDS_PER_DOF:g} s each"
+    def buffers(self) -> dict[str, Tensor]:
+        return {"command": self._command, "driven": self._driven}
 
 
 def build(config: DofTestConfig, setup: Setup) -> Env:
-    """char + a fixed root + commands of its own."""
-    character, source, parts = _standing(config, setup)
-    low, high = setup.action_box(config, character)
-    engine = setup.open_world(config, character, fixed_root=True, self_collision=False)
-    parts.append(DofDrive(engine, character, low, high))
-    length = SECONDS_PER_DOF * character.num_dofs
-    return Env(engine, character, source, parts, low, high, length, view=View(config.camera_mode))
+    """A fixed root, and commands of its own."""
+    scene = Scene(config, setup, fixed_root=True, self_collision=False)
+    drive, terms = DofDrive(scene), standing_terms(config, scene)
+    terms.memory["drive"] = drive
+    terms.metrics["drive"] = StepMean(("pose_err", "command_size"), drive.errors, scene)
+    terms.episode_length = SECONDS_PER_DOF * scene.character.num_dofs
+    return Env(scene, terms)
 
 
 def build_char(config: CharConfig, setup: Setup) -> Env:
-    """A character that starts from ``init_pose``; nothing is asked of it."""
-    character, source, parts = _standing(config, setup)
-    low, high = setup.action_box(config, character)
-    engine = setup.open_world(config, character)
-    return Env(engine, character, source, parts, low, high, config.episode_length, view=View(config.camera_mode))
+    """A free character."""
+    scene = Scene(config, setup)
+    return Env(scene, standing_terms(config, scene))
 
 
-def _standing(config: CharConfig | DofTestConfig, setup: Setup) -> tuple[Character, FixedPose, list[Part]]:
-    character = setup.load_character(config)
-    pose = (x.to(setup.device) for x in init_pose(config, character.model))
-    key_ids = setup.tensor(body_ids(config, "key_bodies", character.model), torch.int64)
-    parts = [
-        CharObs(key_ids, config.global_obs, config.root_height_obs),
-        ConstantReward(1.0, setup.num_envs, setup.device),
-    ]
-    return character, FixedPose(character, setup.num_envs, *pose), parts
+def standing_terms(config: EnvConfig, scene: Scene) -> EnvTerms:
+    """A character that starts from ``init_pose``, without a task."""
+    return EnvTerms(
+        reference=FixedPose(scene.character, scene.num_envs, *scene.init_pose),
+        observations={"character": lambda now: char_observation(
+            now.char, scene.key_ids, config.global_obs, config.root_height_obs)},
+        rewards={"one": scene.constant(1.0)},
+    )

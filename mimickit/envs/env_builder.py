@@ -1,33 +1,100 @@
-"""One call from settings to an environment. Recipes by ``env_name``; each composes an ``Env`` from parts."""
+"""One call from settings to an environment: which environments there are, reading and checking their files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs import add, amp, deepmimic, dof_test, static_objects, view_motion
+from mimickit.anim.motion_lib import missing_motions
+from mimickit.config import build, load_layered, merge
+from mimickit.engines.engine_config import EngineConfig, load_engine_config
+from mimickit.envs import add, amp, deepmimic, dof_test, tasks, view_motion
 from mimickit.envs.env import Env
-from mimickit.envs.env_config import ENV_CONFIGS, EnvConfig, check_files, load_env_config
-from mimickit.envs.world import MakeEngine, Setup
-from mimickit.util.failures import UserError
+from mimickit.envs.scene import EnvConfig, MakeEngine, Setup
+from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.names import nearest
 
-__all__ = ["RECIPES", "build_env", "check_files", "load_env_config"]
-
-RECIPES: dict[str, Callable[[EnvConfig, Setup], Env]] = {
-    "add": add.build,
-    "amp": amp.build_amp,
-    "ase": amp.build_ase,
-    "char": dof_test.build_char,
-    "deepmimic": deepmimic.build,
-    "char_dof_test": dof_test.build,
-    "static_objects": static_objects.build,
-    "task_location": amp.build_location,
-    "task_steering": amp.build_steering,
-    "view_motion": view_motion.build,
+ENVS: dict[str, tuple[type[EnvConfig], Callable[[EnvConfig, Setup], Env]]] = {  # by env_name
+    "add": (add.ADDConfig, add.build),
+    "amp": (amp.AMPConfig, amp.build_amp),
+    "ase": (amp.ASEConfig, amp.build_ase),
+    "char": (dof_test.CharConfig, dof_test.build_char),
+    "char_dof_test": (dof_test.DofTestConfig, dof_test.build),
+    "deepmimic": (deepmimic.DeepMimicConfig, deepmimic.build),
+    "static_objects": (deepmimic.StaticObjectsConfig, deepmimic.build),
+    "task_location": (tasks.LocationConfig, tasks.build_location),
+    "task_steering": (tasks.SteeringConfig, tasks.build_steering),
+    "view_motion": (view_motion.ViewMotionConfig, view_motion.build),
 }
-assert RECIPES.keys() == ENV_CONFIGS.keys()
+NOT_YET = ("smp", "task_dodgeball")  # of MimicKit, planned
+
+
+def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EnvConfig:
+    """Read an environment file.
+
+    Args:
+        path: yaml file; what it does not give comes from the files that its key ``base`` names.
+        overrides: keys that replace those of the file, e.g. ``{"episode_length": 5}``; mappings are merged.
+
+    Raises:
+        AssetMissingError: no such file.
+        UserError: unknown ``env_name`` or key, missing key, wrong value; all of a file's problems in one message.
+    """
+    return make_env_config(merge(load_layered(path), overrides or {}), str(path))
+
+
+def check_env_name(data: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an environment that is missing or unknown here, or one of MimicKit's that is still to come.
+    """
+    name = data.get("env_name")
+    if not isinstance(name, str) or name not in ENVS:
+        given = "missing key 'env_name'" if name is None else f"env_name '{name}' is not supported"
+        hint = " yet (of MimicKit, to come)" if name in NOT_YET else nearest(str(name), ENVS)
+        raise UserError(f"{where}: {given}{hint}; supported: {', '.join(sorted(ENVS))}")
+
+
+def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
+    """Validate the settings of an environment that came from ``where``. Raises UserError."""
+    check_env_name(data, where)
+    config = build(ENVS[data["env_name"]][0], data, where)
+    config._source = where
+    return config
+
+
+def merge_engine_config(path: str | Path, env_config: EnvConfig, changes: Mapping[str, Any] | None = None
+                        ) -> EngineConfig:
+    """The engine file with the environment's ``engine`` mapping on top, then ``changes``, checked as a whole.
+
+    Raises:
+        AssetMissingError: no such file.
+        UserError: unsupported engine, unknown, missing or wrong keys.
+    """
+    where = f"{path} with {env_config.source}, key 'engine'" if env_config.engine else ""
+    return load_engine_config(path, {**env_config.engine, **(changes or {})}, where)
+
+
+def check_files(config: EnvConfig) -> None:
+    """Make sure that every file the environment reads exists, before anything expensive starts.
+
+    Raises:
+        AssetMissingError: names all missing files at once and how to obtain them.
+        UserError: a dataset file is malformed.
+    """
+    missing = [] if os.path.exists(config.char_file) else [f"character {config.char_file}"]
+    missing += [f"object {path}" for path in dict.fromkeys(config.object_files) if not os.path.exists(path)]
+    for path in config.motion_files:
+        missing += [f"motion {clip}" for clip in (missing_motions(path) if os.path.exists(path) else [path])]
+    if missing:
+        raise AssetMissingError(
+            f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "
+            f"{', '.join(missing)}. Files are looked up in the working directory, then among the shipped ones; "
+            "data/motions/README.md tells how to obtain or generate clips (tools/import_deepmimic.py makes the "
+            "humanoid's), data/assets/README.md where models come from"
+        )
 
 
 def build_env(
@@ -49,10 +116,8 @@ def build_env(
     if num_envs < 1:
         raise UserError(f"num_envs must be at least 1, got {num_envs}")
     check_files(env_config)
-    setup = Setup(
-        engine_config, num_envs, torch.device(device), make_engine or _newton
-    )
-    return RECIPES[env_config.env_name](env_config, setup)
+    setup = Setup(engine_config, num_envs, torch.device(device), make_engine or _newton)
+    return ENVS[env_config.env_name][1](env_config, setup)
 
 
 def _newton(spec, config, num_envs, device):

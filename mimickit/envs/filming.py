@@ -26,13 +26,13 @@ class EpisodeVideo:
         from mimickit.engines.newton_viewer import VideoRecorder
 
         self._recorder = VideoRecorder(
-            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.camera_mode,
-            show_reference=env.visualize_ref_char, ref_offset=env.ref_char_offset, markers=drawn_markers(env),
+            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.view.camera_mode,
+            show_reference=env.view.visualize_ref_char, ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
         )
         self._max_steps = max_steps
         self._steps = 0
         self._ended = False
-        self.closed = False  # nobody can stop a recording by closing a window
+        self.closed = False  # a recording has no window to close
 
     def step(self, env: Env) -> None:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
@@ -57,14 +57,14 @@ class Window:
         from mimickit.engines.newton_viewer import LiveWindow
 
         self._window = LiveWindow(
-            env.engine, camera_mode=env.camera_mode, show_reference=env.visualize_ref_char,
-            ref_offset=env.ref_char_offset, markers=drawn_markers(env),
+            env.engine, camera_mode=env.view.camera_mode, show_reference=env.view.visualize_ref_char,
+            ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
         )
         self._next = time.monotonic()
 
     @property
     def closed(self) -> bool:
-        """Whether somebody closed the window: the run should end."""
+        """Whether the window was closed: the run should end."""
         return self._window.closed
 
     def step(self, env: Env) -> None:

@@ -8,32 +8,26 @@ from torch import Tensor
 from mimickit.anim.character import Character
 from mimickit.anim.motion import LoopMode
 from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.parts import CharState, Reference, overwrite, select
+from mimickit.envs.terms import CharState, RefState, overwrite, select
 
 
-def clip_state(motions: MotionLib, character: Character, ids: Tensor, times: Tensor) -> CharState:
+def clip_state(motions: MotionLib, ids: Tensor, times: Tensor) -> CharState:
     """States [..., ...] of clips ids [...] at times [...] (s), body poses by forward kinematics."""
     frame = motions.frame(ids, times)
-    body_pos, body_rot = character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot)
-    return CharState(
-        root_pos=frame.root_pos, root_rot=frame.root_rot, root_vel=frame.root_vel, root_ang_vel=frame.root_ang_vel,
-        joint_rot=frame.joint_rot, dof_vel=frame.dof_vel, body_pos=body_pos, body_rot=body_rot,
-    )
+    return CharState(*frame, *motions.character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot))
 
 
 class RefMotion:
     """Every environment follows a clip of its own from a start time of its own.
 
-    All lookups of a step are one: the reference now and ahead, and where episodes may begin with what is ahead and what
-    went before.
-
-    An episode begins at a clip drawn by weight and, with ``rand_reset``, a time drawn uniformly within it ("reference
+    An episode starts at a clip drawn by weight and, with ``rand_reset``, a time drawn uniformly within it ("reference
     state initialization", Peng et al. 2018, section 6), else at time 0. At environment time t the reference is the
-    clip at start time + t.
+    clip at start time + t. One lookup a step finds the reference now and ahead, and where episodes may start with what
+    is ahead of that and what went before.
 
     Args:
-        future_steps: control steps ahead of the frames that are looked up besides the current one.
-        past_steps: P, how many control steps back the window of a beginning reaches.
+        future_steps: future frames to look up, in control steps ahead.
+        past_steps: P, how many control steps back the window of a reset state reaches.
         past_of_reference: the reference itself has such a window too.
         dt: s, one control step.
 
@@ -42,19 +36,18 @@ class RefMotion:
     """
 
     def __init__(
-        self, motions: MotionLib, character: Character, num_envs: int, dt: float, future_steps: tuple[int, ...],
-        rand_reset: bool, past_steps: int = 0, past_of_reference: bool = False,
+        self, motions: MotionLib, num_envs: int, dt: float, future_steps: tuple[int, ...], rand_reset: bool,
+        past_steps: int = 0, past_of_reference: bool = False,
     ) -> None:
-        device = motions.lengths.device
+        device = motions.device
         self._motions = motions
-        self._character = character
         self._rand_reset = rand_reset
         past = [-step * dt for step in range(past_steps, 0, -1)]
         ahead = [0.0, *(step * dt for step in future_steps)]
-        self._past = (past_steps if past_of_reference else 0, past_steps)  # of the reference, of a beginning
+        self._past = (past_steps if past_of_reference else 0, past_steps)  # of the reference, of a reset state
         offsets = [past[past_steps - steps:] + ahead for steps in self._past]
         self._counts = tuple(len(times) for times in offsets)
-        # what is looked up: for each environment its reference's frames, then for each its beginning's
+        # what is looked up: for each environment its reference's frames, then for each its reset state's
         each = torch.arange(num_envs)
         rows = [row.repeat_interleave(count) for row, count in zip((each, each + num_envs), self._counts)]
         self._row = torch.cat(rows).to(device)
@@ -64,39 +57,39 @@ class RefMotion:
         self.ids = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.start = torch.zeros(num_envs, device=device)
 
-    def look(self, time: Tensor) -> tuple[Reference, Reference]:
-        """The reference at environment times [N] (s), and beginnings drawn anew."""
+    def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
+        """The reference at environment times [N] (s), and a reset state drawn anew."""
         count = len(time)
-        fresh = self._motions.sample_motions(count)
-        begin = self._motions.sample_times(fresh, self._rand_reset)
-        ids, now = torch.cat([self.ids, fresh]), torch.cat([self.start + time, begin])
+        drawn = self._motions.sample_motions(count)
+        start = self._motions.sample_times(drawn, self._rand_reset)
+        ids, now = torch.cat([self.ids, drawn]), torch.cat([self.start + time, start])
         times = now.index_select(0, self._row) + self._offset
-        state = clip_state(self._motions, self._character, ids.index_select(0, self._row), times)
+        state = clip_state(self._motions, ids.index_select(0, self._row), times)
         ended = now >= self._end.index_select(0, ids)
         split = count * self._counts[0]
-        references = []
+        found = []
         for past, rows, half in zip(self._past, (slice(split), slice(split, None)), (slice(count), slice(count, None))):
             around = [x[rows].unflatten(0, (count, -1)) for x in state]  # [N, past + 1 + S, ...]
-            references.append(Reference(
+            found.append(RefState(
                 CharState(*(x[:, past:] for x in around)), ids[half], now[half], ended[half],
                 window=CharState(*(x[:, :past + 1] for x in around)),
             ))
-        return tuple(references)
+        return tuple(found)
 
     @property
     def num_future(self) -> int:
         """How many frames ahead are looked up."""
         return self._counts[0] - self._past[0] - 1
 
-    def begin(self, mask: Tensor, fresh: Reference) -> None:
-        """Follow clips and start times of ``fresh`` where mask [N]."""
-        overwrite(mask, fresh.ids, self.ids)
-        overwrite(mask, fresh.time, self.start)
+    def reset(self, mask: Tensor, reset_state: RefState) -> None:
+        """Follow clips and start times of ``reset_state`` where mask [N]."""
+        overwrite(mask, reset_state.ids, self.ids)
+        overwrite(mask, reset_state.time, self.start)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
         """Body positions [B, 3] and rotations [B, 4] of one environment's reference; time [N] s of all."""
         one = slice(env, env + 1)
-        state = clip_state(self._motions, self._character, self.ids[one], self.start[one] + time[one])
+        state = clip_state(self._motions, self.ids[one], self.start[one] + time[one])
         return state.body_pos[0], state.body_rot[0]
 
     def buffers(self) -> dict[str, Tensor]:
@@ -108,54 +101,52 @@ class RefMotion:
 
 
 class DefaultPose:
-    """Like ``source``, but some episodes begin at rest in one pose; clip, time and window remain those that were drawn.
+    """Like ``clips``, but some episodes start at rest in one pose; clip, time and window remain those that were drawn.
 
     Args:
-        root_pos: [3] m; root_rot: [4]; dof_pos: [D].
-        probability: that an episode begins in the pose.
+        pose: root position [3] (m), root rotation [4], dofs [D].
+        probability: that an episode starts in the pose.
 
     Attributes:
-        still: [N] bool, episodes that began so.
+        still: [N] bool, episodes that started so.
     """
 
     def __init__(
-        self, source: RefMotion, character: Character, root_pos: Tensor, root_rot: Tensor, dof_pos: Tensor,
-        probability: float,
+        self, clips: RefMotion, character: Character, pose: tuple[Tensor, Tensor, Tensor], probability: float
     ) -> None:
-        num_envs = len(source.ids)
-        self._source = source
-        self._pose = FixedPose(character, num_envs, root_pos, root_rot, dof_pos).look(source.start)[0].frames
+        self._clips = clips
+        self._pose = FixedPose(character, len(clips.ids), *pose).lookup(clips.start)[0].frames
         self._probability = probability
-        self._first = (torch.arange(1 + source.num_future) == 0).to(root_pos.device)  # [1 + S], targets stay the clip's
-        self._drawn = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
+        self._first = (torch.arange(1 + clips.num_future) == 0).to(clips.ids.device)  # [1 + S], targets stay the clip's
+        self._drawn = torch.zeros_like(clips.ids, dtype=torch.bool)
         self.still = torch.zeros_like(self._drawn)
 
-    def look(self, time: Tensor) -> tuple[Reference, Reference]:
-        """The reference at times [N] (s), and beginnings drawn anew."""
-        ref, fresh = self._source.look(time)
+    def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
+        """The reference at times [N] (s), and a reset state drawn anew."""
+        ref, start = self._clips.lookup(time)
         self._drawn.copy_(torch.rand_like(time) < self._probability)
         mask = self._drawn.unsqueeze(-1) & self._first
-        frames = CharState(*(select(mask, pose, frame) for pose, frame in zip(self._pose, fresh.frames, strict=True)))
-        return ref, fresh._replace(frames=frames)
+        frames = CharState(*(select(mask, pose, frame) for pose, frame in zip(self._pose, start.frames, strict=True)))
+        return ref, start._replace(frames=frames)
 
-    def begin(self, mask: Tensor, fresh: Reference) -> None:
-        """Follow ``fresh`` of the last look where mask [N]."""
-        self._source.begin(mask, fresh)
+    def reset(self, mask: Tensor, reset_state: RefState) -> None:
+        """Follow ``reset_state`` of the last lookup where mask [N]."""
+        self._clips.reset(mask, reset_state)
         overwrite(mask, self._drawn, self.still)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
-        """As the source."""
-        return self._source.pose_of(env, time)
+        """As the clips'."""
+        return self._clips.pose_of(env, time)
 
     def buffers(self) -> dict[str, Tensor]:
-        return {**self._source.buffers(), "still": self.still}
+        return {**self._clips.buffers(), "still": self.still}
 
     def describe(self) -> str:
-        return f"{self._source.describe()}, or init_pose at rest (probability {self._probability:g})"
+        return f"{self._clips.describe()}, or init_pose at rest (probability {self._probability:g})"
 
 
 class FixedPose:
-    """Every episode begins in the same pose, at rest, and is compared with nothing else.
+    """Every episode starts in the same pose, at rest. It is also the reference.
 
     Args:
         root_pos: [3] m; root_rot: [4]; dof_pos: [D].
@@ -170,15 +161,15 @@ class FixedPose:
         state = CharState(root_pos, root_rot, rest, rest, joint_rot, torch.zeros_like(dof_pos), body_pos, body_rot)
         self._frames = CharState(*(x.expand(num_envs, 1, *x.shape) for x in state))
         self._ids = torch.zeros(num_envs, dtype=torch.int64, device=root_pos.device)
-        self._begin = torch.zeros(num_envs, device=root_pos.device)
+        self._start = torch.zeros(num_envs, device=root_pos.device)
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
 
-    def look(self, time: Tensor) -> tuple[Reference, Reference]:
+    def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
         """The pose, whatever the time [N]."""
-        pose = Reference(self._frames, self._ids, time, self._never)
-        return pose, pose._replace(time=self._begin)
+        pose = RefState(self._frames, self._ids, time, self._never)
+        return pose, pose._replace(time=self._start)
 
-    def begin(self, mask: Tensor, fresh: Reference) -> None:
+    def reset(self, mask: Tensor, reset_state: RefState) -> None:
         """Nothing to remember."""
 
     def pose_of(self, env: int, time: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""How much the characters move like the clips, judged without any network; and how often they fall.
+"""How similar the characters' motion is to the clips, measured without a network.
 
-A *snippet* is where all bodies were at the beginning and at the end of the history's window (0.3 s), seen from the
-newest root: horizontal position and heading do not count, height does. So it knows pose and speed. Its distance to
-another snippet is the root mean square over its ``2 B`` body positions, in metres. ``D`` = 6 B numbers of a snippet.
+A *snippet* holds the positions of all bodies in the first and last frame of the history's window (0.3 s), relative to
+the newest root: without horizontal position and heading, with height. It tells pose and speed. The distance of two
+snippets is the root mean square over their ``2 B`` body positions, in metres. ``D`` = 6 B numbers of a snippet.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.motion import LoopMode
-from mimickit.envs.base import DoneFlag
-from mimickit.envs.disc_obs import ClipWindows, Frames, History
-from mimickit.envs.parts import MeasuringPart, Snapshot
+from mimickit.envs.disc_obs import ClipWindows, History
+from mimickit.envs.metrics import Metric
+from mimickit.envs.terms import CharState, StepState
 from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import heading, in_heading
 
 MAX_SNIPPETS = 2048
-FAR = 100.0  # m, coverage of a snippet that nothing was compared with yet
+FAR = 100.0  # m, coverage of a snippet before the first comparison
 
 
-def snippets(frames: Frames) -> Tensor:
+def snippets(frames: CharState) -> Tensor:
     """Snippets [N, 6 B] (m) of windows [N, S, ...]."""
     newest = frames.root_pos[:, -1]
     ground = torch.cat([newest[:, :2], torch.zeros_like(newest[:, 2:])], dim=-1)
@@ -80,19 +80,18 @@ def moments(count: Tensor, total: Tensor, products: Tensor) -> tuple[Tensor, Ten
     return mean, products / count - mean[:, None] * mean
 
 
-class MotionSimilarity(MeasuringPart):
-    """Three distances (m) between what the characters do and the clips.
+class MotionSimilarity(Metric):
+    """Three distances (m) between the characters' motion and the clips.
 
-    ``motion_err``: mean distance of what they did to the nearest snippet of the clips: small when they move as the
-    clips do, if only like a part of them. ``coverage_err``: mean distance of the clips' snippets to the nearest thing
-    that any character did: small when everything in the clips was done, if only once. ``motion_dist``: distance of the
-    distributions of both (:func:`frechet_distance`): small when they do what the clips do as often as the clips; the
-    one that standing in a pose of the clips, or one of many gaits, does not make small.
+    ``motion_err``: mean distance from the characters' snippets to the nearest one of the clips. Small if they move like
+    any part of the clips. ``coverage_err``: mean distance from the clips' snippets to the nearest one of any character.
+    Small if every part of the clips was done at least once. ``motion_dist``: distance of the two distributions
+    (:func:`frechet_distance`). Small only if everything is done as often as in the clips: standing in one of their
+    poses, or one of many gaits, is not enough.
 
-    The last two are figures of all steps of all characters together (of all processes, in an evaluation), no means
-    over episodes, hence have no interval.
-    Windows that reach back into the episode's start, where the past is the clip's own, do not count. Nearest ones are
-    searched by inner products, then measured exactly.
+    The last two are computed from all steps of all characters (of all processes, in an evaluation). They are not means
+    over episodes, so they have no confidence interval. Windows that reach back to before the episode's start, where the
+    past is the clip's own, do not count. Nearest snippets are found by inner products, then measured exactly.
     """
 
     def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:
@@ -113,7 +112,7 @@ class MotionSimilarity(MeasuringPart):
         self._sum = torch.zeros(size, dtype=torch.float64, device=device)
         self._products = torch.zeros(size, size, dtype=torch.float64, device=device)
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
         found = snippets(self._history.frames())
         counts = valid & (now.time > self._begin)
         centred = torch.where(counts.unsqueeze(-1), found - self._centre, 0.0)
@@ -125,29 +124,24 @@ class MotionSimilarity(MeasuringPart):
         self._products += precise.T @ precise
 
         nearest = self._clips.index_select(0, distance.argmin(dim=1))
-        self._means.add(snippet_distance(found, nearest).unsqueeze(-1), counts)
+        self.means.add(snippet_distance(found, nearest).unsqueeze(-1), counts)
 
         who = torch.where(counts.unsqueeze(-1), distance, torch.inf).argmin(dim=0)  # [K]
         reached = snippet_distance(self._clips, found.index_select(0, who))
         reached = torch.where(counts.index_select(0, who), reached, FAR)
         self._nearest.copy_(torch.minimum(self._nearest, reached))
 
-    def diagnostics(self) -> dict[str, Tensor]:
-        return {**super().diagnostics(), **self._of_all(self._nearest, self._count, self._sum, self._products)}
-
-    def pooled_diagnostics(self, dist: Distributed) -> dict[str, Tensor]:
-        added = (dist.sum_(tensor.clone()) for tensor in (self._count, self._sum, self._products))
-        return self._of_all(dist.min_(self._nearest.clone()), *added)
-
-    def _of_all(self, nearest: Tensor, count: Tensor, total: Tensor, products: Tensor) -> dict[str, Tensor]:
+    def pooled(self, dist: Distributed) -> dict[str, Tensor]:
+        nearest = dist.min_(self._nearest.clone())
+        count, total, products = (dist.sum_(tensor.clone()) for tensor in (self._count, self._sum, self._products))
         distance = frechet_distance(*moments(count, total, products), self._clip_mean, self._clip_root)
         return {
             "coverage_err": nearest.mean(dtype=torch.float64),
             "motion_dist": torch.where(count > 0.0, distance, torch.nan),
         }
 
-    def clear_diagnostics(self) -> None:
-        super().clear_diagnostics()
+    def clear(self) -> None:
+        super().clear()
         self._nearest.fill_(FAR)
         for tensor in (self._count, self._sum, self._products):
             tensor.zero_()
@@ -155,20 +149,3 @@ class MotionSimilarity(MeasuringPart):
     def buffers(self) -> dict[str, Tensor]:
         return {**super().buffers(), "nearest": self._nearest, "count_of_all": self._count, "sum_of_all": self._sum,
                 "products_of_all": self._products}
-
-    def describe(self) -> str:
-        return f"similarity to {len(self._clips)} snippets of the clips"
-
-
-class FallRate(MeasuringPart):
-    """``fall_rate``: share of finished episodes that failed."""
-
-    def __init__(self, num_envs: int, device: torch.device) -> None:
-        super().__init__(("fall_rate",), num_envs, device)
-
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        fallen = (flags == DoneFlag.FAIL).to(now.time.dtype)
-        self._means.add(fallen.unsqueeze(-1), flags != DoneFlag.NULL)
-
-    def describe(self) -> str:
-        return "fall rate"

@@ -1,5 +1,5 @@
 """Goals for characters that move like the clips: a place to go to, a direction and speed to keep (Peng et al. 2021,
-section 7.1). What a goal adds to observation and reward, and how well it is met.
+section 7.1): what a goal adds to observation and reward, and its metrics.
 
 Everything happens on the ground plane: targets, directions and velocities are horizontal.
 """
@@ -8,22 +8,77 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from mimickit.engines.engine import Engine
+from mimickit.envs.amp import PriorConfig, style_terms
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.env_config import LocationConfig, SteeringConfig
-from mimickit.envs.parts import Lines, Marker, MeasuringPart, Snapshot, overwrite
+from mimickit.envs.env import Env
+from mimickit.envs.metrics import Metric, StepMean
+from mimickit.envs.scene import Scene, Setup
+from mimickit.envs.terms import Lines, Marker, Memory, StepState, overwrite
 from mimickit.util.assets import locate
-from mimickit.util.means import Means
 from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 
 LOCATION_MARKER = Path("data/assets/objects/location_marker.xml")
 STEERING_MARKER = Path("data/assets/objects/steering_marker.xml")
 RED, GREEN = (0.8, 0.0, 0.0), (0.0, 0.8, 0.0)
 ON_COURSE_SPEED, ON_COURSE_SHARE = 0.5, 0.25  # m/s; of the speed asked for
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+class GoalConfig(PriorConfig):
+    """Keys of goals that change from time to time."""
+
+    tar_change_time_min: float = Field(ge=0.0, description="s, shortest time before a goal changes")
+    tar_change_time_max: float = Field(gt=0.0, description="s, longest time before a goal changes")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> GoalConfig:
+        for key in ("tar_change_time", "tar_dist", "tar_speed"):
+            low, high = getattr(self, f"{key}_min", 0.0), getattr(self, f"{key}_max", float("inf"))
+            if low > high:
+                raise ValueError(f"{key}_min = {low} exceeds {key}_max = {high}")
+        return self
+
+
+class LocationConfig(GoalConfig):
+    """``task_location``: go to a place in the style of the clips."""
+
+    env_name: Literal["task_location"]
+    tar_speed: float = Field(gt=0.0, description="m/s towards the target that is asked for at least")
+    tar_dist_min: float = Field(0.0, ge=0.0, description="m, of a new target")
+    tar_dist_max: float = Field(gt=0.0, description="m, of a new target")
+    dist_threshold: float = Field(0.5, ge=0.0, description="m^2 (0.5 is 0.707 m), squared distance that is near enough")
+    dist_threshold_m: float | None = Field(None, ge=0.0, description="m; replaces dist_threshold (ours)")
+    pos_err_scale: float = Field(0.5, description="1/m^2")
+    vel_err_scale: float = Field(4.0, description="s^2/m^2")
+    pos_reward_w: float = 0.5
+    vel_reward_w: float = 0.4
+    face_reward_w: float = 0.1
+
+    @property
+    def squared_threshold(self) -> float:
+        """m^2."""
+        return self.dist_threshold if self.dist_threshold_m is None else self.dist_threshold_m**2
+
+
+class SteeringConfig(GoalConfig):
+    """``task_steering``: keep a direction and a speed in the style of the clips."""
+
+    env_name: Literal["task_steering"]
+    rand_tar_dir: bool = Field(True, description="any direction; otherwise the world's x axis")
+    rand_face_dir: bool = Field(True, description="face any direction; otherwise the one to go in")
+    tar_speed_min: float = Field(ge=0.0, description="m/s")
+    tar_speed_max: float = Field(ge=0.0, description="m/s")
+    reward_steering_tar_w: float
+    reward_steering_face_w: float
+    reward_steering_vel_scale: float = Field(description="s^2/m^2")
 
 
 # --- mathematics ------------------------------------------------------------------------------------------------------
@@ -86,188 +141,168 @@ def steering_reward(
     return weights[0] * moving + weights[1] * facing
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- goals ------------------------------------------------------------------------------------------------------------
 
 
-class Schedule:
-    """When goals change: after a time drawn uniformly from [shortest, longest] (s)."""
+class Goal(Memory):
+    """A goal that changes after a time drawn uniformly from [``tar_change_time_min``, ``tar_change_time_max``].
 
-    def __init__(self, num_envs: int, shortest: float, longest: float, device: torch.device) -> None:
-        self._shortest, self._span = shortest, longest - shortest
-        self.change = torch.zeros(num_envs, device=device)  # [N] s since the environment's reset
-
-    def due(self, time: Tensor) -> Tensor:
-        """Whether [N] the goal changes now, time [N] s."""
-        return time >= self.change
-
-    def restart(self, mask: Tensor, time: Tensor) -> None:
-        """Draw the next change where mask [N]."""
-        overwrite(mask, time + self._shortest + self._span * torch.rand_like(time), self.change)
-
-
-class RootMotion:
-    """Mean horizontal root velocity over the last control step."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._before = torch.zeros_like(engine.root_pos[:, :2])
-
-    def remember(self) -> None:
-        """Before physics: where the root is."""
-        self._before.copy_(self._engine.root_pos[:, :2])
-
-    def velocity(self, root_pos: Tensor) -> Tensor:
-        """[N, 2] m/s, given the root's present position [N, 3]."""
-        return (root_pos[:, :2] - self._before) / self._engine.control_dt
-
-
-class LocationGoal(MeasuringPart):
-    """Go to a place on the ground; when it changes, the new one lies at a random distance in any direction.
-
-    Measures: ``task_reward``; ``goal_err`` (m), mean distance to the target, being on the way included;
-    ``success_rate``, share of targets that were reached (distance below the threshold) before they changed or the
-    character fell. Targets that the end of an episode cuts off do not count.
+    Attributes:
+        over: [N] bool, it changed in this step.
+        change: [N] s since the environment's reset, when it changes.
     """
 
-    def __init__(self, config: LocationConfig, engine: Engine) -> None:
-        n, device = engine.num_envs, engine.device
-        self._config = config
-        self._engine = engine
-        self._schedule = Schedule(n, config.tar_change_time_min, config.tar_change_time_max, device)
-        self._motion = RootMotion(engine)
-        self.target = torch.zeros(n, 2, device=device)  # m
-        self._reached = torch.zeros(n, dtype=torch.bool, device=device)
-        super().__init__(("task_reward", "goal_err"), n, device)
-        self._success = Means(("success_rate",), n, device)
+    def __init__(self, config: GoalConfig, scene: Scene) -> None:
+        self._scene = scene
+        self._shortest, self._span = config.tar_change_time_min, config.tar_change_time_max - config.tar_change_time_min
+        self.over = torch.zeros(scene.num_envs, dtype=torch.bool, device=scene.device)
+        self.change = torch.zeros(scene.num_envs, device=scene.device)
+        self._before = torch.zeros(scene.num_envs, 2, device=scene.device)  # m, of the root before physics
 
-    def act(self) -> None:
-        self._motion.remember()
+    def before_physics(self) -> None:
+        self._before.copy_(self._scene.engine.root_pos[:, :2])
 
-    def update(self, now: Snapshot) -> None:
-        due = self._schedule.due(now.time)
-        self._judge(due)
-        self._draw(due, now)
+    def update(self, now: StepState) -> None:
+        torch.ge(now.time, self.change, out=self.over)
+        self.reset(self.over, now)
 
-    def observe(self, now: Snapshot) -> Tensor:
+    def reset(self, mask: Tensor, start: StepState) -> None:
+        self._draw(mask, start)
+        time = start.time
+        overwrite(mask, time + self._shortest + self._span * torch.rand_like(time), self.change)
+
+    def _draw(self, mask: Tensor, now: StepState) -> None:
+        """Set a new goal where mask [N]."""
+        raise NotImplementedError
+
+    def velocity(self, now: StepState) -> Tensor:
+        """Mean horizontal velocity [N, 2] (m/s) of the roots over the last control step."""
+        return (now.char.root_pos[:, :2] - self._before) / self._scene.dt
+
+
+class LocationGoal(Goal):
+    """Go to a place on the ground. A new one lies at a random distance in a random direction.
+
+    Attributes:
+        target: [N, 2] m.
+    """
+
+    def __init__(self, config: LocationConfig, scene: Scene) -> None:
+        super().__init__(config, scene)
+        self.config = config
+        self.target = torch.zeros(scene.num_envs, 2, device=scene.device)
+
+    def observe(self, now: StepState) -> Tensor:
+        """The way to the target [N, 2] (m) in heading axes."""
         return to_heading(now.char.root_rot, self.target - now.char.root_pos[:, :2])
 
-    def reward(self, now: Snapshot) -> Tensor:
-        c, char = self._config, now.char
+    def reward(self, now: StepState) -> Tensor:
+        """:func:`location_reward`."""
+        c, char = self.config, now.char
         return location_reward(
-            char.root_pos, char.root_rot, self._motion.velocity(char.root_pos), self.target, c.tar_speed,
-            c.squared_threshold, (c.pos_err_scale, c.vel_err_scale), (c.pos_reward_w, c.vel_reward_w, c.face_reward_w),
+            char.root_pos, char.root_rot, self.velocity(now), self.target, c.tar_speed, c.squared_threshold,
+            (c.pos_err_scale, c.vel_err_scale), (c.pos_reward_w, c.vel_reward_w, c.face_reward_w),
         )
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        square = (self.target - now.char.root_pos[:, :2]).square().sum(dim=-1)
-        self._means.add(torch.stack([self.reward(now), square.sqrt()], dim=-1), valid)
-        self._reached.logical_or_(valid & (square < self._config.squared_threshold))
-        self._judge(flags == DoneFlag.FAIL)
+    def square_distance(self, now: StepState) -> Tensor:
+        """To the target, [N] m^2."""
+        return (self.target - now.char.root_pos[:, :2]).square().sum(dim=-1)
 
-    def reset(self, mask: Tensor, start: Snapshot) -> None:
-        self._draw(mask, start)
+    def measures(self, now: StepState) -> Tensor:
+        """``task_reward``; ``goal_err`` (m), distance to the target, being on the way included: [N, 2]."""
+        return torch.stack([self.reward(now), self.square_distance(now).sqrt()], dim=-1)
 
-    def _judge(self, over: Tensor) -> None:
-        self._success.add(self._reached.to(self.target.dtype).unsqueeze(-1), over)
-
-    def _draw(self, mask: Tensor, now: Snapshot) -> None:
-        c = self._config
+    def _draw(self, mask: Tensor, now: StepState) -> None:
+        c = self.config
         angle = 2.0 * math.pi * torch.rand_like(now.time)
         distance = c.tar_dist_min + (c.tar_dist_max - c.tar_dist_min) * torch.rand_like(now.time)
         overwrite(mask, now.char.root_pos[:, :2] + distance.unsqueeze(-1) * unit(angle), self.target)
-        self._schedule.restart(mask, now.time)
-        self._reached.logical_and_(~mask)
 
-    def markers(self) -> list[Marker]:
-        return [Marker(locate(LOCATION_MARKER), self._target_on_ground(), yaw_quat(self.target.new_zeros(())), RED)]
-
-    def lines(self) -> list[Lines]:
-        return [Lines(self._engine.root_pos[:1], self._target_on_ground().unsqueeze(0), RED)]
-
-    def _target_on_ground(self) -> Tensor:
-        """[3] m, of environment 0."""
-        return torch.cat([self.target[0], self.target.new_zeros(1)])
-
-    def diagnostics(self) -> dict[str, Tensor]:
-        return {**super().diagnostics(), **self._success.means()}
-
-    def measure_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return {**super().measure_sums(), **self._success.per_env()}
-
-    def clear_diagnostics(self) -> None:
-        super().clear_diagnostics()
-        self._success.clear()
+    def draw(self) -> list[Marker | Lines]:
+        """A red post at the target of environment 0, and a line to it from the root."""
+        place = torch.cat([self.target[0], self.target.new_zeros(1)])
+        return [Marker(locate(LOCATION_MARKER), place, yaw_quat(self.target.new_zeros(())), RED),
+                Lines(self._scene.engine.root_pos[:1], place.unsqueeze(0), RED)]
 
     def buffers(self) -> dict[str, Tensor]:
-        return {
-            "target": self.target, "change": self._schedule.change, "reached": self._reached, **super().buffers(),
-            **{f"success_{name}": tensor for name, tensor in self._success.buffers().items()},
-        }
-
-    def describe(self) -> str:
-        return f"goal: a place up to {self._config.tar_dist_max:g} m away, at {self._config.tar_speed:g} m/s"
+        return {"target": self.target, "change": self.change}
 
 
-class SteeringGoal(MeasuringPart):
+class TargetsReached(Metric):
+    """``success_rate``: share of targets that were reached (distance below the threshold) before they changed or the
+    character fell. Targets that the end of an episode cuts off do not count."""
+
+    def __init__(self, goal: LocationGoal, scene: Scene) -> None:
+        super().__init__(("success_rate",), scene.num_envs, scene.device)
+        self._goal = goal
+        self._reached = torch.zeros(scene.num_envs, dtype=torch.bool, device=scene.device)
+
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
+        goal = self._goal
+        self._count(goal.over)
+        self._reached.masked_fill_(goal.over, False)
+        self._reached.logical_or_(valid & (goal.square_distance(now) < goal.config.squared_threshold))
+        self._count(done == DoneFlag.FAIL)
+        self._reached.logical_and_(done == DoneFlag.NULL)
+
+    def _count(self, over: Tensor) -> None:
+        self.means.add(self._reached.to(self._goal.target.dtype).unsqueeze(-1), over)
+
+    def clear(self) -> None:
+        super().clear()
+        self._reached.zero_()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {**super().buffers(), "reached": self._reached}
+
+
+class SteeringGoal(Goal):
     """Move in a direction at a speed, facing a direction; all change together.
 
-    Measures: ``task_reward``; ``vel_err`` (m/s), mean norm of the velocity error; ``success_rate``, share of steps with
-    a velocity error below 0.5 m/s or a quarter of the speed asked for, whichever is more.
+    Attributes:
+        direction, face: [N, 2] unit vectors. speed: [N] m/s.
     """
 
-    def __init__(self, config: SteeringConfig, engine: Engine) -> None:
-        n, device = engine.num_envs, engine.device
+    def __init__(self, config: SteeringConfig, scene: Scene) -> None:
+        super().__init__(config, scene)
         self._config = config
-        self._engine = engine
-        self._schedule = Schedule(n, config.tar_change_time_min, config.tar_change_time_max, device)
-        self._motion = RootMotion(engine)
-        self.direction = torch.zeros(n, 2, device=device)  # unit vector
-        self.face = torch.zeros(n, 2, device=device)  # unit vector
-        self.speed = torch.zeros(n, device=device)  # m/s
-        super().__init__(("task_reward", "vel_err", "success_rate"), n, device)
+        self.direction = torch.zeros(scene.num_envs, 2, device=scene.device)
+        self.face = torch.zeros_like(self.direction)
+        self.speed = torch.zeros(scene.num_envs, device=scene.device)
 
-    def act(self) -> None:
-        self._motion.remember()
-
-    def update(self, now: Snapshot) -> None:
-        self._draw(self._schedule.due(now.time), now)
-
-    def observe(self, now: Snapshot) -> Tensor:
+    def observe(self, now: StepState) -> Tensor:
+        """Direction (2), speed (1) and direction to face (2), in heading axes: [N, 5]."""
         goals = torch.stack([self.direction, self.face], dim=-2)
         direction, face = to_heading(now.char.root_rot.unsqueeze(-2), goals).unbind(dim=-2)
         return torch.cat([direction, self.speed.unsqueeze(-1), face], dim=-1)
 
-    def reward(self, now: Snapshot) -> Tensor:
+    def reward(self, now: StepState) -> Tensor:
+        """:func:`steering_reward`."""
         c = self._config
         return steering_reward(
-            now.char.root_rot, self._motion.velocity(now.char.root_pos), self.direction, self.speed, self.face,
+            now.char.root_rot, self.velocity(now), self.direction, self.speed, self.face,
             c.reward_steering_vel_scale, (c.reward_steering_tar_w, c.reward_steering_face_w),
         )
 
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
+    def measures(self, now: StepState) -> Tensor:
+        """``task_reward``; ``vel_err`` (m/s), norm of the velocity error; ``success_rate``, whether that is below
+        0.5 m/s or a quarter of the speed asked for, whichever is more: [N, 3]."""
         wanted = self.speed.unsqueeze(-1) * self.direction
-        error = torch.linalg.vector_norm(wanted - self._motion.velocity(now.char.root_pos), dim=-1)
+        error = torch.linalg.vector_norm(wanted - self.velocity(now), dim=-1)
         on_course = error < (ON_COURSE_SHARE * self.speed).clamp(min=ON_COURSE_SPEED)
-        self._means.add(torch.stack([self.reward(now), error, on_course.to(error.dtype)], dim=-1), valid)
+        return torch.stack([self.reward(now), error, on_course.to(error.dtype)], dim=-1)
 
-    def reset(self, mask: Tensor, start: Snapshot) -> None:
-        self._draw(mask, start)
-
-    def _draw(self, mask: Tensor, now: Snapshot) -> None:
+    def _draw(self, mask: Tensor, now: StepState) -> None:
         c, time = self._config, now.time
-        angle = self._angle(time) if c.rand_tar_dir else torch.zeros_like(time)
-        face = self._angle(time) if c.rand_face_dir else angle
+        angle = any_angle(time) if c.rand_tar_dir else torch.zeros_like(time)
+        face = any_angle(time) if c.rand_face_dir else angle
         speed = c.tar_speed_min + (c.tar_speed_max - c.tar_speed_min) * torch.rand_like(time)
         overwrite(mask, unit(angle), self.direction)
         overwrite(mask, unit(face), self.face)
         overwrite(mask, speed, self.speed)
-        self._schedule.restart(mask, time)
 
-    @staticmethod
-    def _angle(like: Tensor) -> Tensor:
-        return 2.0 * math.pi * torch.rand_like(like) - math.pi
-
-    def markers(self) -> list[Marker]:
+    def draw(self) -> list[Marker | Lines]:
+        """A red bar in the direction to go, farther away for higher speeds, and a green one in that to face."""
         c = self._config
         span = c.tar_speed_max - c.tar_speed_min
         beyond = 0.5 * (self.speed[0] - c.tar_speed_min) / span if span > 0.0 else 0.0
@@ -277,17 +312,48 @@ class SteeringGoal(MeasuringPart):
         ]
 
     def _marker(self, direction: Tensor, distance: Tensor | float, height: float, color) -> Marker:
-        place = self._engine.root_pos[0, :2] + distance * direction
+        place = self._scene.engine.root_pos[0, :2] + distance * direction
         yaw = torch.atan2(direction[1], direction[0])
         place = torch.cat([place, torch.full_like(place[:1], height)])
         return Marker(locate(STEERING_MARKER), place, yaw_quat(yaw), color)
 
     def buffers(self) -> dict[str, Tensor]:
-        return {
-            "direction": self.direction, "face": self.face, "speed": self.speed, "change": self._schedule.change,
-            **super().buffers(),
-        }
+        return {"direction": self.direction, "face": self.face, "speed": self.speed, "change": self.change}
 
-    def describe(self) -> str:
-        c = self._config
-        return f"goal: a direction at {c.tar_speed_min:g} to {c.tar_speed_max:g} m/s"
+
+def any_angle(like: Tensor) -> Tensor:
+    """Angles (rad) drawn uniformly from [-pi, pi), in the shape of ``like``."""
+    return 2.0 * math.pi * torch.rand_like(like) - math.pi
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def build_location(config: LocationConfig, setup: Setup) -> Env:
+    """Style, and a place to go to."""
+    scene = Scene(config, setup)
+    goal = LocationGoal(config, scene)
+    return with_goal(config, scene, goal, {
+        "goal": StepMean(("task_reward", "goal_err"), goal.measures, scene),
+        "success_rate": TargetsReached(goal, scene),
+    })
+
+
+def build_steering(config: SteeringConfig, setup: Setup) -> Env:
+    """Style, and a direction and speed to keep."""
+    scene = Scene(config, setup)
+    goal = SteeringGoal(config, scene)
+    return with_goal(config, scene, goal, {
+        "goal": StepMean(("task_reward", "vel_err", "success_rate"), goal.measures, scene),
+    })
+
+
+def with_goal(config: GoalConfig, scene: Scene, goal: LocationGoal | SteeringGoal, metrics: dict[str, Metric]) -> Env:
+    """The terms of style, and those of a goal."""
+    terms = style_terms(config, scene)
+    terms.observations["goal"] = goal.observe
+    terms.rewards = {"goal": goal.reward}
+    terms.metrics = {**metrics, **terms.metrics}
+    terms.memory["goal"] = goal
+    terms.drawings.append(goal.draw)
+    return Env(scene, terms)

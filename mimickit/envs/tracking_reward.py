@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mimickit.envs.parts import CharState, MeasuringPart, Part, Snapshot
+from mimickit.envs.metrics import StepMean
+from mimickit.envs.scene import Scene
+from mimickit.envs.terms import CharState
 from mimickit.util.rotations import heading, in_heading, quat_diff_angle, quat_mul, yaw_quat
 
 TERMS = ("pose", "vel", "root_pose", "root_vel", "key_pos")
@@ -45,6 +47,11 @@ def reward_errors(
     return torch.stack([pose, vel, root_pose, root_vel, key_pos], dim=-1)
 
 
+def tracking_reward(errors: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
+    """Reward [N] of :func:`reward_errors` [N, 5]: the sum of weight * exp(-scale * error); weights and scales [5]."""
+    return (weights * torch.exp(-scales * errors)).sum(dim=-1)
+
+
 def _own_frame(char: CharState, key_ids: Tensor, world_axes: bool) -> tuple[Tensor, Tensor]:
     """Rotations [N, 1 + J, 4] of root and joints; vectors [N, 2 + K, 3]: root velocity, angular velocity, key bodies
     from the root. Those of the root in world axes or in the own heading frame."""
@@ -77,44 +84,6 @@ def tracking_errors(char: CharState, ref: CharState) -> Tensor:
     ], dim=-1)
 
 
-class TrackingReward(Part):
-    """Reward for following the reference: sum of weight * exp(-scale * error).
-
-    Args:
-        weights, scales: [5] in the order of ``TERMS``.
-        joint_w: [J] and dof_w: [D], weights of the pose and velocity errors.
-    """
-
-    def __init__(
-        self, weights: Tensor, scales: Tensor, key_ids: Tensor, joint_w: Tensor, dof_w: Tensor,
-        track_root: bool, root_height_obs: bool,
-    ) -> None:
-        self._weights = weights
-        self._scales = scales
-        self._key_ids = key_ids
-        self._joint_w = joint_w
-        self._dof_w = dof_w
-        self._track_root = track_root
-        self._root_height_obs = root_height_obs
-
-    def reward(self, now: Snapshot) -> Tensor:
-        errors = reward_errors(
-            now.char, now.ref.now, self._key_ids, self._joint_w, self._dof_w, self._track_root, self._root_height_obs
-        )
-        return (self._weights * torch.exp(-self._scales * errors)).sum(dim=-1)
-
-    def describe(self) -> str:
-        return f"tracking reward (root {'in the world' if self._track_root else 'in heading frames'})"
-
-
-class TrackingError(MeasuringPart):
-    """Mean tracking errors over all steps since the diagnostics were cleared."""
-
-    def __init__(self, num_envs: int, device: torch.device) -> None:
-        super().__init__(MEASURES, num_envs, device)
-
-    def measure(self, now: Snapshot, flags: Tensor, valid: Tensor) -> None:
-        self._means.add(tracking_errors(now.char, now.ref.now), valid)
-
-    def describe(self) -> str:
-        return "tracking errors"
+def tracking_metric(scene: Scene) -> StepMean:
+    """Mean tracking errors over all steps of a test."""
+    return StepMean(MEASURES, lambda now: tracking_errors(now.char, now.ref.now), scene)

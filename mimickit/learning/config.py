@@ -109,6 +109,11 @@ class PolicyConfig(AgentConfig):
     exp_anneal_samples: float = Field(float("inf"), gt=0.0, allow_inf_nan=True, description="total samples")
     exp_prob_beg: float = Field(1.0, ge=0.0, le=1.0, description="probability of a random action at the start")
     exp_prob_end: float = Field(1.0, ge=0.0, le=1.0, description="and after exp_anneal_samples")
+    action_std_end: float | None = Field(None, gt=0.0, description="to which model.action_std falls, evenly in its "
+                                                                   "logarithm; null = it stays (ours)")
+    std_anneal_samples: float | None = Field(None, gt=0.0, description="total samples after which it is reached (ours)")
+    critic_ema_decay: float = Field(0.0, ge=0.0, lt=1.0, description="values come from a critic averaged over "
+                                    "iterations with this decay; 0 = from the critic itself (ours)")
     tf32: bool = Field(True, description="TensorFloat-32 matrix products on CUDA (ours; 10 bits of mantissa, faster)")
     bf16: bool = Field(False, description="hidden layers in bfloat16 where a GPU has it (ours; 8 bits of mantissa, "
                                           "faster still)")
@@ -121,6 +126,14 @@ class PolicyConfig(AgentConfig):
             if is_size and getattr(self, key) > self.steps_per_iter:
                 raise ValueError(f"{key} = {getattr(self, key)} exceeds steps_per_iter = {self.steps_per_iter}: a "
                                  f"minibatch cannot hold more samples per environment than the rollout")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_can_fall(self) -> PolicyConfig:
+        if (self.action_std_end is None) != (self.std_anneal_samples is None):
+            raise ValueError("action_std_end and std_anneal_samples belong together: give both or neither")
+        if self.action_std_end is not None and self.model.actor_std_type != "FIXED":
+            raise ValueError(f"action_std_end needs model.actor_std_type FIXED; {self.model.actor_std_type} is learned")
         return self
 
 

@@ -73,7 +73,7 @@ def run_episodes(
     env.set_mode(EnvMode.TEST)
     env.reset()
     agent.start_test()
-    metrics = {**env.measure_sums(), **agent.metric_sums()}
+    metrics = {**env.metric_sums(), **agent.metric_sums()}
     record = EpisodeRecord(env.num_envs, env.device, per_env, metrics, max_episode_steps)
     running, stopped, steps = True, False, 0
     while running and not stopped:
@@ -109,9 +109,9 @@ def mean_values(record: EpisodeRecord, env: VecEnv, dist: Distributed) -> dict[s
     the environment over all steps made. NaN where nothing was measured. Waits for the device."""
     sums = record.sums()
     _, count = sums["return"]
-    others = {name: Metric(value, "mean", count) for name, value in env.diagnostics().items() if name not in sums}
+    others = {name: Metric(value, "mean", count) for name, value in env.metrics().items() if name not in sums}
     if dist.world_size > 1:
-        others |= {name: Metric(value, "max") for name, value in env.pooled_diagnostics(dist).items()}  # equal on all
+        others |= {name: Metric(value, "max") for name, value in env.pooled_metrics(dist).items()}  # equal on all
     found = reduce_metrics({
         **{f"sum.{name}": Metric(total, "sum") for name, (total, _) in sums.items()},
         **{f"weight.{name}": Metric(weight, "sum") for name, (_, weight) in sums.items()},

@@ -5,6 +5,7 @@ The policy is deterministic in its mean: no squashing, no bounds. ``O`` input si
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -117,6 +118,10 @@ class ActorCritic(nn.Module):
         """Input [B, O] -> value [B]."""
         return self._critic_out(self._critic_layers(x)).squeeze(-1)
 
+    def set_std(self, std: float) -> None:
+        """Give the policy (``FIXED``) another deviation, in place."""
+        self._action_dist._logstd_net.data.fill_(math.log(std))
+
     def actor_parameters(self) -> dict[str, nn.Parameter]:
         """Trainable parameters of the actor by name."""
         return self._trainable("_actor_layers.", "_action_dist.")
@@ -127,3 +132,30 @@ class ActorCritic(nn.Module):
 
     def _trainable(self, *prefixes: str) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad and name.startswith(prefixes)}
+
+
+class AveragedCritic(nn.Module):
+    """A critic whose weights are the exponential moving average of the critic's: slower to follow its own estimates.
+
+    With TD(lambda) returns over few steps most of a target is the critic's own value. Where it runs after itself,
+    advantages become noise (benchmarks/EXPERIMENTS.md); target networks are the known remedy (Mnih et al. 2015).
+    """
+
+    def __init__(self, model: ActorCritic, decay: float) -> None:
+        super().__init__()
+        self._model = copy.deepcopy(model).requires_grad_(False)
+        self._decay = decay
+        self.value = self._model.value
+
+    def update(self, model: ActorCritic) -> None:
+        """average = decay * average + (1 - decay) * critic."""
+        weights = list(model.critic_parameters().values())
+        torch._foreach_lerp_(self._averaged(model), weights, 1.0 - self._decay)
+
+    def reset(self, model: ActorCritic) -> None:
+        """Begin anew with the critic's own weights."""
+        torch._foreach_copy_(self._averaged(model), list(model.critic_parameters().values()))
+
+    def _averaged(self, model: ActorCritic) -> list[Tensor]:
+        mine = dict(self._model.named_parameters())
+        return [mine[name] for name in model.critic_parameters()]

@@ -26,7 +26,7 @@ from mimickit.learning import rl_math
 from mimickit.learning.agent import Agent, ProcessState
 from mimickit.learning.config import AWRConfig, PolicyConfig, PPOConfig, minibatch_plan
 from mimickit.learning.metrics import Metric, TestMetrics
-from mimickit.learning.model import PASS_SAMPLES, ActorCritic, hidden_dtype, join
+from mimickit.learning.model import PASS_SAMPLES, ActorCritic, AveragedCritic, hidden_dtype, join
 from mimickit.learning.optim import BatchLoss, FlatOptimizer, NetworkUpdate, interleave
 from mimickit.learning.rollout import MinibatchSampler, Rollout, SampleTable
 from mimickit.util.distributed import Distributed
@@ -185,6 +185,7 @@ class PolicyAgent(Agent):
 
         input_size = obs_size + (latents.size if latents is not None else 0)
         self._model = ActorCritic(input_size, action_size, config.model, hidden_dtype(config, device)).to(device)
+        self.averaged_critic = AveragedCritic(self._model, config.critic_ema_decay) if config.critic_ema_decay else None
         self.actor_optimizer = FlatOptimizer(self._model.actor_parameters(), config.actor_optimizer, dist)
         self.critic_optimizer = FlatOptimizer(self._model.critic_parameters(), config.critic_optimizer, dist)
         if latents is not None:
@@ -227,8 +228,12 @@ class PolicyAgent(Agent):
     # --- 1. collect
 
     def start_iteration(self, samples: int) -> None:
-        self._norm_learns = samples < self.config.normalizer_samples
+        config = self.config
+        self._norm_learns = samples < config.normalizer_samples
         self._explore_prob.fill_(self._exploration(samples))
+        if config.action_std_end is not None:  # wide noise learns sooner, narrow noise follows better
+            self._model.set_std(rl_math.annealed_std(
+                samples, config.model.action_std, config.action_std_end, config.std_anneal_samples))
         self._sampler.restart()
 
     def act(self, t: int) -> None:
@@ -293,6 +298,8 @@ class PolicyAgent(Agent):
             metrics |= self._adapt_rate(metrics["Kl_Div"])
         for source in self._sources:
             metrics |= source.update.metrics()
+        if self.averaged_critic is not None:
+            self.averaged_critic.update(self._model)
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
         if self._norm_learns:
             self._obs_norm.update(self._dist)
@@ -345,11 +352,12 @@ class PolicyAgent(Agent):
         inputs, next_obs = self._rollout["input"], self._outcome["next_obs"]
         steps, num_envs, obs_size = next_obs.shape
         size = num_envs * (self.config.critic_eval_batch_size or max(1, PASS_SAMPLES // num_envs))
+        critic = self.averaged_critic or self._model
         value, next_value = [], []
         for x, obs in zip(inputs.flatten(0, 1).split(size), next_obs.flatten(0, 1).split(size), strict=True):
             latent = x[:, obs_size:] if self._latents is not None else None
-            value.append(self._model.value(x))
-            next_value.append(self._model.value(join(self._obs_norm.normalize(obs), latent)))
+            value.append(critic.value(x))
+            next_value.append(critic.value(join(self._obs_norm.normalize(obs), latent)))
         return torch.cat(value).view(steps, num_envs), torch.cat(next_value).view(steps, num_envs)
 
     # --- 3. losses of a minibatch
@@ -415,6 +423,11 @@ class PolicyAgent(Agent):
 
     def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: pair for source in self._sources for name, pair in source.test_metrics.sums().items()}
+
+    def model_loaded(self) -> None:
+        super().model_loaded()
+        if self.averaged_critic is not None:
+            self.averaged_critic.reset(self._model)
 
     def freeze(self, count: int) -> None:
         assert self._frozen is not None or not self._act_train.captured, "acting is captured already"

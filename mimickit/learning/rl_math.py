@@ -29,6 +29,11 @@ def exploration_probability(samples: int, beg: float, end: float, anneal_samples
     return beg + (end - beg) * min(max(samples / anneal_samples, 0.0), 1.0)
 
 
+def annealed_std(samples: int, beg: float, end: float, anneal_samples: float) -> float:
+    """Deviation of the action: from ``beg`` to ``end`` over ``anneal_samples``, evenly in its logarithm."""
+    return beg * (end / beg) ** min(max(samples / anneal_samples, 0.0), 1.0)
+
+
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log density [...] of normalized actions [..., A]; ``log_std`` broadcasts."""
     square = functional.mse_loss(mean, action, reduction="none")

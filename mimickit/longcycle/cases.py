@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.cases import Case
-from mimickit.config import layers, load_yaml
+from mimickit.config import layers, load_layered
 from mimickit.longcycle.settings import relative_to
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
@@ -76,7 +76,7 @@ def read_inputs(root: Path, case: Case, engine_config: str, only: Sequence[str] 
     if motion.endswith((".yaml", ".yml")):
         clips = [entry.get("file") for entry in _yaml(root, motion).get("motions") or [] if isinstance(entry, dict)]
     agents = [file for variant in case.variants(root, only).values() for file in _layers(root, variant)]
-    paths = [case.args_file, engine_config, case.env_config, *agents, character, motion]
+    paths = [case.args_file, engine_config, *_layers(root, case.env_config), *agents, character, motion]
     paths += [str(path) for path in (*objects, *clips)]
     return Inputs(character, motion, {path: sha256(locate(path, root)) for path in dict.fromkeys(paths) if path})
 
@@ -106,7 +106,7 @@ def manifest_rows(
 
 
 def _layers(root: Path, path: str) -> list[str]:
-    """An agent file and the files it is based on, as paths below ``root``."""
+    """An agent or environment file and the files it is based on, as paths below ``root``."""
     try:
         files = [file.resolve() for file, _ in layers(locate(path, root))] if path else []
         return [relative_to(relative_to(file, root.resolve()), SHIPPED) for file in files]
@@ -117,6 +117,6 @@ def _layers(root: Path, path: str) -> list[str]:
 def _yaml(root: Path, path: str) -> dict[str, Any]:
     """A yaml mapping, or an empty one for a broken file, which the run program reports in full."""
     try:
-        return load_yaml(locate(path, root))
+        return load_layered(locate(path, root))
     except UserError:
         return {}

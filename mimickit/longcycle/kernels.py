@@ -53,7 +53,7 @@ def compile_kernels(settings: Settings, cases: Sequence[Case], terminal: IO[str]
         startup_seconds=settings.profile.startup_seconds, ranks=1, grace=settings.profile.stop_grace)
     write_json(folder / "job.json", job)
     (folder / "compiled.json").unlink(missing_ok=True)
-    terminal.write(f"kernels: looking for what is to compile (log: {settings.relative(spec.log)})\n")
+    terminal.write(f"kernels: checking what has to be compiled (log: {settings.relative(spec.log)})\n")
     live = LiveLine(lambda columns: line(folder, columns), terminal)
     live.start()
     results: list[StageResult] = []
@@ -70,7 +70,7 @@ def compile_kernels(settings: Settings, cases: Sequence[Case], terminal: IO[str]
         write_json(file, known)
         count = result.result["compiled"]
         terminal.write(f"kernels: {count} compiled in {duration(result.elapsed_s)}\n" if count else
-                       "kernels: all there\n")
+                       "kernels: nothing to compile\n")
     else:
         terminal.write(f"kernels: could not be compiled ahead ({result.failure_class}: {result.message}); the cases "
                        f"compile for themselves (log: {settings.relative(spec.log)})\n")

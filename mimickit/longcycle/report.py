@@ -14,6 +14,9 @@ from mimickit.longcycle.judge import Verdict
 from mimickit.longcycle.ledger import STAGE_COLUMNS, CaseState, State, damaged_lines
 from mimickit.longcycle.settings import Settings
 from mimickit.longcycle.stages import TAIL_LINES, StageResult
+from mimickit.util.assets import SHIPPED
+
+PLOTTER = "tools/plot_log.py"  # in a checkout
 
 
 def counts(cases: Sequence[Case], passed: set[str]) -> str:
@@ -60,9 +63,9 @@ def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfini
         command = state.session.get("command") or ["", "-m", "longcycle"]
         options = [word for word in command[1:] if word not in ("--lf", "--last-failed")]
         lines.append(f"continue: {shlex.join([python, '-m', 'pytest', *options, '--lf'])}")
-    elif trained := [case for case in passed if case.trainable]:
+    elif (SHIPPED / PLOTTER).is_file() and (trained := [case for case in passed if case.trainable]):
         folder = state.case(trained[0].name).row["long_out_dir"]
-        lines.append(f"curves: {python} tools/plot_log.py {folder}")
+        lines.append(f"curves: {python} {PLOTTER} {folder}")
     return lines
 
 

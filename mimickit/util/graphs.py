@@ -111,12 +111,12 @@ def capture(
     return result
 
 
-class Beside(Generic[T]):
-    """Runs a function beside what the device does meanwhile: a graph on a stream and with memory of its own.
+class SideStreamGraph(Generic[T]):
+    """Runs a function as a graph on a stream of its own, with memory of its own, while the device does other work.
 
-    :meth:`begin` lets it start once the work queued so far is done; after :meth:`wait` further work comes after it.
-    On CPU it simply runs at :meth:`begin`. What runs meanwhile must not write what it reads, read what it writes, or be
-    a graph of torch's (graphs share the place of the random generator's state).
+    :meth:`begin` queues it after all work queued so far; work queued after :meth:`wait` comes after it. On CPU it runs
+    at :meth:`begin`. Other work between the two must not write what it reads, read what it writes, or be a graph of
+    torch's (graphs share the place of the random generator's state).
 
     Args:
         fn: function without arguments. It may write buffers, but must not read what an earlier call wrote.
@@ -135,7 +135,7 @@ class Beside(Generic[T]):
         self._stream: torch.cuda.Stream | None = None
 
     def begin(self) -> None:
-        """Start. Does not wait."""
+        """Queue the function. Does not wait."""
         if self._device.type != "cuda":
             self.result = self._fn()
             return
@@ -148,6 +148,6 @@ class Beside(Generic[T]):
                 self._graph.replay()
 
     def wait(self) -> None:
-        """What is queued from now on comes after it."""
+        """Work queued from now on comes after the function."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)

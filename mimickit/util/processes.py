@@ -1,10 +1,12 @@
-"""Processes that end with the one that started them (prctl, Linux). No heavy imports."""
+"""How processes end: with the one that started them (prctl, Linux), and at once. No heavy imports."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -27,3 +29,10 @@ def end_with_parent(parent: int) -> None:
 def adopt_orphans() -> None:
     """From now on what descendants leave behind when they end becomes a child of this process."""
     _PRCTL(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def leave(code: int) -> NoReturn:
+    """Flush and end the process at once: Warp's and torch's own clean-up takes seconds and frees nothing more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -59,7 +59,8 @@ def assert_same_checkpoint(folder_a, folder_b):
 @pytest.mark.parametrize(("optimizer", "beside"), [("SGD", 0), ("Adam", 0), ("Adam", 4)])
 def test_continued_run_equals_an_uninterrupted_one(tmp_path, every, optimizer, beside):
     keys = {"iters_per_output": every, "actor_optimizer": {"type": optimizer, "learning_rate": 1e-3},
-            "exp_prob_beg": 1.0, "exp_prob_end": 0.5, "exp_anneal_samples": 2000, "normalizer_samples": 4 * PER_ITER}
+            "exp_prob_beg": 1.0, "exp_prob_end": 0.5, "exp_anneal_samples": 2000, "normalizer_samples": 4 * PER_ITER,
+            "action_std_end": 0.02, "std_anneal_samples": 8 * PER_ITER, "critic_ema_decay": 0.5}
     whole = run(tmp_path / "whole", agent_keys=keys, max_iters=6, eval_envs=beside)
     run(tmp_path / "parts", agent_keys=keys, max_iters=3, eval_envs=beside)
     parts = run(tmp_path / "parts", seed=99, agent_keys=keys, max_iters=3, resume=tmp_path / "parts", eval_envs=beside)

@@ -74,13 +74,13 @@ class ToyEnv:
             self._distance.zero_()
         self.mode = mode
 
-    def diagnostics(self) -> dict[str, torch.Tensor]:
+    def metrics(self) -> dict[str, torch.Tensor]:
         return {"distance_err": self._distance[0] / self._distance[1].clamp(min=1.0)}
 
-    def measure_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def metric_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         return {}
 
-    def pooled_diagnostics(self, dist) -> dict[str, torch.Tensor]:
+    def pooled_metrics(self, dist) -> dict[str, torch.Tensor]:
         return {}
 
     def health(self) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ class StyleEnv(ToyEnv):
         self._miss.zero_()
         super().set_mode(mode)
 
-    def diagnostics(self) -> dict[str, torch.Tensor]:
+    def metrics(self) -> dict[str, torch.Tensor]:
         return {"miss": self._miss[0] / self._miss[1].clamp(min=1.0)}
 
     def state_dict(self) -> dict[str, torch.Tensor]:

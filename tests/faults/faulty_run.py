@@ -31,6 +31,7 @@ if __name__ == "__main__":  # run as a script: import packages, not the files be
 
 from mimickit import run  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
+from mimickit.util.processes import leave  # noqa: E402
 
 MIB = 2**20
 CGROUP = Path("/sys/fs/cgroup")
@@ -332,4 +333,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run.leave(main())
+    leave(main())

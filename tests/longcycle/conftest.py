@@ -29,7 +29,7 @@ timeout = 600
 timeout_method = thread
 markers =
     longcycle: a case
-addopts = -m "not longcycle" --strict-markers --runner "{python} fake_trainer.py"
+addopts = -m "not longcycle" --strict-markers --runner "{python} -S fake_trainer.py"
     --longcycle-profiles profiles.yaml --longcycle-targets targets.yaml
 """
 CONFTEST = f"""import sys

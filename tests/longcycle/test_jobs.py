@@ -258,8 +258,8 @@ def test_a_stage_that_cannot_be_started_has_an_end(project):
 
 def test_a_disk_that_fills_up_ends_in_words(project):
     """The ledger cannot be written any more once the film of the last case is being made."""
-    project.rules({"stage": "viz", "do": "no_ledger"})
-    result = project.run("--cases", CASES[1])
+    project.rules({"stage": "viz", "do": "no_ledger"})  # in the session's process
+    result = project.pytest("-m", "longcycle", "--cases", CASES[1])
     assert result.ret != 0
     result.stdout.fnmatch_lines(["*could not be written: *Make room and continue with --lf*"])
     result.stdout.no_fnmatch_line("*INTERNALERROR*")

@@ -64,7 +64,7 @@ def test_kernels_are_compiled_once_and_before_the_first_case(compiling):
     flags = job["runs"][f"{TRAINED}/probe_train"]
     assert flags[flags.index("--num_envs") + 1] == "8" and f"args/{TRAINED}_args.txt" in flags
     assert not any(event.get("stage") == "kernels" for event in compiling.events()), "it counts for no case"
-    result.stdout.fnmatch_lines(["kernels: looking for*kernels/kernels.log)", "kernels: 8 compiled in *"])
+    result.stdout.fnmatch_lines(["kernels: checking*kernels/kernels.log)", "kernels: 8 compiled in *"])
 
 
 def test_only_what_is_not_compiled_and_will_run_is(compiling):

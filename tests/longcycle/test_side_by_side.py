@@ -152,10 +152,15 @@ def test_a_killed_worker_costs_its_case_alone(project, continued):
 KILLS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
-@pytest.mark.parametrize("ending", [*KILLS, "trainer killed", "failures"])
-def test_lf_runs_exactly_what_has_not_passed(project, ending, workers):
-    """One case passed, one was in the middle of its training; alone, the third never began."""
+@pytest.mark.parametrize(("ending", "how"), [
+    ("SIGINT", "xdist"), ("SIGTERM", "xdist"), ("SIGKILL", "xdist"), ("SIGKILL", "alone"), ("trainer killed", "alone"),
+    ("failures", "xdist")])
+def test_lf_runs_exactly_what_has_not_passed(project, ending, how):
+    """One case passed, one was in the middle of its training; alone, the third never began.
+
+    The other endings of a session without workers: test_resume.py.
+    """
+    workers = ["-n", "2"] if how == "xdist" else []
     options = [*workers, "--nontrainable-max-samples", "2000"]
     if ending in KILLS:
         project.rules({"stage": "bootstrap_train", "do": "slow"})

@@ -23,7 +23,7 @@ def make(name: str, num_envs: int = 4):
 
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
-    ref = env.source.look(env.steps * env.dt + env.dt)[0].now
+    ref = env.terms.reference.lookup(env.steps * env.dt + env.dt)[0].now
     return env.character.rot_to_dof(ref.joint_rot) + 0.1 * ref.dof_vel
 
 
@@ -67,7 +67,7 @@ def test_resetting_the_first_environments_leaves_the_others_as_they_were(name):
     assert env.steps.tolist() == [0, 0, 3, 3]
     states = env.state_dict(), undisturbed.state_dict()
     for key in states[0]:
-        if key.startswith(("engine.", "part", "obs", "source")) and states[0][key].shape[:1] == (4,):
+        if key.startswith(("engine.", "memory", "obs", "reference")) and states[0][key].shape[:1] == (4,):
             assert torch.equal(states[0][key][2:], states[1][key][2:]), key
     for one in (env, undisturbed):
         torch.manual_seed(2)

@@ -11,6 +11,7 @@ import yaml
 
 from mimickit import run
 from mimickit.commands import help_text
+from mimickit.config import load_layered
 from mimickit.util.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def only_error(text):
 
 
 def write_env(tmp_path, **changes):
-    data = yaml.safe_load((ROOT / "data/envs/deepmimic_humanoid_env.yaml").read_text()) | changes
+    data = load_layered(ROOT / "data/envs/deepmimic_humanoid_env.yaml") | changes
     path = tmp_path / "env.yaml"
     path.write_text(yaml.safe_dump(data))
     return str(path)

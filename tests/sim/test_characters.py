@@ -10,14 +10,13 @@ import torch
 from mimickit.anim.character import Character
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
-from mimickit.config import load_yaml
+from mimickit.config import load_layered
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, load_engine_config
 from mimickit.engines.newton_engine import NewtonEngine
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import load_env_config, make_env_config
-from mimickit.envs.world import init_pose
+from mimickit.envs.env_builder import build_env, load_env_config, make_env_config
+from mimickit.envs.scene import init_pose
 from mimickit.util.failures import AssetMissingError
 
 pytestmark = pytest.mark.sim
@@ -143,7 +142,7 @@ def test_only_near_shapes_are_contacts():
 
 
 def test_a_box_to_stand_on_is_not_the_ground(tmp_path):
-    settings = load_yaml(ROOT / "data/envs/vault_humanoid_env.yaml")
+    settings = load_layered(ROOT / "data/envs/vault_humanoid_env.yaml")
     frame = np.array(settings["init_pose"], np.float32)
     frame[2] += 0.6 - 0.0014  # soles on the box
     save_motion(tmp_path / "still.pkl", MotionClip(LoopMode.WRAP, 30.0, np.tile(frame, (31, 1))))

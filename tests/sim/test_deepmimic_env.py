@@ -35,7 +35,7 @@ def env():
 
 def follow(env) -> torch.Tensor:
     """A command that brings the dofs to the next reference pose, against the drive's damping (kd = 0.1 s kp)."""
-    ref = env.source.look(env._time() + env.dt)[0].now
+    ref = env.terms.reference.lookup(env._time() + env.dt)[0].now
     return env.character.rot_to_dof(ref.joint_rot) + 0.1 * ref.dof_vel
 
 
@@ -104,7 +104,7 @@ def test_random_steps(env):
         ended |= env.done == DoneFlag.FAIL
     assert ended.all(), "flailing characters fall or lose the reference within two seconds"
     assert all(value.item() == 0 for value in env.health().values())
-    measures = env.diagnostics()
+    measures = env.metrics()
     assert measures["success_rate"].item() == 0.0 and 0.01 < measures["root_pos_err"].item() < 1.0
 
 
@@ -144,7 +144,7 @@ def test_viewing_shows_the_clip():
     for _ in range(40):
         env.step(torch.zeros(2, 28))
     assert env.engine.config.sim_freq == 30
-    assert env.diagnostics()["pose_err"].item() < 1e-4
+    assert env.metrics()["pose_err"].item() < 1e-4
 
 
 def test_dofs_follow_their_commands():
@@ -154,7 +154,7 @@ def test_dofs_follow_their_commands():
     root = env.engine.root_pos.clone()
     for _ in range(120):
         env.step(torch.zeros(28, 28))
-    measures = env.diagnostics()
+    measures = env.metrics()
     assert measures["command_size"].item() > 1.0
     assert measures["pose_err"].item() < 0.25  # the lag of a damped position drive, 0.1 s, at these speeds
     torch.testing.assert_close(env.engine.root_pos, root)

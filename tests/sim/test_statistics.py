@@ -25,7 +25,7 @@ def test_statistics_of_a_test_repeat(monkeypatch):
         env = build_env(request.env, request.engine, 12, "cpu")
         agent = build_agent(env, request.agent, ALONE)
         result = run_test(env, agent, ALONE, episodes, statistics_episodes)
-        diagnostics = {name: value.item() for name, value in env.diagnostics().items()}
+        diagnostics = {name: value.item() for name, value in env.metrics().items()}
         env.close()
         return result, diagnostics
 

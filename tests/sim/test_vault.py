@@ -7,8 +7,7 @@ import torch
 
 from mimickit.anim.motion_lib import MotionLib
 from mimickit.engines.engine_config import load_engine_config
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import load_env_config
+from mimickit.envs.env_builder import build_env, load_env_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
-from mimickit.config import load_yaml
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import make_env_config
+from mimickit.config import load_layered
+from mimickit.envs.env_builder import build_env, make_env_config
 from tests.unit.fake_engine import FakeEngine, engine_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +28,7 @@ def write_clip(path: Path, frames: int = 31, fps: int = 30, loop: LoopMode = Loo
 
 def settings(name: str, **changes) -> dict:
     """The shipped settings of the humanoid's environment ``name``, with absolute paths and changes."""
-    data = load_yaml(ROOT / f"data/envs/{name}_humanoid_env.yaml")
+    data = load_layered(ROOT / f"data/envs/{name}_humanoid_env.yaml")
     return data | {"char_file": str(CHAR_FILE)} | {k: str(v) if isinstance(v, Path) else v for k, v in changes.items()}
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from mimickit import run
+from mimickit.config import load_layered
 from mimickit.util.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +93,7 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
 
 def prepare(tmp: Path) -> None:
     """Files that mistakes are made with."""
-    env = yaml.safe_load((ROOT / "data/envs/deepmimic_humanoid_env.yaml").read_text())
+    env = load_layered(ROOT / "data/envs/deepmimic_humanoid_env.yaml")
     model = (ROOT / "data/assets/humanoid/humanoid.xml").read_text()
     (tmp / "ragdoll.xml").write_text(re.sub(r' (stiffness|damping)="[^"]*"', "", model))
     for name, changes in {"misspelt": {"episode_lenght": 3}, "noclip": {"motion_file": "data/motions/none.pkl"},

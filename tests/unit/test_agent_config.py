@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mimickit.config import load_layered, load_yaml
+from mimickit.config import load_layered
 from mimickit.learning.config import DummyConfig, PPOConfig, parse_agent_config
 from mimickit.util.failures import UserError
 
@@ -12,7 +12,7 @@ FILE = Path(__file__).resolve().parents[2] / "data" / "agents" / "deepmimic_huma
 
 
 def test_shipped_file():
-    config = parse_agent_config(load_yaml(FILE), str(FILE))
+    config = parse_agent_config(load_layered(FILE), str(FILE))
     assert isinstance(config, PPOConfig)
     assert config.actor_optimizer.learning_rate == 1e-4  # text to YAML 1.1
     assert config.normalizer_samples == 1e8
@@ -30,7 +30,7 @@ def test_every_shipped_file_is_valid(path):
 
 @pytest.mark.parametrize("path", sorted(FILE.parent.glob("*_agent.yaml")), ids=lambda p: p.stem)
 def test_every_agent_has_a_tuned_variant_that_keeps_method_and_networks(path):
-    shipped = parse_agent_config(load_yaml(path), str(path))
+    shipped = parse_agent_config(load_layered(path), str(path))
     tuned = parse_agent_config(load_layered(path.with_name(f"{path.stem}_tuned.yaml")))
     assert tuned.agent_name == shipped.agent_name
     std, kl_target = (0.05, 0.07) if "_smpl_" in path.stem else (0.1, 0.03)
@@ -40,7 +40,7 @@ def test_every_agent_has_a_tuned_variant_that_keeps_method_and_networks(path):
 
 
 def test_whole_numbers_in_scientific_notation():
-    data = load_yaml(FILE.parent / "amp_humanoid_agent.yaml")
+    data = load_layered(FILE.parent / "amp_humanoid_agent.yaml")
     assert parse_agent_config({**data, "disc_buffer_size": "2e5"}).disc_buffer_size == 200_000
     with pytest.raises(UserError, match="disc_buffer_size"):
         parse_agent_config({**data, "disc_buffer_size": "2.5"})
@@ -50,14 +50,14 @@ def test_whole_numbers_in_scientific_notation():
                                             ("disc_reward_weight", float("inf")),
                                             ("normalizer_samples", float("nan"))])
 def test_numbers_that_are_none(key, value):
-    data = load_yaml(FILE.parent / "amp_humanoid_agent.yaml")
+    data = load_layered(FILE.parent / "amp_humanoid_agent.yaml")
     with pytest.raises(UserError, match=f"key '{key}' = {value}"):
         parse_agent_config({**data, key: value})
 
 
 def test_shipped_values_of_the_methods():
     def shipped(name):
-        return parse_agent_config(load_yaml(FILE.parent / f"{name}_agent.yaml"))
+        return parse_agent_config(load_layered(FILE.parent / f"{name}_agent.yaml"))
 
     penalties = [shipped(f"{m}_humanoid").disc_grad_penalty for m in ("amp", "add", "ase")]
     assert penalties == [5, 2, 5]
@@ -76,14 +76,14 @@ def test_without_a_file_nothing_is_learned():
 
 
 def changed(**keys):
-    return {**load_yaml(FILE), **keys}
+    return {**load_layered(FILE), **keys}
 
 
 @pytest.mark.parametrize(("data", "message"), [
     (changed(agent_name="PP0"), r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, AWR, AMP, ADD, ASE, Dummy"),
     ({"discount": 0.9}, r"missing key 'agent_name'"),
     (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
-    ({k: v for k, v in load_yaml(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
+    ({k: v for k, v in load_layered(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
     (changed(actor_optimizer={"type": "Sgd", "learning_rate": 1}), r"actor_optimizer\.type.*'SGD' or 'Adam'"),
     ({"agent_name": "LCP"}, r"x\.yaml: agent_name 'LCP': Lipschitz-constrained policies .* not part of this project"),
     ({"agent_name": "SMP"}, r"x\.yaml: agent_name 'SMP': score-matching motion priors .* not part of this project"),

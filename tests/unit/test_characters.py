@@ -12,10 +12,9 @@ import torch
 from mimickit.anim.character import Character
 from mimickit.anim.mjcf import JointKind, load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
-from mimickit.config import load_yaml
+from mimickit.config import load_layered
 from mimickit.engines.engine_config import contact_capacity, load_engine_config
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import check_files, make_env_config
+from mimickit.envs.env_builder import build_env, check_files, make_env_config
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.rotations import exp_map_to_quat
 from tests.unit.fake_engine import FakeEngine, engine_config
@@ -196,7 +195,7 @@ def lowest_and_top(model: mujoco.MjModel, body_pos: np.ndarray, body_rot: np.nda
 
 @pytest.mark.parametrize("name", DEEPMIMIC)
 def test_feet_reach_the_ground_in_init_pose(name):
-    settings = load_yaml(ROOT / f"data/envs/deepmimic_{name}_env.yaml")
+    settings = load_layered(ROOT / f"data/envs/deepmimic_{name}_env.yaml")
     character = Character.load(ROOT / settings["char_file"])
     pose = torch.tensor(settings["init_pose"])
     pos, turn = character.forward_kinematics(pose[:3], exp_map_to_quat(pose[3:6]), character.dof_to_rot(pose[6:]))
@@ -236,7 +235,7 @@ def test_sword_and_shield_are_the_humanoid_plus_wrist_and_weapons():
 
 @pytest.mark.parametrize("name", ["humanoid", *DEEPMIMIC])
 def test_no_shapes_overlap_at_rest(name):
-    file = str(ROOT / load_yaml(ROOT / f"data/envs/deepmimic_{name}_env.yaml")["char_file"])
+    file = str(ROOT / load_layered(ROOT / f"data/envs/deepmimic_{name}_env.yaml")["char_file"])
     model = mujoco.MjModel.from_xml_path(file)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -245,7 +244,7 @@ def test_no_shapes_overlap_at_rest(name):
 
 @pytest.mark.parametrize("name", ["humanoid", *DEEPMIMIC])
 def test_contact_capacity_was_measured(name):
-    file = Path(load_yaml(ROOT / f"data/envs/deepmimic_{name}_env.yaml")["char_file"])
+    file = Path(load_layered(ROOT / f"data/envs/deepmimic_{name}_env.yaml")["char_file"])
     assert contact_capacity(file, load_engine_config(ROOT / "data/engines/newton_engine.yaml"))[1]
 
 
@@ -279,7 +278,7 @@ def still_clip(path: Path, settings: dict) -> Path:
 
 
 def make(name: str, tmp_path: Path, **changes):
-    settings = load_yaml(ROOT / f"data/envs/{name}_env.yaml")
+    settings = load_layered(ROOT / f"data/envs/{name}_env.yaml")
     settings["char_file"] = str(ROOT / settings["char_file"])
     settings["motion_file"] = str(still_clip(tmp_path / "still.pkl", settings))
     for item in settings.get("objects", []):
@@ -318,7 +317,7 @@ def test_mistakes_in_objects_are_told(tmp_path):
         make("vault_humanoid", tmp_path, objects=[{"file": "a.xml", "pos": [0, 0, 0], "rott": [0, 0, 0, 1]}])
     with pytest.raises(AssetMissingError, match=r"object .*no_box\.xml"):
         make("vault_humanoid", tmp_path, objects=[{"file": "no_box.xml", "pos": [0, 0, 0]}] * 2)
-    settings = load_yaml(ROOT / "data/envs/vault_humanoid_env.yaml")
+    settings = load_layered(ROOT / "data/envs/vault_humanoid_env.yaml")
     del settings["objects"]
     with pytest.raises(UserError, match="missing key 'objects'"):
         check_files(make_env_config(settings, "vault.yaml"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mimickit
 from mimickit import catalog, commands, run
 from mimickit.cases import TUNED_WORLDS, all_cases, tuned_worlds, with_variant
 from mimickit.commands import read_args
@@ -130,6 +131,14 @@ def test_a_run_goes_on(trained):
     assert args["devices"] == ("cpu",) and args["max_samples"] == 30_000_000
 
 
+def test_the_environment_of_a_run(trained, monkeypatch):
+    """As it was trained in, with its ``--set``."""
+    monkeypatch.setattr("mimickit.envs.env_builder.build_env", lambda env, engine, num_envs, device: (env, engine))
+    env, engine = mimickit.make(str(trained), device="cpu", overrides=["engine.sim_freq=120"])
+    assert (env.episode_length, engine.sim_freq) == (3, 120)
+    assert env.source == str(trained / "env_config.yaml")
+
+
 def test_a_film_or_a_window(trained, monkeypatch):
     film = arguments(f"view {trained}")
     assert film["video"] and not film["visualize"]
@@ -149,8 +158,8 @@ def test_a_film_or_a_window(trained, monkeypatch):
     ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
     ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
     ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
-    ("train view_motion_g1", "this case shows something and learns nothing; try mimickit view view_motion_g1"),
-    ("test .", ". is no folder of a training: it has no run_config.yaml"),
+    ("train view_motion_g1", "this case has nothing to learn; try mimickit view view_motion_g1"),
+    ("test .", ". is not the folder of a training: it has no run_config.yaml"),
     ("train amp_g1 --num_env 3", "unknown flag --num_env (command line) (did you mean '--num_envs'?)"),
     ("train amp_g1 --arg_file b", "--arg_file names a case too"),
 ])
@@ -173,7 +182,9 @@ def test_show_names_the_file_of_every_value():
     rows = {line.split()[0]: line.split()[1:] for line in catalog.configuration(arguments(
         f"show {CASE} --set env.rand_reset=false engine.sim_freq=120")).splitlines() if len(line.split()) == 3}
     assert rows["steps_per_iter"] == ["8", str(SHIPPED / "data/agents/tuned.yaml")]
-    assert rows["discount"] == ["0.99", str(SHIPPED / AGENT)]
+    assert rows["discount"] == ["0.99", str(SHIPPED / "data/agents/base/policy.yaml")]
+    assert rows["pose_termination"] == ["true", str(SHIPPED / "data/envs/base/tracking.yaml")]
+    assert rows["char_file"][1] == str(SHIPPED / "data/envs/base/humanoid.yaml")
     assert rows["rand_reset"] == ["false", "--set"] and rows["sim_freq"] == ["120", "--set"]
     assert rows["actor_optimizer.weight_decay"] == ["0.0", "default"]
 

@@ -1,11 +1,15 @@
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from pydantic import model_validator
 
 from mimickit import config
-from mimickit.config import Config, build, layers, load_layered, load_yaml
+from mimickit.config import Config, build, layers, load_layered, load_yaml, merge
+from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Optimizer(Config):
@@ -94,6 +98,29 @@ def test_files_may_stand_on_others(tmp_path):
     assert [file.stem for file, _ in layers(tmp_path / "d.yaml")] == ["a", "b", "c", "d"]
 
 
+def test_a_file_elsewhere_may_stand_on_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: data/envs/amp_humanoid_env.yaml\nepisode_length: 5")
+    shipped = load_layered(locate("data/envs/amp_humanoid_env.yaml"))
+    assert load_layered(tmp_path / "mine.yaml") == {**shipped, "episode_length": 5} != shipped
+
+
+def leaves(data, above=""):
+    for key, value in data.items():
+        yield from leaves(value, f"{above}{key}.") if isinstance(value, dict) else [(f"{above}{key}", value)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_file_gives_differences_only(path):
+    own = load_yaml(path)
+    bases = own.pop("base", [])
+    before = {}
+    for name in [bases] if isinstance(bases, str) else bases:
+        before = merge(before, load_layered(path.parent / name))
+    known = dict(leaves(before))
+    assert [key for key, value in leaves(own) if known.get(key, ...) == value] == []
+
+
 def test_every_layer_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text("x: 1")
     (tmp_path / "b.yaml").write_text("base: a.yaml")
@@ -105,7 +132,7 @@ def test_every_layer_is_read_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "kind", "message"), [
     ("base: other.yaml", UserError, r"other\.yaml: base this\.yaml stands on this file itself"),
-    ("base: 3", UserError, r"this\.yaml: key 'base' = 3 must be the name of a file beside it"),
+    ("base: 3", UserError, r"this\.yaml: key 'base' = 3 must be the name of a file, or a list of names"),
     ("base: [gone.yaml]", AssetMissingError, r"not found: .*gone\.yaml"),
 ])
 def test_wrong_bases(tmp_path, text, kind, message):

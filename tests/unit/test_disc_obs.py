@@ -5,8 +5,8 @@ import torch
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.disc_obs import frames_of, prior_observation, tracking_observation
-from mimickit.envs.parts import CharState
+from mimickit.envs.disc_obs import ClipWindows, prior_observation, tracking_observation
+from mimickit.envs.terms import CharState
 from mimickit.util.failures import UserError
 from mimickit.util.rotations import quat_mul
 from tests.unit.env_case import make_env, write_clip
@@ -30,7 +30,7 @@ def window():
         root_vel=old.root_vel * 1.1, root_ang_vel=old.root_ang_vel * 1.2,
         body_pos=torch.stack([old.root_pos[:, 0:] + step, old.body_pos[:, 1] + key_step], dim=1),
     )
-    return frames_of(CharState(*(torch.stack([a, b], dim=1) for a, b in zip(old, new, strict=True))))
+    return CharState(*(torch.stack([a, b], dim=1) for a, b in zip(old, new, strict=True)))
 
 
 def close(found, expected):
@@ -96,7 +96,7 @@ def test_smp_size(tmp_path):
 
 
 def history_of(env):
-    return next(part for part in env.parts if hasattr(part, "frames"))
+    return env.terms.memory["history"]
 
 
 def hold(env) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_history_begins_with_the_clip_and_then_follows_the_character(tmp_path):
     clip = write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP, frames=31)
     env = make_env("amp", num_envs=2, motion_file=clip)
     history = history_of(env)
-    start = env.source.start.clone()
+    start = env.terms.reference.start.clone()
     times = start[:, None] - torch.arange(9, -1, -1) * DT
     torch.testing.assert_close(history.frames().root_pos[..., 0], 0.5 * times.clamp(min=0.0), atol=1e-5, rtol=0)
     moving = (times >= 0).unsqueeze(-1)  # before its beginning a clip that stops stands still
@@ -120,6 +120,14 @@ def test_history_begins_with_the_clip_and_then_follows_the_character(tmp_path):
     torch.testing.assert_close(history.frames().body_pos[:, 9], env.engine.body_pos)
 
 
+def test_a_window_of_a_clip_ends_at_the_time_asked(tmp_path):
+    env = make_env("amp", num_envs=1, motion_file=write_clip(tmp_path / "clip.pkl", loop=LoopMode.CLAMP, frames=31))
+    windows, times = ClipWindows(env.scene, 10), torch.tensor([0.5, 0.9])
+    found = windows.ending(torch.zeros(2, dtype=torch.long), times).root_pos[..., 0]
+    expected = 0.5 * (times[:, None] - torch.arange(9, -1, -1) * DT)  # the clip goes 0.5 m/s
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_only_reset_environments_get_a_new_past(tmp_path):
     env = make_env("amp", num_envs=2, motion_file=write_clip(tmp_path / "clip.pkl"))
     env.step(hold(env))
@@ -130,7 +138,7 @@ def test_only_reset_environments_get_a_new_past(tmp_path):
     env.step(hold(env))
     assert env.done.tolist() == [0, DoneFlag.TIME]
     torch.testing.assert_close(history.frames().root_pos[0, :9], kept[1:])
-    times = env.source.start[1] - torch.arange(9, -1, -1) * DT
+    times = env.terms.reference.start[1] - torch.arange(9, -1, -1) * DT
     torch.testing.assert_close(history.frames().root_pos[1, :, 0], 0.5 * times, atol=1e-5, rtol=0)
     # what learning sees of the finished episode is its last state, not the new one
     assert env.info["disc_obs"][1].view(10, 142)[:, 0].tolist() == pytest.approx(
@@ -155,8 +163,8 @@ def test_demonstrations_are_spread_over_the_clip(tmp_path, rand_reset):
 
 def test_add_compares_the_same_instant(tmp_path):
     env = make_env("add", num_envs=3, motion_file=write_clip(tmp_path / "clip.pkl"))
-    torch.testing.assert_close(env.source.look(torch.zeros(3))[0].now.root_pos, env.engine.root_pos)
-    ref = env.character.rot_to_dof(env.source.look(torch.full((3,), DT))[0].now.joint_rot)
+    torch.testing.assert_close(env.terms.reference.lookup(torch.zeros(3))[0].now.root_pos, env.engine.root_pos)
+    ref = env.character.rot_to_dof(env.terms.reference.lookup(torch.full((3,), DT))[0].now.joint_rot)
     env.step(ref)  # the engine without physics takes the dofs there at once, and the root glides
     difference = env.info["disc_obs_demo"] - env.info["disc_obs"]
     no_dof_vel = difference.view(3, 172)[:, :144]
@@ -168,13 +176,13 @@ def test_add_compares_the_same_instant(tmp_path):
 def test_default_pose_starts(tmp_path):
     torch.manual_seed(0)
     env = make_env("ase", num_envs=400, motion_file=write_clip(tmp_path / "clip.pkl"), default_reset_prob=0.3)
-    still = env.source.still
+    still = env.terms.reference.still
     assert 0.2 < still.float().mean() < 0.4
     heights = env.engine.root_pos[:, 2]
     torch.testing.assert_close(heights[still], torch.full_like(heights[still], 0.882416))
     assert not env.engine.root_vel[still].any() and not env.engine.dof_vel[still].any()
     torch.testing.assert_close(heights[~still], torch.full_like(heights[~still], 0.9))
-    assert env.source.buffers()["start"].max() > 0.9
+    assert env.terms.reference.buffers()["start"].max() > 0.9
     frames = history_of(env).frames()
     past = frames.root_pos[still]
     torch.testing.assert_close(past, past[:, -1:].expand_as(past))  # not the clip's past
@@ -185,8 +193,8 @@ def test_default_pose_starts_towards_the_clip(tmp_path):
     """Only the beginning is the pose: the targets are the drawn clip's from the first observation on."""
     env = make_env("ase", num_envs=50, motion_file=write_clip(tmp_path / "clip.pkl"), default_reset_prob=1.0,
                    enable_tar_obs=True, tar_obs_steps=[1, 2])
-    _, fresh = env.source.look(torch.zeros(50))
-    begin, targets = fresh.frames.root_pos[:, 0], fresh.frames.root_pos[:, 1:]
+    _, start = env.terms.reference.lookup(torch.zeros(50))
+    begin, targets = start.frames.root_pos[:, 0], start.frames.root_pos[:, 1:]
     torch.testing.assert_close(begin[:, 2], torch.full((50,), 0.882416))
     torch.testing.assert_close(targets[..., 2], torch.full((50, 2), 0.9))
     assert (targets[:, 1] - targets[:, 0]).abs().amax() > 1e-3  # which goes on
@@ -246,4 +254,4 @@ def test_a_broken_environment_does_not_poison_what_is_learned_from(tmp_path):
     assert not env.info["disc_obs"][0].any() and env.info["disc_obs"][1].any()
     env.step(hold(env))
     assert torch.isfinite(env.info["disc_obs"]).all() and env.info["disc_obs"][0].any()
-    assert all(torch.isfinite(frames).all() for frames in history_of(env).frames())
+    assert torch.isfinite(history_of(env).buffers()["frames"]).all()

@@ -11,8 +11,8 @@ from torch import nn
 from mimickit.anim.motion import LoopMode
 from mimickit.config import build
 from mimickit.envs.base import EnvMode
-from mimickit.envs.disc_obs import Frames
 from mimickit.envs.similarity import MotionSimilarity
+from mimickit.envs.terms import CharState
 from mimickit.learning import rl_math
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import DummyConfig, OptimizerConfig
@@ -189,17 +189,18 @@ def largest_error(dist, clip):
 def similarity(dist, clip):
     """Six characters doing different things, three a process: the same figures as of all six in one."""
     env = make_env("amp", num_envs=1, motion_file=clip)
-    windows = next(part for part in env.parts if hasattr(part, "frames"))._windows
+    windows = env.terms.memory["history"].windows
     every = windows.ending(torch.zeros(6, dtype=torch.int64), torch.tensor([0.3, 0.4, 0.45, 0.8, 0.9, 1.0]))
 
     def figures(who, among):
         count = who.stop - who.start
-        history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: Frames(*(x[who] for x in every)))
-        env.parts = [MotionSimilarity(history, windows, count, env.dt)]
+        history = SimpleNamespace(num_steps=windows.num_steps, frames=lambda: CharState(*(x[who] for x in every)))
+        metric = MotionSimilarity(history, windows, count, env.dt)
+        env.terms.metrics = {"similarity": metric}
         env.set_mode(EnvMode.TEST)
         yes, flags = torch.ones(count, dtype=torch.bool), torch.full((count,), 3, dtype=torch.int32)
-        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.measure_sums())
-        env.parts[0].measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
+        record = EpisodeRecord(count, "cpu", per_env=1, metrics=env.metric_sums())
+        metric.measure(SimpleNamespace(time=torch.full((count,), 1.0)), flags, yes)
         record.update(torch.ones(count), flags)
         found = [mean_values(record, env, among) for _ in range(2)]
         assert found[0] == found[1]  # to read them changes nothing

@@ -33,8 +33,8 @@ def test_environment():
     assert driven[:, 0].tolist() == [0, 1, 2, 3] and driven[:, 1].tolist() == [0, 1, 2, 3]
     torch.testing.assert_close(env.engine.command.diagonal(), env.action_high[:4], atol=1e-4, rtol=0)
     assert (env.reward == 1).all() and (env.done == DoneFlag.NULL).all()
-    assert env.diagnostics()["pose_err"] < 1e-3  # the fake engine obeys at once
-    assert env.diagnostics()["command_size"] > 0.5
+    assert env.metrics()["pose_err"] < 1e-3  # the fake engine obeys at once
+    assert env.metrics()["command_size"] > 0.5
 
 
 def test_a_joint_that_does_not_move_is_noticed():
@@ -43,7 +43,7 @@ def test_a_joint_that_does_not_move_is_noticed():
     env.engine.spec = type(env.engine.spec)(env.engine.spec.char_file, fixed_root=True, motors=False)
     for _ in range(60):
         env.step(torch.zeros(4, 28))
-    measures = env.diagnostics()
+    measures = env.metrics()
     assert measures["pose_err"].item() == pytest.approx(measures["command_size"].item())
     assert measures["pose_err"] > 0.5
 
@@ -65,4 +65,4 @@ def test_hinges_are_asked_for_no_more_than_their_limits():
     for _ in range(31):
         env.step(torch.zeros(28, 28))
     assert env.engine.command[knee, knee] > model.dof_high[knee] + 0.1, "the action box is wider than the limits"
-    assert env.diagnostics()["pose_err"] < 1e-3
+    assert env.metrics()["pose_err"] < 1e-3

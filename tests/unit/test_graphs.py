@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mimickit.util.graphs import Beside, Graphed
+from mimickit.util.graphs import Graphed, SideStreamGraph
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -61,7 +61,7 @@ def test_what_runs_beside_sees_what_came_before_and_is_seen_after(device):
     torch.manual_seed(0)
     expected = [torch.rand(3, device=device) for _ in range(4)]
     torch.manual_seed(0)
-    beside = Beside(fn, device)
+    beside = SideStreamGraph(fn, device)
     meanwhile = torch.ones(1 << 20, device=device)
     for k in range(4):
         x.fill_(float(k))

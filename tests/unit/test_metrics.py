@@ -77,10 +77,10 @@ class FixedLengths:
         self.done.copy_(3 * (self.age >= self.lengths).int())
         self.age *= self.done == 0
 
-    def diagnostics(self):
+    def metrics(self):
         return {"root_pos_err": torch.tensor(0.25)}
 
-    def measure_sums(self):
+    def metric_sums(self):
         return {}
 
     def health(self):
@@ -201,10 +201,10 @@ class Measured(FixedLengths):
         self.count += 1
         self.done[0] = int(self.done[0] != 0)
 
-    def measure_sums(self):
+    def metric_sums(self):
         return {"err": (self.total, self.count), "never": (self.total, torch.zeros_like(self.total))}
 
-    def diagnostics(self):
+    def metrics(self):
         return {"err": (self.total / self.count).mean(), "never": torch.tensor(math.nan), "other": torch.tensor(7.0)}
 
 

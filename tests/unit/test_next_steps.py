@@ -45,7 +45,7 @@ def test_after_a_training(request_in):
 
 def test_after_an_interrupted_training(request_in):
     _, _, go_on = next_steps.after_training(request_in, "interrupted")
-    args = run_folder.choose(read(go_on, "go on"))
+    args = run_folder.choose(read(go_on, "continue"))
     assert args["resume"] == args["out_dir"] == str(request_in.out_dir)
     assert (args["max_samples"], args["rand_seed"], "overwrite" in args) == (1_000_000, 3, False)
 
@@ -61,7 +61,8 @@ def test_a_command_is_followed_by_commands(request_in):
     short = replace(request_in, args=request_in.args.named("train", "deepmimic_humanoid_ppo"))
     folder = shlex.quote(str(request_in.out_dir))
     said = [line.partition(": python mimickit/run.py ")[::2] for line in next_steps.after_training(short, "budget")[2:]]
-    assert said == [("go on", f"train {folder}"), ("test", f"test {folder}"), ("film", f"view {folder} --video true")]
+    assert said == [("continue", f"train {folder}"), ("test", f"test {folder}"),
+                    ("film", f"view {folder} --video true")]
     tested = replace(request_in, args=request_in.args.named("test", "my run"))
     assert next_steps.after_test(tested, None)[1] == "film: python mimickit/run.py view 'my run' --video true"
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from mimickit import run
-from mimickit.config import load_yaml
+from mimickit.config import load_layered
 from mimickit.learning.config import OptimizerConfig, convert_agent_file, parse_agent_config, present_layout
 from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
@@ -33,7 +33,7 @@ def older(data, **changes):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_older_files_of_every_method(path):
-    present = load_yaml(path)
+    present = load_layered(path)
     data, told = present_layout(older(present), "old.yaml")
     config, now = parse_agent_config(older(present), "old.yaml"), parse_agent_config(present)
     assert config == parse_agent_config(data) and type(config) is type(now)
@@ -55,7 +55,7 @@ def test_mapped_optimizers_step_as_the_summed_loss_did(kind):
     weight, given = 5.0, {"type": kind, "learning_rate": 0.01, "weight_decay": 0.1, "grad_clip": 3.0}
     if kind == "Adam":
         given["grad_clip"] = 0.0  # AdamW's steps do not depend on the size of the loss but for this bound
-    present, _ = present_layout(older(load_yaml(FILES[0]), optimizer=given, critic_loss_weight=weight), "old.yaml")
+    present, _ = present_layout(older(load_layered(FILES[0]), optimizer=given, critic_loss_weight=weight), "old.yaml")
     parameters = []
     for config, factor in ((given, weight), (present["critic_optimizer"], 1.0)):
         parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -69,7 +69,7 @@ def test_mapped_optimizers_step_as_the_summed_loss_did(kind):
 
 
 def test_present_keys_win_and_leftovers_are_told():
-    present = load_yaml(FILES[0])
+    present = load_layered(FILES[0])
     data, told = present_layout({**present, "critic_loss_weight": 1.0}, "x.yaml")
     assert data == present and told.endswith("critic_loss_weight not used")
     data, _ = present_layout(older(present, critic_epochs=2, disc_batch_size=2), "x.yaml")
@@ -85,16 +85,16 @@ def test_present_keys_win_and_leftovers_are_told():
 ])
 def test_mistakes_in_older_files(changes, message):
     with pytest.raises(UserError, match=message):
-        parse_agent_config(older(load_yaml(FILES[0]), **changes), "x.yaml")
+        parse_agent_config(older(load_layered(FILES[0]), **changes), "x.yaml")
 
 
 def test_the_converter(tmp_path, capsys):
     old, new = tmp_path / "old.yaml", tmp_path / "old_converted.yaml"
-    old.write_text(yaml.safe_dump(older(load_yaml(FILES[0])), sort_keys=False))
+    old.write_text(yaml.safe_dump(older(load_layered(FILES[0])), sort_keys=False))
     assert run.main(["convert-agent", str(old)]) == 0
     assert "is read as: actor_optimizer {type: SGD" in capsys.readouterr().out
-    assert parse_agent_config(load_yaml(new)) == parse_agent_config(load_yaml(old))
-    assert present_layout(load_yaml(new), "")[1] is None and new.read_text().startswith(f"# {old} has the layout")
+    assert parse_agent_config(load_layered(new)) == parse_agent_config(load_layered(old))
+    assert present_layout(load_layered(new), "")[1] is None and new.read_text().startswith(f"# {old} has the layout")
     assert run.main(["convert-agent", str(old)]) == 2
     assert f"{new} exists" in capsys.readouterr().err
     with pytest.raises(UserError, match="has the present layout"):

@@ -13,6 +13,7 @@ from mimickit.learning.metrics import Metric
 from mimickit.learning.rl_math import action_reg_loss, gaussian_entropy, gaussian_log_prob
 from mimickit.learning.rollout import MinibatchSampler
 from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.failures import UserError
 from tests.contract.toy_env import AGENT_CONFIG
 from tests.two_processes import in_two_processes
 from tests.unit.method_case import StillEnv, config
@@ -197,13 +198,13 @@ class Episodes(StillEnv):
         self.done.copy_(torch.where(self.steps >= self.lengths, int(DoneFlag.TIME), int(DoneFlag.NULL)))
         self.steps.masked_fill_(self.done != DoneFlag.NULL, 0)
 
-    def diagnostics(self):
+    def metrics(self):
         return {"miss": self.miss.sum() / self.count.sum()}
 
-    def measure_sums(self):
+    def metric_sums(self):
         return {"miss": (self.miss, self.count)}
 
-    def pooled_diagnostics(self, dist):
+    def pooled_metrics(self, dist):
         return {}
 
     def health(self):
@@ -262,3 +263,49 @@ def agents_of_two(dist):
 
 def test_two_processes():
     in_two_processes(agents_of_two)
+
+
+# --- noise that falls, values that follow slowly ----------------------------------------------------------------------
+
+
+def test_the_noise_of_an_iteration_is_that_of_its_samples():
+    env = StillEnv(20_000)
+    model = config("PPO").model.model_dump() | {"action_std": 0.4}
+    agent = ppo_agent(env, model=model, action_std_end=0.1, std_anneal_samples=1000.0)
+    for samples, expected in ((0, 0.4), (500, 0.2), (2000, 0.1)):
+        agent.start_iteration(samples)
+        agent.act(0)
+        assert agent.action.std() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"action_std_end": 0.1}, "belong together"), ({"std_anneal_samples": 5.0}, "belong together"),
+    ({"action_std_end": 0.1, "std_anneal_samples": 5.0,
+      "model": config("PPO").model.model_dump() | {"actor_std_type": "CONSTANT"}}, "needs model.actor_std_type FIXED"),
+])
+def test_noise_that_cannot_fall(keys, message):
+    with pytest.raises(UserError, match=message):
+        config("PPO", **keys)
+
+
+def test_values_come_from_an_averaged_critic():
+    agent = ppo_agent(StillEnv(4), critic_ema_decay=0.75)
+    critic, bias = agent._model, agent._model._critic_out.bias
+
+    def values():
+        rollout, outcome = agent._rollout, agent._outcome
+        rollout["input"][:], outcome["next_obs"][:] = 0.0, 0.0
+        return agent._values()[0]
+
+    before = values().clone()
+    torch.testing.assert_close(before, critic.value(torch.zeros_like(agent._rollout["input"])).detach())
+    with torch.no_grad():
+        bias.add_(8.0)
+    torch.testing.assert_close(values(), before)  # what learns is not yet what is believed
+    for expected in (2.0, 3.5):  # a quarter of the way each
+        agent.averaged_critic.update(critic)
+        torch.testing.assert_close(values(), before + expected)
+    agent.model_loaded()
+    torch.testing.assert_close(values(), before + 8.0)
+    assert not any(name.startswith("averaged") for name in agent.model_tensors())
+    assert any(name.startswith("averaged_critic.") for name in agent.state_dict())

@@ -16,6 +16,7 @@ import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mimickit import request, run
+from mimickit.config import load_layered
 from mimickit.learning.config import DummyConfig, parse_agent_config
 from mimickit.util.args import Args
 from mimickit.util.distributed import Distributed
@@ -79,7 +80,7 @@ def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, ca
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(run, "join", lambda request: Distributed.single())
     monkeypatch.setattr(run, "run_stage", lambda request, dist: request.engine.sim_freq)
-    data = yaml.safe_load((ROOT / AGENT).read_text())
+    data = load_layered(ROOT / AGENT)
     older = {key: value for key, value in data.items() if not key.startswith(("actor", "critic"))}
     older |= {"optimizer": {"type": "SGD", "learning_rate": 1e-4}, "update_epochs": 5, "batch_size": 4}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(older))
@@ -119,7 +120,7 @@ def test_wrong_overrides(refused, assignments, message):
 
 
 def test_a_files_own_mistake_is_not_blamed_on_an_override(refused, tmp_path):
-    data = yaml.safe_load((ROOT / ENV).read_text()) | {"episode_lenght": 3}
+    data = load_layered(ROOT / ENV) | {"episode_lenght": 3}
     (tmp_path / "env.yaml").write_text(yaml.safe_dump(data))
     text = refused("--env_config", str(tmp_path / "env.yaml"), "--set", "env.global_obs=true")
     assert text.endswith("env.yaml: unknown key 'episode_lenght' (did you mean 'episode_length'?)")
@@ -162,7 +163,7 @@ def warnings_of(capsys, mode, agent, info=(), argv=()):
 
 
 def test_warnings_about_pointless_runs(capsys):
-    ppo, amp = (parse_agent_config(yaml.safe_load((ROOT / file).read_text()))
+    ppo, amp = (parse_agent_config(load_layered(ROOT / file))
                 for file in (AGENT, "data/agents/amp_humanoid_agent.yaml"))
     assert "no --model_file: testing a policy that has learned nothing" in warnings_of(capsys, "test", ppo)
     assert "agent PPO does not use the style data" in warnings_of(capsys, "train", ppo, ["disc_obs"])
@@ -170,7 +171,7 @@ def test_warnings_about_pointless_runs(capsys):
     assert warnings_of(capsys, "test", DummyConfig()) == warnings_of(capsys, "train", amp, ["disc_obs"]) == ""
 
 
-def test_the_agent_file_in_the_run_folder_stands_alone(tmp_path, monkeypatch):
+def test_files_in_the_run_folder_stand_alone(tmp_path, monkeypatch):
     """Written from what was read once: without ``base`` and without overrides."""
     monkeypatch.chdir(ROOT)
     (tmp_path / "agent.yaml").write_text(f"base: {os.path.relpath(ROOT / AGENT, tmp_path)}\nsteps_per_iter: 7\n")
@@ -180,7 +181,8 @@ def test_the_agent_file_in_the_run_folder_stands_alone(tmp_path, monkeypatch):
     assert (given.agent.steps_per_iter, given.agent.iters_per_output) == (7, 3)
     run.save_configuration(given, None, SimpleNamespace(world_size=1))
     written = yaml.safe_load((tmp_path / "out/agent_config.yaml").read_text())
-    assert written == yaml.safe_load((ROOT / AGENT).read_text()) | {"steps_per_iter": 7}
+    assert written == load_layered(ROOT / AGENT) | {"steps_per_iter": 7}
+    assert yaml.safe_load((tmp_path / "out/env_config.yaml").read_text()) == load_layered(ROOT / ENV)
 
 
 def test_a_test_without_end_says_so(capsys, monkeypatch):

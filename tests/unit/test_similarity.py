@@ -31,12 +31,12 @@ def env(tmp_path):
 
 
 def windows_of(env) -> ClipWindows:
-    return next(part for part in env.parts if hasattr(part, "frames"))._windows
+    return env.terms.memory["history"].windows
 
 
 def clip_command(env, ahead: float = DT) -> torch.Tensor:
     """Dofs of the clip at the end of the next step; the engine without physics takes them on at once."""
-    return env.character.rot_to_dof(env.source.look(env.steps * env.dt + ahead)[0].now.joint_rot)
+    return env.character.rot_to_dof(env.terms.reference.lookup(env.steps * env.dt + ahead)[0].now.joint_rot)
 
 
 def test_snippets_do_not_know_place_and_heading(env):
@@ -85,7 +85,7 @@ def measured(env, steps: int, command) -> dict[str, float]:
     env.set_mode(EnvMode.TEST)
     for _ in range(steps):
         env.step(command(env))
-    return {name: value.item() for name, value in env.diagnostics().items()}
+    return {name: value.item() for name, value in env.metrics().items()}
 
 
 def test_following_the_clip_is_near_it_and_covers_it(env):
@@ -116,7 +116,7 @@ def test_the_past_given_by_the_clip_does_not_count(env):
 def test_every_diagnostic_is_a_mean_or_knows_how_processes_pool_it(tmp_path, name):
     env = make_env(name, num_envs=2, motion_file=write_clip(tmp_path / "clip.pkl"))
     found = measured(env, 12, lambda e: torch.zeros(2, len(e.action_low)))
-    pooled = env.pooled_diagnostics(Distributed.single("cpu"))
-    means = env.measure_sums()
+    pooled = env.pooled_metrics(Distributed.single("cpu"))
+    means = env.metric_sums()
     assert found and set(found) == set(pooled) | set(means) and not set(pooled) & set(means)
     assert {key: value.item() for key, value in pooled.items()} == {key: found[key] for key in pooled}

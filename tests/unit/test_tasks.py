@@ -74,7 +74,7 @@ def steering(tmp_path, num_envs=2, **changes):
 
 
 def goal_of(env):
-    return next(part for part in env.parts if part.markers())
+    return env.terms.memory["goal"]
 
 
 def hold(env):
@@ -102,7 +102,7 @@ def test_targets_change_when_their_time_is_over_and_with_episodes(tmp_path):
     assert new == [False, True, False, False, True, False]  # with steps 3 and 6
     kept = goal.target[0].clone()
     env.steps[1] = 10_000
-    goal._schedule.change[:] = 1e6
+    goal.change[:] = 1e6
     env.step(hold(env))
     assert env.done.tolist() == [0, DoneFlag.TIME]
     assert torch.equal(goal.target[0], kept) and not torch.equal(goal.target[1], targets[-1][1])
@@ -124,15 +124,15 @@ def test_location_measures(tmp_path):
     place = env.engine.root_pos[:, :2].clone()
     goal.target.copy_(place + torch.tensor([[0.0, 0.3], [0.0, 0.3], [0.0, 8.0], [0.0, 8.0]]))
     env.step(hold(env))
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["goal_err"].item() == pytest.approx((0.3 + 8.0) / 2, abs=0.02)
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)
     assert math.isnan(found["success_rate"])  # no target is over yet
-    goal._schedule.change[:3] = 0.0  # three targets change: two were reached
+    goal.change[:3] = 0.0  # three targets change: two were reached
     env.step(hold(env))
-    assert env.diagnostics()["success_rate"].item() == pytest.approx(2 / 3)
+    assert env.metrics()["success_rate"].item() == pytest.approx(2 / 3)
     env.set_mode(EnvMode.TEST)
-    assert math.isnan(env.diagnostics()["goal_err"])
+    assert math.isnan(env.metrics()["goal_err"])
 
 
 def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
@@ -148,15 +148,15 @@ def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
     env.engine.step = fall
     env.step(hold(env))
     assert env.done.tolist() == [DoneFlag.FAIL, DoneFlag.TIME]
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["success_rate"] == 0.0  # of one target
-    assert goal_of(env)._success.count.sum() == 1
+    assert env.terms.metrics["success_rate"].means.count.sum() == 1
     assert found["fall_rate"] == 0.5
 
 
 def test_threshold_in_metres_is_an_option(tmp_path):
-    assert goal_of(location(tmp_path))._config.squared_threshold == 0.5
-    assert goal_of(location(tmp_path, dist_threshold_m=0.5))._config.squared_threshold == 0.25
+    assert goal_of(location(tmp_path)).config.squared_threshold == 0.5
+    assert goal_of(location(tmp_path, dist_threshold_m=0.5)).config.squared_threshold == 0.25
 
 
 def test_steering_goals(tmp_path):
@@ -179,7 +179,7 @@ def test_steering_measures(tmp_path):
     goal.direction.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     goal.speed.copy_(torch.tensor([0.8, 2.5]))  # the clip glides at 0.5 m/s: errors of 0.3 and 2 m/s
     env.step(hold(env))
-    found = env.diagnostics()
+    found = env.metrics()
     assert found["vel_err"].item() == pytest.approx(1.15, abs=1e-3)
     assert found["success_rate"].item() == 0.5
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)

@@ -1,11 +1,10 @@
-"""Why episodes end: each condition at its border, and which of them wins."""
+"""Why episodes end: each condition at its border."""
 
 import pytest
 import torch
 
-from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import steps_of
-from mimickit.envs.termination import contact_failure, pose_failure, set_flag
+from mimickit.envs.termination import contact_failure, pose_failure
 from mimickit.util.rotations import quat_mul, quat_rotate
 from tests.unit.tracking_case import S, T, rot, shifted
 
@@ -48,15 +47,6 @@ def test_one_body_suffices():
     lost = T._replace(body_pos=T.body_pos + torch.tensor([[[0.0, 0, 0], [0, 0.6, 0]]]))
     assert pose_failure(lost, T, 0.5, track_root=False, global_obs=True).item()
     assert not pose_failure(lost, T, 0.7, track_root=False, global_obs=True).item()
-
-
-def test_later_flags_overwrite_earlier_ones():
-    yes = torch.tensor([True])
-    flags = set_flag(torch.zeros(1, dtype=torch.int32), yes, DoneFlag.TIME)
-    flags = set_flag(flags, yes, DoneFlag.SUCC)
-    assert flags.item() == DoneFlag.SUCC
-    assert set_flag(flags, yes, DoneFlag.FAIL).item() == DoneFlag.FAIL
-    assert set_flag(flags, ~yes, DoneFlag.FAIL).item() == DoneFlag.SUCC
 
 
 @pytest.mark.parametrize(("seconds", "dt", "steps"), [(10.0, 1 / 30, 300), (20.0, 1 / 30, 600), (0.05, 1 / 30, 2),

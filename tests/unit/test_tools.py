@@ -121,8 +121,8 @@ def test_help_says_what_each_option_takes(program, capsys):
 
 
 def test_the_repair_in_the_documents_repairs(tmp_path, capsys):
-    section = (ROOT / "docs/clips.md").read_text().split("## Repair it")[1].split("\n## ")[0]
-    code = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    section = (ROOT / "docs/clips.md").read_text().split(". Repair it\n")[1].split("\n## ")[0]
+    code = "\n".join(block.split("```")[0] for block in section.split("```python\n")[1:])
     clip = load_motion(ROOT / "data/motions/humanoid/humanoid_walk.pkl")
     clip.frames[:, 2] -= 0.04
     clip.frames[-1, 8] += 0.2

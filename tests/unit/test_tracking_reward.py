@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mimickit.envs.tracking_reward import MEASURES, TrackingReward, reward_errors, tracking_errors
+from mimickit.envs.tracking_reward import MEASURES, reward_errors, tracking_errors, tracking_reward
 from mimickit.util.means import Means
 from mimickit.util.rotations import quat_diff_angle
 from tests.unit.tracking_case import KEY, S, T, shifted
@@ -23,17 +23,9 @@ TABLE = [  # track_root, height, pose, vel, root pose, root vel, key, reward
 ]
 
 
-class Moment:
-    """What a reward part looks at: a character and its reference."""
-
-    def __init__(self, char, ref):
-        self.char = char
-        self.ref = type("Ref", (), {"now": ref})
-
-
 def reward_of(char, ref, key=KEY, track_root=True, height=True):
-    part = TrackingReward(WEIGHTS, SCALES, key, JOINT_W, DOF_W, track_root, height)
-    return part.reward(Moment(char, ref)).item()
+    errors = reward_errors(char, ref, key, JOINT_W, DOF_W, track_root, height)
+    return tracking_reward(errors, WEIGHTS, SCALES).item()
 
 
 @pytest.mark.parametrize("row", TABLE)

@@ -60,7 +60,7 @@ def test_world(dataset):
 
 
 def test_a_looped_clip_may_accumulate_its_yaw(dataset):
-    assert [make_env("view_motion", motion_file=dataset, **keys).source._motions.accumulate_yaw
+    assert [make_env("view_motion", motion_file=dataset, **keys).scene.motions.accumulate_yaw
             for keys in ({}, {"accumulate_yaw": True})] == [False, True]
 
 
@@ -68,7 +68,7 @@ def test_engine_and_kinematics_agree(dataset):
     env = make_env("view_motion", motion_file=dataset)
     for _ in range(10):
         env.step(REST)
-    assert 0 <= env.diagnostics()["pose_err"].item() < 1e-5
+    assert 0 <= env.metrics()["pose_err"].item() < 1e-5
 
 
 def test_wrong_kinematics_are_noticed(dataset):
@@ -82,14 +82,14 @@ def test_wrong_kinematics_are_noticed(dataset):
     env.engine._kinematics = wrong
     for _ in range(3):
         env.step(REST)
-    assert env.diagnostics()["pose_err"].item() == pytest.approx(0.05, abs=1e-4)
+    assert env.metrics()["pose_err"].item() == pytest.approx(0.05, abs=1e-4)
 
 
 def test_an_engine_that_answers_nothing_is_noticed(dataset):
     env = make_env("view_motion", motion_file=dataset)
     env.engine._kinematics = lambda: None
     env.step(REST)
-    assert env.diagnostics()["pose_err"].item() > 0.5
+    assert env.metrics()["pose_err"].item() > 0.5
 
 
 def test_red_crosses_at_the_key_bodies(dataset):

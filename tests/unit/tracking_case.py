@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mimickit.envs.parts import CharState
+from mimickit.envs.terms import CharState
 from mimickit.util.rotations import axis_angle_to_quat, exp_map_to_quat, quat_mul
 
 KEY = torch.tensor([1])

@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mimickit.envs.env_builder import build_env
-from mimickit.envs.env_config import ENV_CONFIGS, check_files, load_env_config, make_env_config, merge_engine_config
+from mimickit.envs.env_builder import (
+    ENVS,
+    build_env,
+    check_files,
+    load_env_config,
+    make_env_config,
+    merge_engine_config,
+)
 from mimickit.util.failures import AssetMissingError, UserError
 from tests.unit.env_case import ROOT, make_env, settings, write_clip
 from tests.unit.fake_engine import FakeEngine, engine_config
@@ -32,7 +38,7 @@ def build_message(tmp_path, name="deepmimic", error=UserError, **changes) -> str
 def test_shipped_files_are_valid(path):
     config = load_env_config(path)
     assert config.source == str(path)
-    assert config.env_name in ENV_CONFIGS
+    assert config.env_name in ENVS
     assert not Path(config.char_file).is_absolute()
 
 
@@ -44,13 +50,13 @@ def test_shipped_deepmimic_values():
     scales = [config.reward_pose_scale, config.reward_vel_scale, config.reward_root_pose_scale,
               config.reward_root_vel_scale, config.reward_key_pos_scale]
     assert weights == [0.5, 0.1, 0.15, 0.1, 0.15] and scales == [0.25, 0.01, 5, 1, 10]
-    assert len(config.init_pose) == 34 and len(config.joint_err_w) == 14 and not config.log_diagnostics
+    assert len(config.init_pose) == 34 and len(config.joint_err_w) == 14 and not config.log_metrics
 
 
 def test_unknown_environment():
     text = message(env_name="deepmimik")
     assert "some_env.yaml" in text and "deepmimik" in text and "did you mean 'deepmimic'" in text
-    assert all(name in text for name in ENV_CONFIGS)
+    assert all(name in text for name in ENVS)
     assert "missing key 'env_name'" in message(drop=("env_name",))
 
 
@@ -78,7 +84,7 @@ def test_numbers_written_as_text_and_overrides(tmp_path):
     path = tmp_path / "env.yaml"
     path.write_text(yaml.safe_dump(settings("deepmimic", reward_vel_scale="1e-2")))
     config = load_env_config(path, {"episode_length": 5, "log_tracking_error": True})
-    assert (config.reward_vel_scale, config.episode_length, config.log_diagnostics) == (0.01, 5.0, True)
+    assert (config.reward_vel_scale, config.episode_length, config.log_metrics) == (0.01, 5.0, True)
 
 
 def test_missing_files_in_one_message(tmp_path):

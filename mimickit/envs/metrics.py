@@ -1,0 +1,97 @@
+"""What is measured in tests: means over steps or over episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mimickit.envs.base import DoneFlag
+from mimickit.envs.terms import StepState, Term
+from mimickit.util.distributed import Distributed
+from mimickit.util.means import Means
+
+if TYPE_CHECKING:
+    from mimickit.envs.scene import Scene
+
+
+class Metric:
+    """Means over samples of each environment; a subclass adds samples in :meth:`measure`.
+
+    Args:
+        names: what the means are called in logs.
+    """
+
+    def __init__(self, names: Sequence[str], num_envs: int, device: torch.device) -> None:
+        self.means = Means(tuple(names), num_envs, device)
+
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
+        """Add a step to the means. Runs inside a CUDA graph, before the environments that ended are reset.
+
+        Args:
+            done: [N] int32, the step's ``DoneFlag``.
+            valid: [N] bool; False where the state holds a NaN or infinity.
+        """
+
+    def pooled(self, dist: Distributed) -> dict[str, Tensor]:
+        """Metrics that are no means over samples, of all processes; reduces copies of the buffers. Collective."""
+        return {}
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.means.clear()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that must survive from step to step."""
+        return self.means.buffers()
+
+
+class StepMean(Metric):
+    """Means over all valid steps of a term [N, number of names]."""
+
+    def __init__(self, names: Sequence[str], term: Term, scene: Scene) -> None:
+        super().__init__(names, scene.num_envs, scene.device)
+        self._term = term
+
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
+        self.means.add(self._term(now), valid)
+
+
+class EndRate(Metric):
+    """Share of finished episodes for which ``test`` of their ``DoneFlag`` [N] is True."""
+
+    def __init__(self, name: str, test: Callable[[Tensor], Tensor], scene: Scene) -> None:
+        super().__init__((name,), scene.num_envs, scene.device)
+        self._test = test
+
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
+        self.means.add(self._test(done).to(now.time.dtype).unsqueeze(-1), done != DoneFlag.NULL)
+
+
+def success_rate(scene: Scene) -> EndRate:
+    """``success_rate``: share of finished episodes that did not fail."""
+    return EndRate("success_rate", lambda done: done != DoneFlag.FAIL, scene)
+
+
+def fall_rate(scene: Scene) -> EndRate:
+    """``fall_rate``: share of finished episodes that failed."""
+    return EndRate("fall_rate", lambda done: done == DoneFlag.FAIL, scene)
+
+
+class Largest(Metric):
+    """The largest value (0-d, at least 0) so far, which its owner keeps up to date."""
+
+    def __init__(self, name: str, value: Tensor) -> None:
+        super().__init__((), 0, value.device)
+        self._name, self._value = name, value
+
+    def pooled(self, dist: Distributed) -> dict[str, Tensor]:
+        return {self._name: dist.max_(self._value.clone())}
+
+    def clear(self) -> None:
+        self._value.zero_()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {"largest": self._value}
