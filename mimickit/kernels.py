@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a script: import the package, not the files beside this one
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimickit.request import Request, read_request
 from mimickit.util.alive import ALIVE

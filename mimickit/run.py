@@ -12,7 +12,9 @@ import os
 import sys
 
 if __name__ == "__main__":  # python mimickit/run.py: import the package, not the files beside this one
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if not sys.flags.safe_path:  # with it the first entry is not the folder of this file
+        del sys.path[0]
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     from mimickit.__main__ import console
 
     console()

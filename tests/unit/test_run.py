@@ -231,3 +231,12 @@ def test_an_interruption_of_the_imports_is_quiet():
         said = process.stderr.read()
         assert process.wait(60) == 130
     assert said.endswith("interrupted\n") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("file", ["mimickit/run.py", "mimickit/kernels.py"])
+def test_a_safe_path_keeps_what_pythonpath_names(tmp_path, file):
+    """With PYTHONSAFEPATH (``python -P``) the first entry of the path is not the program's folder."""
+    (tmp_path / "pydantic.py").write_text("raise SystemExit(7)")
+    done = subprocess.run([sys.executable, "-P", file, "--help"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 7, done.stderr
