@@ -67,6 +67,11 @@ class Case:
     def stages(self) -> tuple[str, ...]:
         return TRAIN_STAGES if self.trainable else VIEW_STAGES
 
+    @property
+    def train_stage(self) -> str:
+        """The stage whose model is tested."""
+        return self.stages[-3]
+
     def variants(self, root: Path, only: Sequence[str] = ()) -> dict[str, str]:
         """Agent configurations to try, in order: those of ``VARIANTS`` whose file exists, then ``default``.
 

@@ -42,13 +42,8 @@ class Attempt:
         return self.case.variants(self.settings.repo, self.settings.variants)[self.rung.variant]
 
     @property
-    def train_stage(self) -> str:
-        """The stage whose model is tested."""
-        return "long_train" if self.case.trainable else "bootstrap_train"
-
-    @property
     def model_file(self) -> Path:
-        return self.folder / self.train_stage / "model.pt"
+        return self.folder / self.case.train_stage / "model.pt"
 
     @property
     def train_values(self) -> list[str]:

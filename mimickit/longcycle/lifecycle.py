@@ -66,10 +66,10 @@ class CaseRun:
     def train(self) -> StageResult:
         """Go down the ladder until a rung trains to the end, or a failure ends the case's training."""
         if self.reused_row is not None:
-            return self._reused(self._train_stage)
+            return self._reused(self.case.train_stage)
         rungs = case_rungs(self.settings, self.case)
         history = self._earlier_memory_trials(rungs) if self.settings.resume_skip_status != "none" else []
-        result = StageResult(self._train_stage, "not_run")
+        result = StageResult(self.case.train_stage, "not_run")
         while (rung := ladder.next_rung(rungs, history)) is not None:
             self.attempt = self._attempt(rung)
             result = self._train_attempt()
@@ -100,10 +100,6 @@ class CaseRun:
         return verdict
 
     # ladder and resume
-
-    @property
-    def _train_stage(self) -> str:
-        return "long_train" if self.case.trainable else "bootstrap_train"
 
     def _state(self) -> CaseState:
         return self.ledger.state().case(self.case.name)

@@ -48,7 +48,7 @@ class RecordedCase:
         pass
 
     def train(self) -> StageResult:
-        return self.stages[self.case.stages[-3]]
+        return self.stages[self.case.train_stage]
 
     def test(self, trained: StageResult) -> StageResult:
         return self.stages["test"]

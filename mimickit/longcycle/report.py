@@ -129,7 +129,7 @@ def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str
         "test_return": row["test_return"], "gate_verdict": row["gate_verdict"], "gate_detail": row["gate_detail"],
     }
     for short in STAGE_COLUMNS:
-        stage = case.stages[-3] if short == "long" else STAGE_COLUMNS[short]
+        stage = case.train_stage if short == "long" else STAGE_COLUMNS[short]
         if stage in case.stages:
             found[stage] = {"1": "ok", "0": "failed"}.get(str(row[f"{short}_ok"]), "not_run")
             found[f"{stage}_elapsed_s"] = row[f"{short}_elapsed_s"]

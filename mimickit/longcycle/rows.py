@@ -22,7 +22,7 @@ def case_row(attempt: Attempt, stages: Mapping[str, StageResult], verdict: Verdi
         trained_s: s that ``long_train`` took in all sessions together.
     """
     settings, case = attempt.settings, attempt.case
-    train, relative = attempt.train_stage, settings.relative
+    train, relative = case.train_stage, settings.relative
     ran = {short: done for short, name in STAGE_COLUMNS.items()
            if (done := stages.get(train if short == "long" else name)) and done.outcome != "not_run"}
     learned, tested = (stages[name].result if name in stages else {} for name in (train, "test"))

@@ -1,7 +1,7 @@
 """Files that want to do more than be read: each is refused with a message that names it, and nothing in it runs.
 
 Clips: test_hostile_clips.py; bounds and nonsense in texts: test_hostile_texts.py, both beside this file. Document types
-and includes from outside: tests/unit/test_mjcf.py. ``--root-out``: tests/longcycle/test_runs.py.
+and includes from outside: tests/unit/anim/test_mjcf.py. ``--root-out``: tests/longcycle/test_runs.py.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ import numpy as np
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.engines.newton_model import build_world
-from tests.unit.test_urdf import robot, write
+from tests.unit.anim.test_urdf import robot, write
 
 
 def test_bodies_are_those_of_newtons_reader(tmp_path):

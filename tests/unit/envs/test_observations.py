@@ -12,7 +12,7 @@ from mimickit.envs.terms import CharState
 from mimickit.util.rotations import axis_angle_to_quat, exp_map_to_quat, quat_mul, quat_rotate
 from tests.unit.tracking_case import KEY, S, T, rot
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KEY_BODIES = ("head", "right_hand", "left_hand", "right_foot", "left_foot")
 
 

@@ -19,7 +19,7 @@ from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.rotations import exp_map_to_quat
 from tests.unit.fake_engine import FakeEngine, engine_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ASSETS = ROOT / "data/assets"
 PI = math.pi
 

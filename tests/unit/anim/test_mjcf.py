@@ -10,7 +10,7 @@ import pytest
 from mimickit.anim.mjcf import UNLIMITED_EFFORT, JointKind, action_bounds, load_character_model
 from mimickit.util.failures import AssetMissingError, UserError
 
-HUMANOID = Path(__file__).parents[2] / "data/assets/humanoid/humanoid.xml"
+HUMANOID = Path(__file__).parents[3] / "data/assets/humanoid/humanoid.xml"
 
 # body: parent, mass (kg), centre of mass in the body's frame, dofs
 HUMANOID_BODIES = {

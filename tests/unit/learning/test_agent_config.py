@@ -8,7 +8,7 @@ from mimickit.config import load_layered
 from mimickit.learning.config import DummyConfig, PPOConfig, parse_agent_config
 from mimickit.util.failures import UserError
 
-FILE = Path(__file__).resolve().parents[2] / "data" / "agents" / "deepmimic_humanoid_ppo_agent.yaml"
+FILE = Path(__file__).resolve().parents[3] / "data" / "agents" / "deepmimic_humanoid_ppo_agent.yaml"
 
 
 def test_shipped_file():

@@ -13,7 +13,7 @@ from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "data/agents").glob("*_agent*.yaml"))
+FILES = sorted((Path(__file__).resolve().parents[3] / "data/agents").glob("*_agent*.yaml"))
 FILES = [path for path in FILES if "tuned" not in path.stem]
 
 

@@ -25,7 +25,7 @@ from mimickit.util.files import FullDiskError, read_json, write_json
 from mimickit.util.logging import Heartbeat
 from mimickit.util.manifest import describe_file, part_names, write_manifest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ARGS_FILE = "args/deepmimic_humanoid_ppo_args.txt"
 CASE = ["--arg_file", ARGS_FILE, "--engine_config", "data/engines/newton_engine.yaml", "--devices", "cpu",
         "--num_envs", "2", "--visualize", "false"]

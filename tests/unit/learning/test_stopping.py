@@ -10,7 +10,7 @@ from pathlib import Path
 from mimickit.learning import stopping
 from mimickit.learning.stopping import StopSignals
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_first_signal_is_noted_and_handlers_come_back():

@@ -21,7 +21,7 @@ from mimickit.engines.engine_config import (
 )
 from mimickit.util.failures import AssetMissingError, UserError, classify
 
-ENGINES = Path(__file__).resolve().parents[2] / "data" / "engines"
+ENGINES = Path(__file__).resolve().parents[3] / "data" / "engines"
 MINIMAL = {"engine_name": "newton", "env_spacing": 5}
 
 

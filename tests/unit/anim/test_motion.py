@@ -10,7 +10,7 @@ from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion import LoopMode, MotionClip, check_dofs, load_motion, save_motion
 from mimickit.util.failures import AssetMissingError, UserError
 
-HUMANOID = Path(__file__).parents[2] / "data/assets/humanoid/humanoid.xml"
+HUMANOID = Path(__file__).parents[3] / "data/assets/humanoid/humanoid.xml"
 ROWS = [[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0]]
 
 
