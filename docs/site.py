@@ -58,8 +58,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Docstrings are written for Sphinx: without its roles and double colons."""
-    return re.sub(r":(?:mod|class|meth|func|data|attr):<code>~?", "<code>", content).replace("::</p>", ":</p>")
+    """Names may break at an underscore or a slash. Docstrings lose the roles and double colons of Sphinx."""
+    content = re.sub(r":(?:mod|class|meth|func|data|attr):<code>~?", "<code>", content).replace("::</p>", ":</p>")
+    return re.sub(r"(?<=<code>)[^<]+(?=</code>)", lambda name: re.sub(r"(?<=[_/])(?=\w)", "<wbr>", name[0]), content)
 
 
 def table(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:

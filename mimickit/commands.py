@@ -79,7 +79,7 @@ COMMANDS = {
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
-    "report": Command("ROOT [--out DIR] [--pictures N]", "a page of results of a run of the acceptance suite",
+    "report": Command("ROOT [--out DIR] [--pictures N]", "write a page of results of the acceptance suite",
                       "ROOT is a folder below output/train; docs/results/README.md says what is written."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),

@@ -152,7 +152,7 @@ def clip_from_values(data: Any, path: Path, empty_columns: bool = False) -> Moti
         UserError: a key is missing or wrong, rows are ragged, numbers make no sense, or there are no frames.
     """
     if not isinstance(data, Mapping):
-        raise UserError(f"motion {path} holds a {type(data).__name__}; needed is a dictionary with loop_mode, fps and "
+        raise UserError(f"motion {path} holds a {type(data).__name__}; expected a dictionary with loop_mode, fps and "
                         "frames")
     missing = [key for key in KEYS if key not in data]
     if missing:
@@ -163,7 +163,7 @@ def clip_from_values(data: Any, path: Path, empty_columns: bool = False) -> Moti
         raise UserError(f"motion {path} has loop_mode {loop_mode:g}; allowed are 0 (clamp) and 1 (wrap)")
     low, high = FPS_RANGE
     if not low <= fps <= high:
-        raise UserError(f"motion {path} has fps {fps:g}; needed is a number from {low:g} to {high:g}")
+        raise UserError(f"motion {path} has fps {fps:g}; expected a number from {low:g} to {high:g}")
     return MotionClip(LoopMode(int(loop_mode)), fps, _frames(data["frames"], path, empty_columns))
 
 

@@ -117,7 +117,7 @@ class Capacity(Config):
 
 
 class CapacityFile(Config):
-    """``contact_capacity.yaml``: by file stem of the character, and for characters nobody measured."""
+    """``contact_capacity.yaml``: by file stem of the character, and a default for characters that were not measured."""
 
     default: Capacity
     characters: dict[str, Capacity] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Compile physics kernels once a machine.
+"""Compile physics kernels once per machine.
 
 Warp keeps compiled kernels in a cache folder (``WARP_CACHE_PATH``). Processes that start on an empty one would all
 compile everything; here the first compiles and the others wait for it, then load. A marker file for each combination
@@ -73,7 +73,7 @@ def compile_lock(key: str, cache_dir: Path | None = None, what: str = "physics")
             return
         slots = max(1, len(os.sched_getaffinity(0)) // CORES_A_COMPILER)
         held.enter_context(_first_free([cache_dir / f"mimickit_compiler_{i}.lock" for i in range(slots)]))
-        print(f"compiling {what} kernels (once a machine, about a minute)...", flush=True)
+        print(f"compiling {what} kernels (once per machine, about a minute)...", flush=True)
         started = time.perf_counter()
         with ALIVE.compiling(), _progress(cache_dir):
             yield True

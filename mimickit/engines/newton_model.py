@@ -24,7 +24,7 @@ from mimickit.util.mjcf_file import read_mjcf
 from mimickit.util.reading import MAX_MESH_BYTES, at_most
 
 # before any kernel is built: settings are part of the cache's keys
-wp.config.enable_backward = False  # nobody differentiates through physics; compiles 13 % faster
+wp.config.enable_backward = False  # the simulation is not differentiated; compiles 13 % faster
 wp.config.log_level = wp.LOG_WARNING  # neither a banner nor a line for every module
 
 GROUND_LABEL = "ground_plane"

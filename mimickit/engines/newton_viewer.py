@@ -313,7 +313,7 @@ class LiveWindow:
 
     @property
     def closed(self) -> bool:
-        """Whether somebody closed the window."""
+        """Whether the window was closed."""
         return not self._scene.viewer.is_running()
 
     def show(
@@ -331,7 +331,7 @@ class LiveWindow:
 
 
 class _EvenlySpaced:
-    """Keeps ``count`` evenly spaced items of a stream whose length nobody knows beforehand."""
+    """Keeps ``count`` evenly spaced items of a stream of unknown length."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, History, tracking_observation
-from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.env import Env
 from mimickit.envs.imitation import CLIP_OVER, AdversarialConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import Scene, Setup
-from mimickit.envs.terms import CharState, LookedUp
+from mimickit.envs.terms import CharState, EnvTerms, LookedUp
 from mimickit.envs.tracking_reward import tracking_metric
 
 

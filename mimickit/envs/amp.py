@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, History, prior_observation
-from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.env import Env
 from mimickit.envs.imitation import AdversarialConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import fall_rate
 from mimickit.envs.ref_motion import DefaultPose
 from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.similarity import MotionSimilarity
-from mimickit.envs.terms import CharState, LookedUp, RefState
+from mimickit.envs.terms import CharState, EnvTerms, LookedUp, RefState
 from mimickit.envs.tracking_reward import tracking_metric
 
 

@@ -3,7 +3,6 @@ among fixed boxes that the clip climbs or vaults over."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from mimickit.config import Config
 from mimickit.engines.engine import StaticObject
-from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.env import Env
 from mimickit.envs.imitation import CLIP_OVER, MotionConfig, clip_reference, failures, motion_observations
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import AssetPath, Scene, Setup
-from mimickit.envs.terms import StepState
+from mimickit.envs.terms import EnvTerms, StepState
 from mimickit.envs.tracking_reward import TERMS, reward_errors, tracking_metric, tracking_reward
 
 
@@ -35,11 +34,6 @@ class DeepMimicConfig(MotionConfig):
     reward_root_vel_scale: float = Field(description="s^2/m^2")
     reward_key_pos_scale: float = Field(description="1/m^2")
 
-    @property
-    def static_objects(self) -> tuple[StaticObject, ...]:
-        """What stands in the world besides the character."""
-        return ()
-
 
 class ObjectConfig(Config):
     """A fixed, colliding object."""
@@ -57,17 +51,13 @@ class StaticObjectsConfig(DeepMimicConfig):
     objects: tuple[ObjectConfig, ...]
 
     @property
-    def object_files(self) -> tuple[Path, ...]:
-        return tuple(item.file for item in self.objects)
-
-    @property
     def static_objects(self) -> tuple[StaticObject, ...]:
         return tuple(StaticObject(item.file, item.pos, item.rot) for item in self.objects)
 
 
 def build(config: DeepMimicConfig, setup: Setup) -> Env:
-    """The environment of :func:`tracking_terms`, among the objects of the settings."""
-    scene = Scene(config, setup, objects=config.static_objects)
+    """The environment of :func:`tracking_terms`."""
+    scene = Scene(config, setup)
     return Env(scene, tracking_terms(config, scene))
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.mjcf import JointKind
-from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.env import Env
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.observations import char_observation
 from mimickit.envs.ref_motion import FixedPose
 from mimickit.envs.scene import EnvConfig, Scene, Setup
-from mimickit.envs.terms import Memory, StepState
+from mimickit.envs.terms import EnvTerms, Memory, StepState
 from mimickit.util.rotations import quat_diff_angle
 
 SECONDS_PER_DOF = 4.0

@@ -4,63 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from mimickit.envs.base import DoneFlag, EnvMode
-from mimickit.envs.metrics import Metric
 from mimickit.envs.scene import Scene
-from mimickit.envs.terms import (
-    Drawing,
-    Lines,
-    Marker,
-    Memory,
-    Reference,
-    RefState,
-    StepState,
-    Term,
-    Termination,
-    overwrite,
-)
+from mimickit.envs.terms import EnvTerms, Lines, Marker, RefState, StepState, overwrite
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed, SideStreamGraph
 
 SEVERITY = (DoneFlag.TIME, DoneFlag.SUCC, DoneFlag.FAIL)  # of several ends the last one counts
-
-
-@dataclass
-class EnvTerms:
-    """What an environment is made of, besides its scene. A recipe makes it; another recipe may take and change it.
-
-    Names are keys of ``info``, of checkpoints (memory, metrics) and of what ``Env.describe`` says.
-
-    Attributes:
-        reference: where episodes start and what the character is compared with.
-        observations: blocks of the observation, side by side in this order.
-        rewards: are added up.
-        terminations: of several, failure counts before success, success before time.
-        metrics: measured in TEST mode.
-        info: further data for the learning method, of the state before resets: a term, or a buffer that a memory fills.
-        memory: all memories that terms and metrics use.
-        drawings: what pictures show in addition.
-        episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
-        kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
-    """
-
-    reference: Reference
-    observations: dict[str, Term]
-    rewards: dict[str, Term]
-    terminations: dict[str, Termination] = field(default_factory=dict)
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    info: dict[str, Term | Tensor] = field(default_factory=dict)
-    memory: dict[str, Memory] = field(default_factory=dict)
-    drawings: list[Drawing] = field(default_factory=list)
-    episode_length: float | None = None
-    kinematic: bool = False
 
 
 class Env:
@@ -212,7 +168,7 @@ class Env:
 
         None if there is no reference to show. For pictures: not part of the step.
         """
-        return self.terms.reference.pose_of(0, self._time()) if self.view.visualize_ref_char else None
+        return self.terms.reference.pose_of(0, self._time()) if self.view.get("show_reference") else None
 
     @torch.no_grad()
     def markers(self) -> list[Marker]:

@@ -85,7 +85,8 @@ def check_files(config: EnvConfig) -> None:
         UserError: a dataset file is malformed.
     """
     missing = [] if os.path.exists(config.char_file) else [f"character {config.char_file}"]
-    missing += [f"object {path}" for path in dict.fromkeys(config.object_files) if not os.path.exists(path)]
+    objects = dict.fromkeys(item.file for item in config.static_objects)
+    missing += [f"object {path}" for path in objects if not os.path.exists(path)]
     for path in config.motion_files:
         missing += [f"motion {clip}" for clip in (missing_motions(path) if os.path.exists(path) else [path])]
     if missing:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from mimickit.engines.engine import StaticObject
 from mimickit.envs.base import DoneFlag
@@ -22,23 +21,21 @@ class EpisodeVideo:
         DisplayError: no off-screen OpenGL here.
     """
 
+    closed = False  # a recording has no window to close
+
     def __init__(self, env: Env, path: Path, width: int, height: int, max_steps: int | None = None) -> None:
         from mimickit.engines.newton_viewer import VideoRecorder
 
-        self._recorder = VideoRecorder(
-            env.engine, path, fps=1.0 / env.dt, width=width, height=height, camera_mode=env.view.camera_mode,
-            show_reference=env.view.visualize_ref_char, ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
-        )
+        self._recorder = VideoRecorder(env.engine, path, 1.0 / env.dt, width, height, **look(env))
         self._max_steps = max_steps
         self._steps = 0
         self._ended = False
-        self.closed = False  # a recording has no window to close
 
     def step(self, env: Env) -> None:
         """Add the picture of the step just made. The step that ends the episode shows the next start: left out."""
         self._ended = self._ended or int(env.done[0]) != DoneFlag.NULL or self._steps == self._max_steps
         if not self._ended:
-            self._recorder.capture(env.reference_pose(), marker_poses(env), env.lines())
+            self._recorder.capture(*picture(env))
             self._steps += 1
 
     def close(self) -> dict:
@@ -56,10 +53,7 @@ class Window:
     def __init__(self, env: Env) -> None:
         from mimickit.engines.newton_viewer import LiveWindow
 
-        self._window = LiveWindow(
-            env.engine, camera_mode=env.view.camera_mode, show_reference=env.view.visualize_ref_char,
-            ref_offset=env.view.ref_char_offset, markers=drawn_markers(env),
-        )
+        self._window = LiveWindow(env.engine, **look(env))
         self._next = time.monotonic()
 
     @property
@@ -71,18 +65,19 @@ class Window:
         """Show the step just made; waits until its time has come, and while the viewer is paused."""
         self._next = max(self._next + env.dt, time.monotonic() - env.dt)
         time.sleep(max(0.0, self._next - time.monotonic()))
-        self._window.show(env.reference_pose(), marker_poses(env), env.lines())
+        self._window.show(*picture(env))
 
     def close(self) -> None:
         """Close the window; there is no video to report."""
         self._window.close()
 
 
-def drawn_markers(env: Env) -> list[StaticObject]:
-    """What the environment's markers look like, in the order of :func:`marker_poses`."""
-    return [StaticObject(m.file, tuple(m.pos.tolist()), tuple(m.rot.tolist()), m.color) for m in env.markers()]
+def look(env: Env) -> dict[str, Any]:
+    """Arguments of a viewer: camera, reference, and what the environment's markers look like."""
+    markers = [StaticObject(m.file, tuple(m.pos.tolist()), tuple(m.rot.tolist()), m.color) for m in env.markers()]
+    return {**env.view, "markers": markers}
 
 
-def marker_poses(env: Env) -> list[tuple[Tensor, Tensor]]:
-    """Position [3] and rotation [4] of the environment's markers, now."""
-    return [(m.pos, m.rot) for m in env.markers()]
+def picture(env: Env) -> tuple[Any, ...]:
+    """What changes from picture to picture: poses of reference and markers, lines."""
+    return env.reference_pose(), [(marker.pos, marker.rot) for marker in env.markers()], env.lines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -12,16 +11,15 @@ from pydantic import Field, model_validator
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.observations import char_observation, phase_observation, target_observation
 from mimickit.envs.ref_motion import RefMotion
-from mimickit.envs.scene import AccumulateYaw, AssetPath, EnvConfig, Scene, View
+from mimickit.envs.scene import ClipConfig, Scene
 from mimickit.envs.termination import contact_failure, pose_failure
 from mimickit.envs.terms import Term, Termination
 from mimickit.envs.tracking_reward import TERMS
 
 
-class MotionConfig(EnvConfig):
+class MotionConfig(ClipConfig):
     """Keys of the environments whose characters start from, and are compared with, motion clips."""
 
-    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
     enable_early_termination: bool
     ref_char_offset: tuple[float, float, float] = Field(description="m; where the reference is drawn, display only")
     visualize_ref_char: bool = True
@@ -33,7 +31,6 @@ class MotionConfig(EnvConfig):
     enable_tar_obs: bool = Field(False, description="observe the reference some steps ahead")
     tar_obs_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), description="control steps ahead, in order")
     rand_reset: bool = Field(True, description="start at a random time of the clip, not at 0")
-    accumulate_yaw: AccumulateYaw = False
     log_tracking_error: bool = False
 
     @model_validator(mode="after")
@@ -43,16 +40,12 @@ class MotionConfig(EnvConfig):
         return self
 
     @property
-    def motion_files(self) -> tuple[Path, ...]:
-        return (self.motion_file,)
-
-    @property
     def log_metrics(self) -> bool:
         return self.log_tracking_error
 
     @property
-    def view(self) -> View:
-        return View(self.camera_mode, self.visualize_ref_char, self.ref_char_offset)
+    def view(self) -> dict[str, Any]:
+        return {**super().view, "show_reference": self.visualize_ref_char, "ref_offset": self.ref_char_offset}
 
     @property
     def future_steps(self) -> tuple[int, ...]:

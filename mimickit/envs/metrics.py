@@ -5,47 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.terms import StepState, Term
+from mimickit.envs.terms import Metric, StepState, Term
 from mimickit.util.distributed import Distributed
-from mimickit.util.means import Means
 
 if TYPE_CHECKING:
     from mimickit.envs.scene import Scene
-
-
-class Metric:
-    """Means over samples of each environment; a subclass adds samples in :meth:`measure`.
-
-    Args:
-        names: what the means are called in logs.
-    """
-
-    def __init__(self, names: Sequence[str], num_envs: int, device: torch.device) -> None:
-        self.means = Means(tuple(names), num_envs, device)
-
-    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
-        """Add a step to the means. Runs inside a CUDA graph, before the environments that ended are reset.
-
-        Args:
-            done: [N] int32, the step's ``DoneFlag``.
-            valid: [N] bool; False where the state holds a NaN or infinity.
-        """
-
-    def pooled(self, dist: Distributed) -> dict[str, Tensor]:
-        """Metrics that are no means over samples, of all processes; reduces copies of the buffers. Collective."""
-        return {}
-
-    def clear(self) -> None:
-        """Forget all samples."""
-        self.means.clear()
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Tensors that must survive from step to step."""
-        return self.means.buffers()
 
 
 class StepMean(Metric):

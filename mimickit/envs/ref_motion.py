@@ -8,7 +8,7 @@ from torch import Tensor
 from mimickit.anim.character import Character
 from mimickit.anim.motion import LoopMode
 from mimickit.anim.motion_lib import MotionLib
-from mimickit.envs.terms import CharState, RefState, overwrite, select
+from mimickit.envs.terms import CharState, Reference, RefState, overwrite, select
 
 
 def clip_state(motions: MotionLib, ids: Tensor, times: Tensor) -> CharState:
@@ -17,7 +17,7 @@ def clip_state(motions: MotionLib, ids: Tensor, times: Tensor) -> CharState:
     return CharState(*frame, *motions.character.forward_kinematics(frame.root_pos, frame.root_rot, frame.joint_rot))
 
 
-class RefMotion:
+class RefMotion(Reference):
     """Every environment follows a clip of its own from a start time of its own.
 
     An episode starts at a clip drawn by weight and, with ``rand_reset``, a time drawn uniformly within it ("reference
@@ -58,7 +58,6 @@ class RefMotion:
         self.start = torch.zeros(num_envs, device=device)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        """The reference at environment times [N] (s), and a reset state drawn anew."""
         count = len(time)
         drawn = self._motions.sample_motions(count)
         start = self._motions.sample_times(drawn, self._rand_reset)
@@ -82,12 +81,10 @@ class RefMotion:
         return self._counts[0] - self._past[0] - 1
 
     def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        """Follow clips and start times of ``reset_state`` where mask [N]."""
         overwrite(mask, reset_state.ids, self.ids)
         overwrite(mask, reset_state.time, self.start)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Body positions [B, 3] and rotations [B, 4] of one environment's reference; time [N] s of all."""
         one = slice(env, env + 1)
         state = clip_state(self._motions, self.ids[one], self.start[one] + time[one])
         return state.body_pos[0], state.body_rot[0]
@@ -100,7 +97,7 @@ class RefMotion:
         return f"reference motion ({count} clip{'s' if count > 1 else ''}, {self.num_future} future frames)"
 
 
-class DefaultPose:
+class DefaultPose(Reference):
     """Like ``clips``, but some episodes start at rest in one pose; clip, time and window remain those that were drawn.
 
     Args:
@@ -122,7 +119,6 @@ class DefaultPose:
         self.still = torch.zeros_like(self._drawn)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        """The reference at times [N] (s), and a reset state drawn anew."""
         ref, start = self._clips.lookup(time)
         self._drawn.copy_(torch.rand_like(time) < self._probability)
         mask = self._drawn.unsqueeze(-1) & self._first
@@ -130,12 +126,10 @@ class DefaultPose:
         return ref, start._replace(frames=frames)
 
     def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        """Follow ``reset_state`` of the last lookup where mask [N]."""
         self._clips.reset(mask, reset_state)
         overwrite(mask, self._drawn, self.still)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
-        """As the clips'."""
         return self._clips.pose_of(env, time)
 
     def buffers(self) -> dict[str, Tensor]:
@@ -145,7 +139,7 @@ class DefaultPose:
         return f"{self._clips.describe()}, or init_pose at rest (probability {self._probability:g})"
 
 
-class FixedPose:
+class FixedPose(Reference):
     """Every episode starts in the same pose, at rest. It is also the reference.
 
     Args:
@@ -165,18 +159,8 @@ class FixedPose:
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=root_pos.device)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        """The pose, whatever the time [N]."""
         pose = RefState(self._frames, self._ids, time, self._never)
         return pose, pose._replace(time=self._start)
-
-    def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        """Nothing to remember."""
-
-    def pose_of(self, env: int, time: Tensor) -> None:
-        """Nothing is followed."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        return {}
 
     def describe(self) -> str:
         return "starts from init_pose"

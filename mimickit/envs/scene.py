@@ -16,7 +16,7 @@ from mimickit.anim.character import Character
 from mimickit.anim.mjcf import CharacterModel, action_bounds
 from mimickit.anim.motion_lib import MotionLib
 from mimickit.config import Config
-from mimickit.engines.engine import Engine, WorldSpec
+from mimickit.engines.engine import Engine, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.terms import CharState, Term, overwrite
 from mimickit.util.assets import locate
@@ -25,23 +25,7 @@ from mimickit.util.names import nearest
 from mimickit.util.rotations import exp_map_to_quat
 
 AssetPath = Annotated[Path, AfterValidator(locate)]  # here, or the shipped file
-AccumulateYaw = Annotated[bool, Field(description="a looped clip that turns goes on from where it turned to (ours)")]
 MakeEngine = Callable[[WorldSpec, EngineConfig, int, torch.device], Engine]
-
-
-@dataclass(frozen=True)
-class View:
-    """How an environment is filmed.
-
-    Attributes:
-        camera_mode: ``track`` follows the character, ``still`` does not.
-        visualize_ref_char: draw the reference beside the character.
-        ref_char_offset: m, from the reference's true place to where it is drawn.
-    """
-
-    camera_mode: str = "still"
-    visualize_ref_char: bool = False
-    ref_char_offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class EnvConfig(Config):
@@ -73,8 +57,8 @@ class EnvConfig(Config):
         return ()
 
     @property
-    def object_files(self) -> tuple[Path, ...]:
-        """Models of what stands in the world besides the character."""
+    def static_objects(self) -> tuple[StaticObject, ...]:
+        """What stands in the world besides the character."""
         return ()
 
     @property
@@ -83,9 +67,20 @@ class EnvConfig(Config):
         return False
 
     @property
-    def view(self) -> View:
-        """How the environment is filmed."""
-        return View(self.camera_mode)
+    def view(self) -> dict[str, Any]:
+        """How it is filmed: arguments of ``newton_viewer.VideoRecorder`` and ``LiveWindow``."""
+        return {"camera_mode": self.camera_mode}
+
+
+class ClipConfig(EnvConfig):
+    """Keys of the environments that play motion clips."""
+
+    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
+    accumulate_yaw: bool = Field(False, description="a looped clip that turns goes on from where it turned to (ours)")
+
+    @property
+    def motion_files(self) -> tuple[Path, ...]:
+        return (self.motion_file,)
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ class Scene:
     before physics starts.
 
     Args:
-        world: fields of :class:`~mimickit.engines.engine.WorldSpec`, such as ``objects``.
+        world: fields of :class:`~mimickit.engines.engine.WorldSpec`, such as ``fixed_root``.
 
     Attributes:
         config: the environment's settings.
@@ -136,7 +131,8 @@ class Scene:
     def engine(self) -> Engine:
         """Physics, the character in ``init_pose``. Raises UserError where bodies of engine and character differ."""
         root_pos, root_rot, dof_pos = (tuple(x.tolist()) for x in init_pose(self.config, self.character.model))
-        spec = WorldSpec(self.config.char_file, root_pos, root_rot, dof_pos, **self._world)
+        spec = WorldSpec(self.config.char_file, root_pos, root_rot, dof_pos, objects=self.config.static_objects,
+                         **self._world)
         engine = self._setup.make_engine(spec, self._setup.engine_config, self.num_envs, self.device)
         check_bodies(engine, self.character)
         return engine

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.disc_obs import ClipWindows, History
-from mimickit.envs.metrics import Metric
-from mimickit.envs.terms import CharState, StepState
+from mimickit.envs.terms import CharState, Metric, StepState
 from mimickit.util.distributed import Distributed
 from mimickit.util.rotations import heading, in_heading
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from mimickit.envs.amp import PriorConfig, style_terms
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
-from mimickit.envs.metrics import Metric, StepMean
+from mimickit.envs.metrics import StepMean
 from mimickit.envs.scene import Scene, Setup
-from mimickit.envs.terms import Lines, Marker, Memory, StepState, overwrite
+from mimickit.envs.terms import Lines, Marker, Memory, Metric, StepState, overwrite
 from mimickit.util.assets import locate
 from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 

@@ -4,20 +4,23 @@
 SI, quaternions (x, y, z, w), positions and velocities in world axes unless said otherwise.
 
 A :data:`Term` is a function of the state: an observation, a reward, a reason to end. What must be remembered from step
-to step is a :class:`Memory`, whose methods may serve as terms. A metric (:mod:`mimickit.envs.metrics`) is measured in
-tests. Whatever needs another of these takes it as an argument.
+to step is a :class:`Memory`, whose methods may serve as terms. A :class:`Metric` is measured in tests. Whatever needs
+another of these takes it as an argument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mimickit.envs.base import DoneFlag
+from mimickit.util.distributed import Distributed
+from mimickit.util.means import Means
 
 
 class CharState(NamedTuple):
@@ -70,14 +73,15 @@ Termination = tuple[DoneFlag, Term]
 """How an episode ends where the term is True."""
 
 
-class Reference(Protocol):
-    """Where characters start, and what they are compared with."""
+class Reference:
+    """Where characters start, and what they are compared with. A subclass implements what it needs, and ``lookup``."""
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
         """The reference at environment times [N] (s), and a state from which an episode may start, drawn anew.
 
         Both come from one call so that they share one lookup: a reset only selects between them.
         """
+        raise NotImplementedError
 
     def reset(self, mask: Tensor, reset_state: RefState) -> None:
         """From now on follow ``reset_state``, of the last :meth:`lookup`, where mask [N]."""
@@ -87,9 +91,11 @@ class Reference(Protocol):
 
     def buffers(self) -> dict[str, Tensor]:
         """Tensors that must survive from step to step."""
+        return {}
 
     def describe(self) -> str:
         """One line for people."""
+        return type(self).__name__
 
 
 class Memory:
@@ -126,6 +132,37 @@ class Memory:
         return {}
 
 
+class Metric:
+    """Means over samples of each environment; a subclass adds samples in :meth:`measure`.
+
+    Args:
+        names: what the means are called in logs.
+    """
+
+    def __init__(self, names: Sequence[str], num_envs: int, device: torch.device) -> None:
+        self.means = Means(tuple(names), num_envs, device)
+
+    def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
+        """Add a step to the means. Runs inside a CUDA graph, before the environments that ended are reset.
+
+        Args:
+            done: [N] int32, the step's ``DoneFlag``.
+            valid: [N] bool; False where the state holds a NaN or infinity.
+        """
+
+    def pooled(self, dist: Distributed) -> dict[str, Tensor]:
+        """Metrics that are no means over samples, of all processes; reduces copies of the buffers. Collective."""
+        return {}
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.means.clear()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that must survive from step to step."""
+        return self.means.buffers()
+
+
 class Marker(NamedTuple):
     """Something that is only drawn."""
 
@@ -145,6 +182,37 @@ class Lines(NamedTuple):
 
 Drawing = Callable[[], list[Marker | Lines]]
 """What to draw for environment 0, now; markers always in the same number and order. For pictures: no part of a step."""
+
+
+@dataclass
+class EnvTerms:
+    """What an environment is made of, besides its scene. A recipe makes it; another recipe may take and change it.
+
+    Names are keys of ``info``, of checkpoints (memory, metrics) and of what ``Env.describe`` says.
+
+    Attributes:
+        reference: where episodes start and what the character is compared with.
+        observations: blocks of the observation, side by side in this order.
+        rewards: are added up.
+        terminations: of several, failure counts before success, success before time.
+        metrics: measured in TEST mode.
+        info: further data for the learning method, of the state before resets: a term, or a buffer that a memory fills.
+        memory: all memories that terms and metrics use.
+        drawings: what pictures show in addition.
+        episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
+        kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
+    """
+
+    reference: Reference
+    observations: dict[str, Term]
+    rewards: dict[str, Term]
+    terminations: dict[str, Termination] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    info: dict[str, Term | Tensor] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+    drawings: list[Drawing] = field(default_factory=list)
+    episode_length: float | None = None
+    kinematic: bool = False
 
 
 class LookedUp(Memory):

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mimickit.anim.motion import LoopMode
 from mimickit.engines.engine import Engine
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.env import Env, EnvTerms
+from mimickit.envs.env import Env
 from mimickit.envs.metrics import Largest
 from mimickit.envs.observations import char_observation
 from mimickit.envs.ref_motion import clip_state
-from mimickit.envs.scene import AccumulateYaw, AssetPath, EnvConfig, Scene, Setup
-from mimickit.envs.terms import CharState, Lines, Memory, RefState
+from mimickit.envs.scene import ClipConfig, Scene, Setup
+from mimickit.envs.terms import CharState, EnvTerms, Lines, Memory, Reference, RefState
 
 LOOPS_SHOWN = 5  # of a clip that repeats; others are shown once
 CROSS_SIZE, CROSS_COLOR = 0.2, (0.8, 0.0, 0.0)  # m, half the length of a bar
 REF_COLOR = (0.3, 0.5, 0.1)
 
 
-class ViewMotionConfig(EnvConfig):
+class ViewMotionConfig(ClipConfig):
     """``view_motion``: plays clips without physics; ``episode_length`` is not used."""
 
     env_name: Literal["view_motion"]
-    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
-    accumulate_yaw: AccumulateYaw = False
-
-    @property
-    def motion_files(self) -> tuple[Path, ...]:
-        return (self.motion_file,)
 
 
-class Playback:
+class Playback(Reference):
     """Environment e plays clip e modulo the number of clips, from its beginning, velocities zero."""
 
     def __init__(self, scene: Scene) -> None:
@@ -49,7 +41,6 @@ class Playback:
         self._start = torch.zeros(scene.num_envs, device=scene.device)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        """The clips at times [N], and at their beginning."""
         times, ids = torch.cat([time, self._start]), torch.cat([self._ids, self._ids])
         state = clip_state(self._motions, ids, times)
         still = torch.zeros_like(state.root_vel)
@@ -59,15 +50,6 @@ class Playback:
         return tuple(
             RefState(CharState(*(x[rows].unsqueeze(1) for x in state)), ids[rows], times[rows], ended[rows])
             for rows in (slice(count), slice(count, None)))
-
-    def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        """Nothing to remember."""
-
-    def pose_of(self, env: int, time: Tensor) -> None:
-        """The character itself is the clip."""
-
-    def buffers(self) -> dict[str, Tensor]:
-        return {}
 
     def describe(self) -> str:
         return f"plays {self._motions.num_motions} clip(s), {LOOPS_SHOWN} rounds of one that repeats"

@@ -21,8 +21,7 @@ from mimickit.learning import older_layout
 from mimickit.util.failures import UserError
 from mimickit.util.files import write_text
 from mimickit.util.logging import LoggerKind
-
-UNLIMITED = 2**63 - 1
+from mimickit.util.options import UNLIMITED
 
 NetName = Literal[
     "fc_2layers_1024units", "fc_2layers_512units", "fc_2layers_256units", "fc_2layers_128units", "fc_3layers_1024units"

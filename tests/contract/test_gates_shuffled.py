@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mimickit.envs.env_builder import build_env
-from mimickit.learning import ppo
+from mimickit.learning import rl_math
 from mimickit.learning.config import TrainOptions
 from mimickit.learning.evaluation import run_test
 from mimickit.learning.methods import build_agent
@@ -32,12 +32,12 @@ def test_shuffled_rewards_pass_no_gate(case, tmp_path, monkeypatch):
     monkeypatch.chdir(SHIPPED)
     seen = []
 
-    def of_shuffled(reward, *rest, lambda_return=ppo.lambda_return):
+    def of_shuffled(reward, *rest, lambda_return=rl_math.lambda_return):
         order = torch.randperm(reward.numel())
         seen.append(reward)
         return lambda_return(reward.flatten()[order].view_as(reward), *rest)
 
-    monkeypatch.setattr(ppo, "lambda_return", of_shuffled)
+    monkeypatch.setattr(rl_math, "lambda_return", of_shuffled)
     request = read_request(Args.from_argv([
         "--engine_config", DEFAULT_ENGINE, "--devices", "cpu", "--num_envs", str(NUM_ENVS), "--rand_seed", "3",
         "--set", "agent.actor_optimizer.type=Adam", "agent.actor_optimizer.learning_rate=1e-3", "agent.test_episodes=0",

@@ -159,9 +159,9 @@ def test_other_members_of_an_archive_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"fps": 10**400}, "has fps inf; needed is a number from 1 to 1000"),
-    ({"fps": 1e-3}, "needed is a number from 1 to 1000"),
-    ({"fps": 1001}, "needed is a number from 1 to 1000"),
+    ({"fps": 10**400}, "has fps inf; expected a number from 1 to 1000"),
+    ({"fps": 1e-3}, "expected a number from 1 to 1000"),
+    ({"fps": 1001}, "expected a number from 1 to 1000"),
     ({"fps": True}, "fps must be a number, found bool"),
     ({"fps": "30"}, "fps must be a number, found str"),
     ({"fps": 30j}, "it refers to 'builtins.complex'"),

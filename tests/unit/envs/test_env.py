@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.env import Env
-from mimickit.envs.scene import View
+from mimickit.util.failures import UserError
 from tests.unit.env_case import make_env, write_clip
 
 REST = torch.zeros(4, 28)
@@ -234,11 +234,15 @@ def test_continues_exactly(clip):
         assert torch.equal(value, other.metrics()[name]), name
 
 
-def test_state_of_another_size_is_refused(env, clip):
-    from mimickit.util.failures import UserError
-
+def test_state_of_another_environment_is_refused(env, clip):
+    state = env.state_dict()
     with pytest.raises(UserError, match="number of environments"):
-        make_env("deepmimic", num_envs=2, motion_file=clip).load_state_dict(env.state_dict())
+        make_env("deepmimic", num_envs=2, motion_file=clip).load_state_dict(state)
+    with pytest.raises(UserError, match=r"only one of them has memory\.history\.frames"):
+        make_env("add", motion_file=clip).load_state_dict(state)
+    older = {name.replace("reference.", "source."): value for name, value in state.items()}
+    with pytest.raises(UserError, match=r"earlier version.* model\.pt still fits: --model_file"):
+        env.load_state_dict(older)
 
 
 def test_same_seed_same_episode(clip):
@@ -291,7 +295,7 @@ def test_reference_pose_for_pictures(env):
     body_pos, body_rot = env.reference_pose()
     assert body_pos.shape == (15, 3) and body_rot.shape == (15, 4)
     torch.testing.assert_close(body_pos[0], env.terms.reference.lookup(env._time())[0].now.root_pos[0])
-    assert env.view == View("track", visualize_ref_char=True, ref_char_offset=(2.0, 0.0, 0.0))
+    assert env.view == {"camera_mode": "track", "show_reference": True, "ref_offset": (2.0, 0.0, 0.0)}
 
 
 def test_description_names_the_terms(env):
@@ -304,8 +308,6 @@ def test_description_names_the_terms(env):
 
 def test_mixed_bodies_are_refused(env):
     from mimickit.envs.scene import check_bodies
-    from mimickit.util.failures import UserError
-
     env.engine.body_names = env.engine.body_names[:-1]  # the same names as far as they go
     with pytest.raises(UserError, match="left_foot"):
         check_bodies(env.engine, env.character)

@@ -2,7 +2,6 @@ import re
 
 import pytest
 
-from mimickit.learning.evaluation import MAX_EPISODE_STEPS
 from mimickit.util.args import Args, parse_tokens
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.options import OPTIONS, help_rows
@@ -127,7 +126,6 @@ def test_the_table_is_sound():
             assert option.parse([str(option.default)]) == option.default, name
         assert option.help and not option.help.endswith("."), name
         assert (option.low is None and option.high is None) or option.kind in (int, float), name
-    assert OPTIONS["max_episode_steps"].default == MAX_EPISODE_STEPS, "learning's own, for those who call it directly"
     text = "\n".join(help_rows(OPTIONS))
     assert all(f"  --{name} {option.usage}" in text for name, option in OPTIONS.items())
     assert "  --num_envs N [a few]" in help_rows(["num_envs"], {"num_envs": "a few"})[0]
