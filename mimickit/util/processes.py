@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
@@ -29,6 +31,18 @@ def end_with_parent(parent: int) -> None:
 def adopt_orphans() -> None:
     """From now on what descendants leave behind when they end becomes a child of this process."""
     _PRCTL(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host can still run code.
+
+    One that was killed and whose memory is gone cannot, though the system may take seconds to take it apart and keeps
+    its locks until then.
+    """
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and not Path(f"/proc/{pid}/statm").read_text().startswith("0 ")
+    return False
 
 
 def leave(code: int) -> NoReturn:

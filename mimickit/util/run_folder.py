@@ -25,9 +25,11 @@ from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json
 from mimickit.util.options import OUT_DIR
+from mimickit.util.processes import is_alive
 
 OWN = "a folder of its own"
 LOCK, RUN = "run.lock", "run.json"
+ENDING = 60.0  # s that the system may take for a killed process: unmapping a GPU's memory takes seconds
 WHAT_TRAINING_LEAVES = ("log.txt", "model.pt", "int_models", "checkpoints")
 # --overwrite removes these; the run's name last, so that what a killed removal leaves still has one. Heartbeats and
 # failures stay: other processes of the new run may have begun, and each removes its own failure.
@@ -188,7 +190,7 @@ class Claim:
 
 
 def lock(folder: Path) -> IO[str] | None:
-    """Hold a folder until the process ends or the file is closed.
+    """Hold a folder until the process ends or the file is closed. Waits for a holder that was killed to be gone.
 
     Returns:
         The open lock file; None where the file system has no locks or is not writable.
@@ -199,12 +201,17 @@ def lock(folder: Path) -> IO[str] | None:
     file: IO[str] | None = None
     try:
         file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held for as long as the run)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with file:
+        deadline = time.monotonic() + ENDING
+        while not _hold(file):
             file.seek(0)
-            raise UserError(f"{folder} is in use by {_holder(file.read())}: wait for it or end it, or give another "
-                            "--out_dir") from None
+            holder = file.read()
+            if not _ending(holder) or time.monotonic() > deadline:
+                raise UserError(f"{folder} is in use by {_holder(holder)}: wait for it or end it, or give another "
+                                "--out_dir")
+            time.sleep(0.05)
+    except UserError:
+        file.close()
+        raise
     except OSError as error:
         if file is not None:
             file.close()
@@ -220,6 +227,22 @@ def lock(folder: Path) -> IO[str] | None:
                                "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
         file.flush()
     return file
+
+
+def _hold(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _ending(holder: str) -> bool:
+    """Whether the process that wrote ``holder`` runs no more, but holds its locks until the system is done with it."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = json.loads(holder)
+        return found["host"] == socket.gethostname() and not is_alive(int(found["pid"]))
+    return False
 
 
 def _holder(text: str) -> str:

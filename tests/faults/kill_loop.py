@@ -26,6 +26,7 @@ from collections import Counter
 from pathlib import Path
 
 from mimickit.longcycle import guard
+from mimickit.util.processes import is_alive
 from tests.faults.single_stage import processes_left
 from tests.faults.table import Project, settled
 
@@ -128,7 +129,7 @@ class Loop:
                 self.problems.append(f"no end of a stage was recorded after its {victim} was killed")
                 return
             time.sleep(0.02)
-        if left := [pid for pid in tree if alive(pid)]:
+        if left := [pid for pid in tree if is_alive(pid)]:
             self.problems.append(f"{left} outlived their {victim}")
 
     def look(self, code: int) -> None:
@@ -158,12 +159,6 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def main(argv: list[str] | None = None) -> int:

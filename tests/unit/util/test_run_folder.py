@@ -24,6 +24,7 @@ from mimickit.util.failures import NonFiniteError, UserError, failure_file, writ
 from mimickit.util.files import FullDiskError, read_json, write_json
 from mimickit.util.logging import Heartbeat
 from mimickit.util.manifest import describe_file, part_names, write_manifest
+from mimickit.util.processes import is_alive
 
 ROOT = Path(__file__).resolve().parents[3]
 ARGS_FILE = "args/deepmimic_humanoid_ppo_args.txt"
@@ -220,6 +221,20 @@ def test_two_runs_in_one_folder(program, trained):
         finally:
             other.kill()
     assert program("--out_dir", str(trained), "--resume")[0] == 0
+
+
+def test_a_holder_that_is_being_taken_apart_is_waited_for(tmp_path):
+    """The system keeps a killed process's locks until it has unmapped its memory, here for some tenths of a second."""
+    code = ("import sys; from pathlib import Path; from mimickit.util import run_folder; size = 600_000_000;"
+            "memory = bytearray(size); memory[::4096] = b'1' * len(range(0, size, 4096));"
+            "held = run_folder.lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        other.kill()
+        while is_alive(other.pid):
+            pass
+        run_folder.lock(tmp_path).close()
 
 
 def test_a_run_that_ends_lets_the_next_one_in(program, tmp_path):
