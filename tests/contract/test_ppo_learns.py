@@ -66,7 +66,7 @@ def _train_one_rank(dist, folder):
     result = train(env, agent, dist, TrainOptions(folder, max_iters=30))
     assert result.world_size == 2
     assert result.evaluation["episodes"] == 64
-    for name, tensor in agent.state_tensors().items():
+    for name, tensor in agent.state_dict().items():
         root = tensor.clone()
         dist.broadcast_([root])
         assert torch.equal(root, tensor), name
