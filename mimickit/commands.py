@@ -82,9 +82,10 @@ COMMANDS = {
     "report": Command("ROOT [--out DIR] [--pictures N]", "write a page of results of the acceptance suite",
                       "ROOT is a folder below output/train; docs/results/README.md says what is written."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
+    "convert-urdf": Command("ROBOT.urdf [ROBOT.xml]", "write the MJCF of a URDF file, to give its joints gains"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
-WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "completion")
+WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "convert-urdf", "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -139,6 +140,8 @@ def run_command(argv: Sequence[str]) -> int:
         print(catalog.configuration(read_args(argv)))
     elif name == "convert-agent":
         _convert_agent(words)
+    elif name == "convert-urdf":
+        _convert_urdf(words)
     else:
         print(_completion())
     return EXIT_OK
@@ -333,6 +336,15 @@ def _convert_agent(words: list[str]) -> None:
     new = Path(words[1]) if len(words) > 1 else old.with_stem(f"{old.stem}_converted")
     print(convert_agent_file(old, new))
     print(f"written: {new}")
+
+
+def _convert_urdf(words: list[str]) -> None:
+    from mimickit.util.mjcf_file import convert_urdf
+
+    if not 1 <= len(words) <= 2 or words[0].startswith("-"):
+        raise UserError(f"usage: mimickit convert-urdf {COMMANDS['convert-urdf'].usage}")
+    urdf = Path(words[0])
+    print(convert_urdf(urdf, Path(words[1]) if len(words) == 2 else urdf.with_suffix(".xml")))
 
 
 def _one_of(words: list[str], name: str, known: Collection[str]) -> str | None:

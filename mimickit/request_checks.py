@@ -52,7 +52,7 @@ def check_motors(request: Request) -> None:
     weak = [name for name, span in zip(model.joint_names, model.dof_slices, strict=True)
             if span.stop > span.start and not (gains[span] > 0.0).any()]
     if weak:
-        convert = ("URDF has no stiffness: write an MJCF file (python -m mimickit.util.urdf_file). "
+        convert = ("URDF has no stiffness: write an MJCF file (mimickit convert-urdf). "
                    if model.file.suffix.lower() == ".urdf" else "")
         raise UserError(
             f"{model.file}: no {key} at joint {', '.join(weak)}: control_mode {request.engine.control_mode} cannot "

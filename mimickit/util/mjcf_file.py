@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.files import write_text
 from mimickit.util.logging import warn_once
 from mimickit.util.reading import (
     MAX_BODIES,
@@ -50,6 +51,20 @@ def read_mjcf(path: str | Path) -> ET.Element:
     _check_size(root, path)
     repair_inertias(root, path)
     return root
+
+
+def convert_urdf(urdf: Path, mjcf: Path) -> str:
+    """Write the MJCF of a URDF file; what to do next.
+
+    Raises:
+        UserError: ``mjcf`` exists, or as :func:`read_mjcf`.
+    """
+    if mjcf.exists():
+        raise UserError(f"{mjcf} exists already; name another file")
+    root = read_mjcf(urdf)
+    ET.indent(root)
+    write_text(mjcf, ET.tostring(root, encoding="unicode") + "\n")
+    return f"{mjcf}: add stiffness= (N m/rad) and damping= (N m s/rad) to its joints"
 
 
 def _parse(path: Path) -> ET.Element:

@@ -2,15 +2,13 @@
 
 Links come depth first from the one that is nobody's child, in the order of the file's joints. A joint's ``limit`` is
 its range and torque limit, its ``dynamics`` are damping and joint friction. URDF has no stiffness, so position control
-needs an MJCF file: ``python -m mimickit.util.urdf_file ROBOT.urdf ROBOT.xml`` writes one to add it to. Of shapes only
+needs an MJCF file: ``mimickit convert-urdf ROBOT.urdf`` writes one to add it to. Of shapes only
 ``collision`` is taken; ``package://NAME/PATH`` is PATH beside the URDF file. http://wiki.ros.org/urdf/XML
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -201,26 +199,3 @@ def _quat_wxyz(turn: np.ndarray) -> np.ndarray:
                   [0.0, 0.0, 0.0, r[2, 2] - r[0, 0] - r[1, 1]]])
     q = np.linalg.eigh(k, UPLO="U")[1][:, -1]
     return q if q[0] >= 0 else -q
-
-
-def main(argv: list[str]) -> int:
-    """Write the MJCF of a URDF file."""
-    from mimickit.util.mjcf_file import read_mjcf
-
-    if len(argv) != 2:
-        print("usage: python -m mimickit.util.urdf_file ROBOT.urdf ROBOT.xml", file=sys.stderr)
-        return 2
-    try:
-        root = read_mjcf(argv[0])
-        ET.indent(root)
-        with open(argv[1], "x", encoding="utf-8") as file:
-            file.write(ET.tostring(root, encoding="unicode") + "\n")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{argv[1]}: add stiffness= (N m/rad) and damping= (N m s/rad) to its joints")
-    return os.EX_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mimickit import run
 from mimickit.anim.mjcf import JointKind, load_character_model
 from mimickit.util.failures import UserError
-from mimickit.util.urdf_file import main
 
 INERTIAL = ('<inertial><origin xyz="0 0 0.1" rpy="0 0 1.5707963267948966"/><mass value="2"/>'
             '<inertia ixx="0.01" iyy="0.02" izz="0.025" ixy="0" ixz="0" iyz="0"/></inertial>')
@@ -76,11 +76,12 @@ def test_a_long_chain_is_refused(tmp_path):
 
 
 def test_the_mjcf_written_is_the_same_character(tmp_path, capsys):
-    file, written = write(tmp_path, robot()), tmp_path / "small.xml"
-    assert main([str(file), str(written)]) == 0
+    file = write(tmp_path, robot())
+    assert run.main(["convert-urdf", str(file)]) == 0
     assert "add stiffness=" in capsys.readouterr().out
-    model, same = load_character_model(file), load_character_model(written)
+    model, same = load_character_model(file), load_character_model(tmp_path / "small.xml")
     assert same.dof_names == model.dof_names
     np.testing.assert_array_equal(same.local_rot, model.local_rot)
-    assert main([str(file), str(written)]) == 2  # nothing is overwritten
-    assert main([str(tmp_path / "none.urdf"), str(written)]) == 2
+    assert run.main(["convert-urdf", str(file)]) == 2 and "exists already" in capsys.readouterr().err
+    assert run.main(["convert-urdf", str(tmp_path / "none.urdf"), str(tmp_path / "x.xml")]) == 2
+    assert run.main(["convert-urdf"]) == 2 and "usage: mimickit convert-urdf" in capsys.readouterr().err
