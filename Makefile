@@ -1,5 +1,5 @@
 # make longcycle   set everything up, run the acceptance suite with the profile this machine allows
-# make test        set everything up, run the tests
+# make test        set everything up, run the tests (a worker that is done takes over tests of another)
 # make lint        ruff
 # make docs        the documentation as a site, in output/site; a broken link fails
 # ARGS is handed to pytest: make longcycle ARGS="--cases deepmimic_humanoid_ppo --lf"; -n 0: one case after the other
@@ -15,7 +15,7 @@ longcycle: setup
 	$(PY) -m pytest -m longcycle -n auto $(ARGS)
 
 test: setup
-	$(PY) -m pytest -n auto $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
