@@ -275,8 +275,8 @@ def _kind(args: Args) -> str:
 
 
 def _test(name: str, target: str, given: Args) -> Args:
-    worlds = [str(TEST_WORLDS.get(_kind(given), 1))]
-    defaults = {"mode": ["test"], "num_envs": worlds, "test_episodes": worlds, "visualize": ["false"]}
+    worlds = str(given["num_envs"] if "num_envs" in given else TEST_WORLDS.get(_kind(given), 1))
+    defaults = {"mode": ["test"], "num_envs": [worlds], "test_episodes": [worlds], "visualize": ["false"]}
     return _of_a_run(name, target, given, defaults, "")
 
 

@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             for name, values in run.columns.items():
                 print(f"  {name:25} {values[-1]:.6g}" if len(values) else f"  {name}")
         return 0
+    if not any(len(run.line(args.x, column)[0]) for run in runs for column in args.y):
+        raise UserError(f"{', '.join(map(str, args.logs))}: nothing to draw yet: no row has {' or '.join(args.y)} (an "
+                        "evaluation beside training ends with its episodes)")
     panels = [Panel(column, column, runs) for column in args.y]
     rows = [panels[i:i + PER_ROW] for i in range(0, len(panels), PER_ROW)]
     draw_panels(rows, args.out, x=args.x, smoothing=args.smooth)

@@ -290,7 +290,8 @@ class PolicyAgent(Agent):
     def update(self, samples: int) -> dict[str, Metric]:
         """Learn from the rollout that was collected; see the module's description for the order."""
         target_metrics = self._compute_targets()
-        # The networks share no parameters, so their minibatch steps may interleave.
+        # The networks share no parameters, so their minibatch steps may interleave: with several processes one network
+        # computes while another's gradient travels. With one process it is critic, then actor, then reward sources.
         learners = (self._critic, self._actor, *self._sources)
         interleave(learner.steps(self._sampler) for learner in learners)
         metrics = {**self._critic.metrics(), **self._actor.metrics()}

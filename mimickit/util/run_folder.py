@@ -126,8 +126,9 @@ def check(folder: Path, resume: str | None, overwrite: bool) -> None:
     if overwrite or not holds_training(folder):
         return
     if resume is None or not _same(source_folder(Path(resume)), folder):
-        raise UserError(f"{folder} holds a training already{_age(folder)}: continue it with --resume {folder}, replace "
-                        "it with --overwrite (its checkpoints, models and log are removed), or give another --out_dir")
+        raise UserError(f"{folder} holds a training already{_age(folder)}: continue it with --resume {folder} (or "
+                        f"mimickit train {folder}), replace it with --overwrite (its checkpoints, models and log are "
+                        "removed), or give another --out_dir")
     if not _same(Path(resume), folder):
         chosen, run = Path(resume).name, identity(folder)
         if run is not None and read_json(Path(resume) / "manifest.json").get("run") != run:

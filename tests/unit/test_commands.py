@@ -121,6 +121,8 @@ def test_a_test_knows_its_training(trained, target):
     assert (args["num_envs"], args["test_episodes"]) == (1024, 1024)
     assert args["set"] == ("env.episode_length=3", "env.global_obs=true") and "max_samples" not in args
     assert arguments(f"test {trained} --devices cpu")["num_envs"] == 32
+    fewer = arguments(f"test {trained} --num_envs 8")
+    assert (fewer["num_envs"], fewer["test_episodes"]) == (8, 8)
 
 
 def test_a_run_goes_on(trained):

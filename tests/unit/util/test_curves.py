@@ -120,3 +120,9 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, words, message):
     (tmp_path / "log.txt").write_text(TEXT)
     assert plot_log.main([".", "--y", "Test_Return", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_log_without_an_evaluation_draws_nothing(tmp_path, capsys):
+    (tmp_path / "log.txt").write_text("Iteration Samples Test_Return Test_Episode_Length\n3 512 nan nan\n")
+    assert plot_log.main([str(tmp_path), "--out", str(tmp_path / "log.png")]) == 2
+    assert "nothing to draw yet" in capsys.readouterr().err and not (tmp_path / "log.png").exists()
