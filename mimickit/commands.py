@@ -330,10 +330,8 @@ def _longcycle(words: list[str]) -> int:
 def _convert_agent(words: list[str]) -> None:
     from mimickit.learning.config import convert_agent_file
 
-    if not 1 <= len(words) <= 2 or words[0].startswith("-"):
-        raise UserError(f"usage: mimickit convert-agent {COMMANDS['convert-agent'].usage}")
-    old = Path(words[0])
-    new = Path(words[1]) if len(words) > 1 else old.with_stem(f"{old.stem}_converted")
+    old, new = _two_files(words, "convert-agent")
+    new = new or old.with_stem(f"{old.stem}_converted")
     print(convert_agent_file(old, new))
     print(f"written: {new}")
 
@@ -341,10 +339,15 @@ def _convert_agent(words: list[str]) -> None:
 def _convert_urdf(words: list[str]) -> None:
     from mimickit.util.mjcf_file import convert_urdf
 
+    urdf, mjcf = _two_files(words, "convert-urdf")
+    print(convert_urdf(urdf, mjcf or urdf.with_suffix(".xml")))
+
+
+def _two_files(words: list[str], name: str) -> tuple[Path, Path | None]:
+    """The file to convert, and the one to write if it was given."""
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
-        raise UserError(f"usage: mimickit convert-urdf {COMMANDS['convert-urdf'].usage}")
-    urdf = Path(words[0])
-    print(convert_urdf(urdf, Path(words[1]) if len(words) == 2 else urdf.with_suffix(".xml")))
+        raise UserError(f"usage: mimickit {name} {COMMANDS[name].usage}")
+    return Path(words[0]), Path(words[1]) if len(words) > 1 else None
 
 
 def _one_of(words: list[str], name: str, known: Collection[str]) -> str | None:

@@ -18,8 +18,9 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.failures import UserError
@@ -204,10 +205,9 @@ def lock(folder: Path) -> IO[str] | None:
         file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held for as long as the run)
         deadline = time.monotonic() + ENDING
         while not _hold(file):
-            file.seek(0)
-            holder = file.read()
+            holder = _read_holder(file)
             if not _ending(holder) or time.monotonic() > deadline:
-                raise UserError(f"{folder} is in use by {_holder(holder)}: wait for it or end it, or give another "
+                raise UserError(f"{folder} is in use by {_name(holder)}: wait for it or end it, or give another "
                                 "--out_dir")
             time.sleep(0.05)
     except UserError:
@@ -238,20 +238,23 @@ def _hold(file: IO[str]) -> bool:
     return True
 
 
-def _ending(holder: str) -> bool:
-    """Whether the process that wrote ``holder`` runs no more, but holds its locks until the system is done with it."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        found = json.loads(holder)
-        return found["host"] == socket.gethostname() and not is_alive(int(found["pid"]))
-    return False
-
-
-def _holder(text: str) -> str:
+def _read_holder(file: IO[str]) -> dict[str, Any]:
+    """What the process that holds the lock wrote about itself; empty where it has not, or not yet."""
+    file.seek(0)
     try:
-        known = json.loads(text)
-        return f"process {known['pid']} on {known['host']} since {known['since']}"
+        found = json.loads(file.read())
+        return {"pid": int(found["pid"]), "host": found["host"], "since": found["since"]}
     except (ValueError, KeyError, TypeError):
-        return "another process"
+        return {}
+
+
+def _ending(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder runs no more, but keeps its locks until the system is done with it."""
+    return bool(holder) and holder["host"] == socket.gethostname() and not is_alive(holder["pid"])
+
+
+def _name(holder: Mapping[str, Any]) -> str:
+    return "process {pid} on {host} since {since}".format_map(holder) if holder else "another process"
 
 
 def _same(a: Path, b: Path) -> bool:
