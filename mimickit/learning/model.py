@@ -143,19 +143,18 @@ class AveragedCritic(nn.Module):
 
     def __init__(self, model: ActorCritic, decay: float) -> None:
         super().__init__()
-        self._model = copy.deepcopy(model).requires_grad_(False)
+        self._layers, self._out = copy.deepcopy(model._critic_layers), copy.deepcopy(model._critic_out)
+        self.requires_grad_(False)
         self._decay = decay
-        self.value = self._model.value
+
+    def value(self, x: Tensor) -> Tensor:
+        """Input [B, O] -> value [B]."""
+        return self._out(self._layers(x)).squeeze(-1)
 
     def update(self, model: ActorCritic) -> None:
         """average = decay * average + (1 - decay) * critic."""
-        weights = list(model.critic_parameters().values())
-        torch._foreach_lerp_(self._averaged(model), weights, 1.0 - self._decay)
+        torch._foreach_lerp_(list(self.parameters()), list(model.critic_parameters().values()), 1.0 - self._decay)
 
     def reset(self, model: ActorCritic) -> None:
         """Begin anew with the critic's own weights."""
-        torch._foreach_copy_(self._averaged(model), list(model.critic_parameters().values()))
-
-    def _averaged(self, model: ActorCritic) -> list[Tensor]:
-        mine = dict(self._model.named_parameters())
-        return [mine[name] for name in model.critic_parameters()]
+        torch._foreach_copy_(list(self.parameters()), list(model.critic_parameters().values()))
