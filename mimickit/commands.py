@@ -79,8 +79,8 @@ COMMANDS = {
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
-    "report": Command("ROOT [--out DIR] [--pictures N]", "write a page of results of the acceptance suite",
-                      "ROOT is a folder below output/train; docs/results/README.md says what is written."),
+    "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results",
+                      "ROOT is a folder below output/train; docs/results_page.md shows the pages."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
     "convert-urdf": Command("ROBOT.urdf [ROBOT.xml]", "write the MJCF of a URDF file, to give its joints gains"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
@@ -131,9 +131,9 @@ def run_command(argv: Sequence[str]) -> int:
     if name == "longcycle":
         return _longcycle(words)
     if name == "report":
-        from mimickit.longcycle import page
+        from mimickit.results import cli
 
-        return page.main(words)
+        return cli.main(words)
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":

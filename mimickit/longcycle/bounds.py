@@ -21,7 +21,6 @@ from typing import Any
 
 from mimickit.config import load_yaml
 from mimickit.longcycle.judge import STATISTICS, sample
-from mimickit.longcycle.page import read_root
 from mimickit.longcycle.settings import FILES, Gate, load_targets
 from mimickit.util.failures import UserError, explains_mistakes
 
@@ -148,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="folders of sessions, a seed each")
     parser.add_argument("--share", type=float, default=0.7, help="place of the proposed bound (0.7)")
     options = parser.parse_args(argv)
-    tests = [{result.name: result.test for result in read_root(root)} for root in options.roots]
+    from mimickit.results.data import Root  # which reads the baselines from here
+
+    tests = [{case: root.entry(case).test for case in root.cases} for root in map(Root, options.roots)]
     print("\n".join(table(lines(tests, load_targets(), load_yaml(BASELINES_FILE)), options.share)))
     return 0
 

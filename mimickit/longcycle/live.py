@@ -92,6 +92,12 @@ class SessionProgress:
         self.told = len(ledger.events())  # events already shown, or of earlier sessions
         self.since: dict[tuple[str, str], float] = {}
         self.begun: set[str] = set()
+        self.left_s: float | None = None  # until the session's end, as of the last look
+        self.ages: dict[tuple[str, str], float] = {}
+
+    def outlook(self) -> tuple[float | None, dict[tuple[str, str], float]]:
+        """Seconds until the session's end (None before the first look), and of every stage by (case, stage)."""
+        return self.left_s, self.estimate.stages(self.cases, self.ledger.state(), self.ages)
 
     def forecast(self) -> str:
         """A line for the start: how long the session will take, and what that is based on."""
@@ -116,5 +122,6 @@ class SessionProgress:
         self.since = {key: self.since.get(key, now) for key in running}
         ages = {key: now - since for key, since in self.since.items()}
         left = self.estimate.left(self.cases, replay(events), self.begun, running, ages)
+        self.left_s, self.ages = left, ages
         return (report.live_line(progress, ages, left, columns),
                 report.ended_lines(fresh, progress, every_stage=columns is None))

@@ -27,6 +27,7 @@ from mimickit.longcycle.live import LiveLine, SessionProgress, own_stdout
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from mimickit.longcycle.settings import Settings
+from mimickit.results.live import LivePage
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_tsv, remove_half_written, write_json, write_text, write_tsv
 from mimickit.util.processes import end_with_parent
@@ -69,6 +70,7 @@ class Session:
         self.passed_before = set(given.get(PASSED_BEFORE, ()))  # left out by --lf
         self.lock: IO[str] | None = None
         self.live: LiveLine | None = None
+        self.page: LivePage | None = None
         self.started = False
         self.sharing = ""  # how cases share GPUs, if they do
         self.until_end = contextlib.ExitStack()
@@ -198,15 +200,18 @@ class Session:
         return (report.outcome, "", report.outcome.upper()) if report.when == "call" else None
 
     def begin_cases(self, names: Sequence[str]) -> None:
-        """Before the first case: compile kernels, estimate the time, and start the progress line."""
+        """Before the first case: begin the page, compile kernels, estimate the time, and start the progress line."""
         state, policy = self.ledger.state(), self.settings.resume_skip_status
         chosen = [case for case in self.cases if case.name in names
                   and not reusable(state.case(case.name), case_key(self.settings, case), policy)]
-        if chosen and self.settings.compiles:
-            compile_kernels(self.settings, chosen, self.terminal)
         workers = side_by_side(self.config)
         estimate = Estimate(self.settings, workers, len(os.sched_getaffinity(0)))
         self.progress = SessionProgress(self.ledger, chosen, estimate)
+        self.page = LivePage(self.settings.out, self.progress.outlook)
+        self.page.start()
+        self.terminal.write(f"\npage: {self.settings.relative(self.settings.out / 'index.html')}\n")
+        if chosen and self.settings.compiles:
+            compile_kernels(self.settings, chosen, self.terminal)
         if chosen:
             self.terminal.write(f"{self.progress.forecast()}\n")
         self.live = LiveLine(self.progress.look, self.terminal)
@@ -244,6 +249,8 @@ class Session:
         except OSError as error:  # most likely a full disk
             self.unwritten = str(error)
             session.exitstatus = exitstatus or pytest.ExitCode.INTERNAL_ERROR
+        if self.page is not None:
+            self.page.stop()
         self.lock.close()
 
     def record_end(self, session: pytest.Session, exitstatus: int, state: State) -> None:
@@ -256,9 +263,9 @@ class Session:
             session.exitstatus = pytest.ExitCode.OK  # --lf with nothing left to do
         elif exitstatus == pytest.ExitCode.OK and not complete:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        page = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
-        write_text(self.settings.out / "summary.md", page)
-        report.add_to_job_summary(page)
+        summary = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
+        write_text(self.settings.out / "summary.md", summary)
+        report.add_to_job_summary(summary)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.worker or self.lock is None or not self.started:

@@ -130,6 +130,7 @@ def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, 
         samples, iterations = samples + 8 * per_step, iterations + 1
         if behaviour == "slow":
             time.sleep(0.05)
+            log(out, samples)
         (out / "heartbeat").mkdir(exist_ok=True)
         for rank in range(len(args["devices"])):
             (out / f"heartbeat/rank_{rank}").touch()
@@ -146,6 +147,14 @@ def train(args: Args, out: Path, result_file: Path, common: dict, samples: int, 
                              "iterations": iterations, "samples_per_s": 100.0,
                              "model_file": str(out / "model.pt"), "model": describe_file(out / "model.pt")})
     return 128 + STOP["signal"] if STOP["signal"] else 0
+
+
+def log(out: Path, samples: int) -> None:
+    """A row of the learning curve."""
+    file = out / "log.txt"
+    head = "" if file.exists() else "Samples Test_Return Test_Episode_Length\n"
+    with file.open("a") as lines:
+        lines.write(f"{head}{samples} {samples / 100} {min(samples, 300)}\n")
 
 
 def save(out: Path, iterations: int, samples: int) -> None:

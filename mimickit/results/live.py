@@ -1,0 +1,71 @@
+"""The page of a session that runs: written every few seconds by a thread of the session."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mimickit.util.failures import AssetMissingError
+
+EVERY = 4.0  # s between writes
+LONGEST = 30.0  # s between writes that take long
+SHARE = 0.004  # of a core that writing may take: a write that takes longer is followed by a longer pause
+Outlook = Callable[[], tuple[float | None, Mapping[tuple[str, str], float]]]
+
+
+class LivePage(threading.Thread):
+    """Writes the page of a root until :meth:`stop`. A page that cannot be written is told of once, and given up.
+
+    Args:
+        root: the root, which need not exist yet.
+        outlook: seconds until the end (None: not known), and of stages that have not run.
+        note: a remark for the page's head.
+    """
+
+    def __init__(self, root: Path, outlook: Outlook, note: str = "") -> None:
+        super().__init__(name="longcycle-page", daemon=True)
+        self.root, self.outlook, self.note = root, outlook, note
+        self.ended = threading.Event()
+        self.page: Any = None
+        self.cpu_s = 0.0  # that writing took so far
+        self.writes = 0
+
+    def run(self) -> None:
+        pause = 0.2
+        while not self.ended.wait(pause):
+            before = self.cpu_s
+            if not self.write():
+                return
+            pause = min(LONGEST, max(EVERY, (self.cpu_s - before) / SHARE))
+
+    def write(self) -> bool:
+        """Write the page once; False when that is no use."""
+        from mimickit.results.data import Root
+        from mimickit.results.machine import machine
+        from mimickit.results.pages import ReportPage
+
+        try:
+            if self.page is None:
+                self.page = ReportPage([Root(self.root)], self.root)
+            before = time.thread_time()
+            left_s, expected = self.outlook()
+            self.page.write(expected, left_s, {} if self.ended.is_set() else machine(), self.note)
+        except AssetMissingError:
+            return True  # the session has not written anything yet
+        except Exception as error:  # whatever happens to the page, the session goes on
+            print(f"\nthe page is not written any more: {type(error).__name__}: {error}", file=sys.__stderr__)
+            return False
+        self.cpu_s += time.thread_time() - before
+        self.writes += 1
+        return True
+
+    def stop(self) -> None:
+        """Write the page as it is at the end."""
+        self.ended.set()
+        self.join(timeout=30.0)
+        if not self.is_alive():
+            self.write()
