@@ -35,7 +35,12 @@ SKY_COLOR = (0.78, 0.79, 0.80)
 CAMERA_OFFSET = np.array([0.0, -5.0, 3.0])  # m, from the root's place on the ground
 CAMERA_TARGET_HEIGHT = 1.0  # m
 CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
+SHADOW_BLUR = 6.0  # width of the soft edge, Newton's units (3 by itself)
+CLOSE_UP = 1.45  # height of the picture in sizes of the character, as it stands at first: kicks and jumps need room
+SMALLEST = 0.6  # m, size of a character for this purpose
+AT_REST = 0.2  # m by which the root may rise before a close-up follows
 LINE_WIDTH = 2.0  # pixels
+MAX_RATE = "1400k"  # bits/s of a film: ten seconds stay below 2 MB
 WINDOW_KEYS = "ENTER pauses or resumes, SPACE makes one step and then pauses, ESC closes"
 
 CameraMode = Literal["track", "still"]
@@ -111,14 +116,18 @@ class _Scene:
         show_reference: draw a second character, posed by what :meth:`draw` is given.
         ref_offset: [3] m, added to the reference character's positions.
         markers: drawn objects of one body each, posed by what :meth:`draw` is given.
+        close_up: the character fills the picture.
     """
 
     def __init__(
         self, engine: NewtonEngine, width: int, height: int, headless: bool, camera_mode: CameraMode,
         show_reference: bool, ref_offset: tuple[float, float, float], markers: Sequence[StaticObject],
+        close_up: bool = False,
     ) -> None:
         self._engine = engine
         self._camera_mode = camera_mode
+        self._close_up = close_up
+        self._root_height = 0.0  # m, at first
         self._show_reference = show_reference
         self._ref_offset = np.asarray(ref_offset, np.float32)
         self._num_bodies = len(engine.body_names)
@@ -156,24 +165,46 @@ class _Scene:
 
     def _render(self, time: float, lines: Sequence[Lines] = ()) -> None:
         self._state.body_q.assign(self._body_q)
-        self._place_camera(self._body_q[0, :3])
+        self._place_camera(self._body_q[:self._num_bodies, :3])
         self.viewer.begin_frame(time)
         self.viewer.log_state(self._state)
         self.viewer.log_lines("lines", *_line_arrays(lines))
         self.viewer.end_frame()
 
-    def _place_camera(self, root: np.ndarray) -> None:
+    def _place_camera(self, bodies: np.ndarray) -> None:
+        root = bodies[0]
         ground = np.array([root[0], root[1], 0.0])
+        if self._close_up and self._looks_at is not None:
+            ground[2] = max(0.0, root[2] - self._root_height - AT_REST)
         if self._looks_at is None:
-            direction = np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]) - CAMERA_OFFSET
+            self._root_height = float(root[2])
+            target, offset = np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]), CAMERA_OFFSET
+            if self._close_up:
+                target, offset = close_up(bodies)
+            direction = target - offset
             pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
             yaw = np.degrees(np.arctan2(direction[1], direction[0]))
-            self.viewer.set_camera(wp.vec3(*(ground + CAMERA_OFFSET)), pitch=float(pitch), yaw=float(yaw))
+            self.viewer.set_camera(wp.vec3(*(ground + offset)), pitch=float(pitch), yaw=float(yaw))
         elif self._camera_mode == "track":  # keep whatever offset and direction a person has chosen
             camera = self.viewer.camera
             moved = np.array(camera.pos, dtype=float) + ground - self._looks_at
             self.viewer.set_camera(wp.vec3(*moved), pitch=camera.pitch, yaw=camera.yaw)
         self._looks_at = ground
+
+
+def close_up(bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a close-up looks, and from where: [3] m each, from the root's place on the ground.
+
+    Args:
+        bodies: [B, 3] m, positions of the character's bodies.
+    """
+    spread = bodies.max(axis=0) - bodies.min(axis=0)
+    height = float(bodies[:, 2].max())
+    size = max(SMALLEST, height, float(np.hypot(*spread[:2])))
+    target = np.array([0.0, 0.0, 0.5 * height])
+    backwards = CAMERA_OFFSET - np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT])
+    distance = 0.5 * CLOSE_UP * size / np.tan(np.radians(0.5 * CAMERA_FIELD_OF_VIEW))
+    return target, target + distance * backwards / np.linalg.norm(backwards)
 
 
 class VideoRecorder:
@@ -192,6 +223,7 @@ class VideoRecorder:
         ref_offset: [3] m, added to the reference character's positions.
         markers: drawn objects of one body each, posed by what :meth:`capture` is given.
         num_png: how many PNG frames to keep, evenly spaced over the video.
+        close_up: the character fills the picture, as far as what it does in its first frame tells.
 
     Raises:
         DisplayError: no off-screen OpenGL here.
@@ -209,6 +241,7 @@ class VideoRecorder:
         ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         markers: Sequence[StaticObject] = (),
         num_png: int = 4,
+        close_up: bool = False,
     ) -> None:
         import av
 
@@ -216,14 +249,15 @@ class VideoRecorder:
         self.fps, self.width, self.height = float(fps), width - width % 2, height - height % 2
         self.frames = 0
         self._png = _EvenlySpaced(num_png)
-        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset, markers)
+        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset, markers,
+                             close_up)
 
         self._stack = contextlib.ExitStack()
         temporary = self._stack.enter_context(atomic_path(self.path))
-        self._container = av.open(str(temporary), "w", format="mp4")
+        self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1000))
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
-        self._stream.options = {"crf": "20", "preset": "veryfast"}
+        self._stream.options = {"crf": "22", "preset": "fast", "maxrate": MAX_RATE, "bufsize": MAX_RATE}
 
     def capture(
         self, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
@@ -379,6 +413,7 @@ def _set_scene(viewer) -> None:
     viewer.camera.fov = CAMERA_FIELD_OF_VIEW
     renderer = viewer.renderer
     renderer.line_width = LINE_WIDTH
+    renderer.shadow_radius = SHADOW_BLUR
     renderer.sky_upper = renderer.sky_lower = renderer.background_color = SKY_COLOR
 
 

@@ -26,7 +26,9 @@ class EpisodeVideo:
     def __init__(self, env: Env, path: Path, width: int, height: int, max_steps: int | None = None) -> None:
         from mimickit.engines.newton_viewer import VideoRecorder
 
-        self._recorder = VideoRecorder(env.engine, path, 1.0 / env.dt, width, height, **look(env))
+        arguments = look(env)
+        self._recorder = VideoRecorder(env.engine, path, 1.0 / env.dt, width, height, **arguments,
+                                       close_up=arguments["camera_mode"] == "track")
         self._max_steps = max_steps
         self._steps = 0
         self._ended = False

@@ -110,6 +110,16 @@ def test_camera_follows_or_stands(tmp_path, recorder_class):
     assert columns["still"] > 0.6 * WIDTH
 
 
+def test_a_close_up_fills_the_picture_and_follows_a_jump(tmp_path, recorder_class):
+    engine = standing()
+    with recorder_class(engine, tmp_path / "a.mp4", 30, WIDTH, HEIGHT, num_png=0, close_up=True) as recorder:
+        for jump in (0.0, 1.5):
+            engine.body_pos[..., 2] += jump
+            rows = np.argwhere(colored(recorder.capture()))[:, 0]
+            assert rows.min() > 0.05 * HEIGHT and rows.max() < 0.95 * HEIGHT, jump
+            assert rows.max() - rows.min() > 0.55 * HEIGHT
+
+
 def test_an_interrupted_recording_leaves_no_file(tmp_path, recorder_class):
     with pytest.raises(KeyError), recorder_class(standing(), tmp_path / "a.mp4", 30, WIDTH, HEIGHT) as recorder:
         recorder.capture()
