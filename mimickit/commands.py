@@ -81,11 +81,13 @@ COMMANDS = {
         "Its options are listed in docs/longcycle.md."),
     "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results",
                       "ROOT is a folder below output/train; docs/results_page.md shows the pages."),
+    "bisect": Command("--case C --good REV --bad REV", "find the commit that made a case worse",
+                      "Trains the case in worktrees of commits between the two; docs/results_page.md explains it."),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
     "convert-urdf": Command("ROBOT.urdf [ROBOT.xml]", "write the MJCF of a URDF file, to give its joints gains"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
-WITHOUT_STAGE = ("list", "show", "longcycle", "report", "convert-agent", "convert-urdf", "completion")
+WITHOUT_STAGE = ("list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -130,6 +132,10 @@ def run_command(argv: Sequence[str]) -> int:
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
+    if name == "bisect":
+        from mimickit.results import bisect
+
+        return bisect.main(words)
     if name == "report":
         from mimickit.results import cli
 

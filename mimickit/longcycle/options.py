@@ -73,6 +73,8 @@ OPTIONS = {option.name: option for option in (
     Option(FILE_OPTION, str, "options from a yaml file, names without dashes; the command line wins", metavar="FILE"),
     Option("cases", str, "cases by name, args file name or its stem (default: all)", metavar="A,B"),
     Option("shard", str, "only the K-th of N equal parts of these cases, for N machines", metavar="K/N"),
+    Option("budget-gpu-hours", float, "run what fits into so many GPU hours, those that need it most first; the others "
+           "wait for another night", metavar="H"),
     Option("include-nontrainable", bool, "(default)"),
     Option("exclude-nontrainable", bool, "only cases that train"),
     Option("root-out", str, "folder below output/train (default: longcycle, longcycle_smoke)", metavar="NAME"),

@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mimickit.cases import Case, select
 from mimickit.engines.engine_config import load_engine_config
+from mimickit.longcycle.budget import within_budget
 from mimickit.longcycle.cases import parse_shard, part
 from mimickit.longcycle.environment import require_modules, smallest_gpu
+from mimickit.longcycle.ledger import Ledger
+from mimickit.longcycle.lifecycle import case_key, reusable
 from mimickit.longcycle.options import NAME, add_options, automatic, make_settings, option_values
 from mimickit.longcycle.recorded import RecordedSession
-from mimickit.longcycle.session import CASE, CASES_PER_DEVICE, Session, side_by_side
+from mimickit.longcycle.session import CASE, CASES_PER_DEVICE, DEFERRED, Session, side_by_side
 from mimickit.longcycle.settings import Settings, parse_list
 from mimickit.util.assets import locate
 from mimickit.util.failures import UserError
@@ -49,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = make_settings(values, config.rootpath, side_by_side(config))
         cases = part(select(config.rootpath, parse_list(values["cases"]), not values["exclude-nontrainable"]),
                      parse_shard(values["shard"]))
+        if values["budget-gpu-hours"] is not None and not values["from-results"]:
+            settings, cases = affordable(config, settings, cases, values["budget-gpu-hours"])
         if not values["from-results"]:
             check_gates(settings, cases, values["longcycle-targets"])
             load_engine_config(locate(settings.engine_config, config.rootpath))  # of all cases
@@ -71,6 +77,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         raise pytest.UsageError(str(error)) from None
     config.option.cases_per_device = slots
     return workers
+
+
+def affordable(config: pytest.Config, settings: Settings, cases: list[Case],
+               hours: float) -> tuple[Settings, list[Case]]:
+    """The settings with what is deferred, and the cases that the budget allows, as xdist's controller chose them."""
+    if hasattr(config, "workerinput"):
+        deferred = config.workerinput[DEFERRED]
+        return replace(settings, deferred=tuple(deferred)), [case for case in cases if case.name not in deferred]
+    state = Ledger(settings.out, settings.repo).state()
+    done = [case.name for case in cases if reusable(state.case(case.name), case_key(settings, case),
+                                                    settings.resume_skip_status)]
+    choice = within_budget(settings, cases, hours, done)
+    deferred = tuple(case.name for case in choice.deferred)
+    return (replace(settings, notes=(*settings.notes, choice.note(hours)), deferred=deferred),
+            [case for case in cases if case in choice.chosen])
 
 
 def check_gates(settings: Settings, cases: Sequence[Case], file: str) -> None:

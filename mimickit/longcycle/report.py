@@ -46,12 +46,19 @@ def summary(state: State, cases: Sequence[Case], reused: set[str], settings: Set
     lines = [passed_line(case, state.case(case.name), case.name in reused) for case in passed]
     lines += [failed_line(state.case(case.name).row) for case in failed]
     lines += [never_line(case, state.case(case.name)) for case in never]
+    if settings.deferred:
+        lines.append(deferred_line(settings))
     if state.damaged:
         lines.append(damaged_lines(state.damaged))
     if not settings.profile.enforce_gates:
         lines.append(f"profile {settings.profile_name}: learning is not judged")
     lines += whereabouts(settings, state, passed, bool(never or failed), resumable)
     return [*lines, counts(cases, {case.name for case in passed})]
+
+
+def deferred_line(settings: Settings) -> str:
+    """Which cases wait for another night; empty when none does."""
+    return f"deferred by --budget-gpu-hours: {', '.join(settings.deferred)}" if settings.deferred else ""
 
 
 def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfinished: bool,
@@ -77,6 +84,8 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
              f"Profile {settings.profile_name}, files in `{settings.relative(settings.out)}`.", ""]
     if not settings.profile.enforce_gates:
         lines[2] += " Learning is not judged."
+    if settings.deferred:
+        lines[2] += f" {deferred_line(settings)[0].upper()}{deferred_line(settings)[1:]}."
     if cases:
         head = ["case", *STAGE_COLUMNS, "envs", "samples", "samples/s", "return", "gate", "verdict"]
         lines += [table_line(head), table_line(["---"] * len(head))]

@@ -27,6 +27,8 @@ from mimickit.longcycle.live import LiveLine, SessionProgress, own_stdout
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from mimickit.longcycle.settings import Settings
+from mimickit.results.data import Root, Yardsticks
+from mimickit.results.history import HISTORY, append, night_of
 from mimickit.results.live import LivePage
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_tsv, remove_half_written, write_json, write_text, write_tsv
@@ -35,6 +37,7 @@ from mimickit.util.processes import end_with_parent
 CASE = "longcycle_case"  # test parameter
 CASES_PER_DEVICE = "cases-per-device"
 ONE_AT_A_TIME, PASSED_BEFORE = "longcycle_one_at_a_time", "longcycle_passed_before"
+DEFERRED = "longcycle_deferred"
 OTHERS_WAIT = 60.0  # s for workers to end their stages after an interruption
 NOTHING = "no case selected: look at -k, --cases, --exclude-nontrainable, --shard and args/"
 
@@ -100,6 +103,7 @@ class Session:
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput[CASES_PER_DEVICE] = self.settings.cases_per_device  # -n auto is the controller's
         node.workerinput[ONE_AT_A_TIME] = self.config.getvalue("dist") in ("load", "worksteal")
+        node.workerinput[DEFERRED] = list(self.settings.deferred)
         node.workerinput[PASSED_BEFORE] = sorted(self.passed_before)  # a replacement for a dead worker selects the same
 
     @pytest.hookimpl(optionalhook=True)
@@ -207,7 +211,7 @@ class Session:
         workers = side_by_side(self.config)
         estimate = Estimate(self.settings, workers, len(os.sched_getaffinity(0)))
         self.progress = SessionProgress(self.ledger, chosen, estimate)
-        self.page = LivePage(self.settings.out, self.progress.outlook)
+        self.page = LivePage(self.settings.out, self.progress.outlook, report.deferred_line(self.settings))
         self.page.start()
         self.terminal.write(f"\npage: {self.settings.relative(self.settings.out / 'index.html')}\n")
         if chosen and self.settings.compiles:
@@ -264,8 +268,15 @@ class Session:
         elif exitstatus == pytest.ExitCode.OK and not complete:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         summary = report.markdown(state, self.cases_of(state), self.reused(state), self.settings)
+        self.add_to_history()
         write_text(self.settings.out / "summary.md", summary)
         report.add_to_job_summary(summary)
+
+    def add_to_history(self) -> None:
+        """Append the session to the history of nights, if a case ended in it."""
+        night = night_of(Root(self.settings.out), Yardsticks(self.settings.targets), deferred=self.settings.deferred)
+        if night.cases:
+            append(self.settings.repo / HISTORY, night)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.worker or self.lock is None or not self.started:

@@ -145,6 +145,7 @@ class Settings:
         long_budget_signal, long_budget_grace: sent to a training when its hours are used up, and s it has to end.
         allocation: first attempts by case; allocation_only: no other attempt follows.
         notes: further remarks for the header.
+        deferred: cases that the budget of GPU hours leaves for another night.
         variants: the ``--variants`` option; empty: all.
     """
 
@@ -175,6 +176,7 @@ class Settings:
     allocation: Mapping[str, Allocation] = field(default_factory=dict)
     allocation_only: bool = False
     notes: tuple[str, ...] = ()
+    deferred: tuple[str, ...] = ()
 
     @property
     def lock_dir(self) -> Path:

@@ -1,8 +1,13 @@
-"""``mimickit report``: pages of roots.
+"""``mimickit report``: pages of roots, and the history of nights.
 
-    mimickit report ROOT                     write ROOT/index.html, and say where it is
-    mimickit report --serve ROOT             the same, served on this machine and renewed while somebody looks
+    mimickit report ROOT                        write ROOT/index.html, and say where it is
+    mimickit report --serve ROOT                the same, served on this machine and renewed while somebody looks
     mimickit report ROOT [ROOT ...] --out DIR   one folder to copy or publish; several roots are seeds of one result
+    mimickit report compare ROOT_A ROOT_B       differences case by case, with intervals; exit code 1 if one is worse
+    mimickit report --history [FILE]            write the page of the history (output/history/index.html)
+    mimickit report --history --add ROOT        first add a root to it: one that was merged, or brought from elsewhere
+    mimickit report --history --accept CASES --reason TEXT   take their present level as what it should be
+    mimickit report --history --webhook URL --github-issue OWNER/NAME   send a message if a verdict or drift changed
 
 ROOT is a name below output/train, or a path. docs/results_page.md shows the pages.
 """
@@ -10,17 +15,22 @@ ROOT is a name below output/train, or a path. docs/results_page.md shows the pag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mimickit.longcycle.roots import find_root
-from mimickit.longcycle.settings import relative_to
+from mimickit.longcycle.settings import parse_list, relative_to
 from mimickit.results.serve import LOOPBACK, PORT
 from mimickit.util.failures import UserError, explains_mistakes
 
+COMPARE = "compare"
+
 
 def parser() -> argparse.ArgumentParser:
+    from mimickit.results.history import HISTORY
+
     known = argparse.ArgumentParser(prog="mimickit report", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("roots", nargs="*", metavar="ROOT", help="folders of sessions of the acceptance suite")
@@ -28,13 +38,31 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--serve", action="store_true", help="serve the page until Ctrl-C")
     known.add_argument("--host", default=LOOPBACK, help=f"address to serve on ({LOOPBACK}: this machine only)")
     known.add_argument("--port", type=int, default=PORT, help=f"port to serve on ({PORT}, or the next free one)")
+    known.add_argument("--history", nargs="?", const=HISTORY, type=Path, metavar="FILE",
+                       help=f"the history instead of a root ({HISTORY})")
+    known.add_argument("--add", metavar="ROOT", action="append", default=[], help="add a root to the history")
+    known.add_argument("--accept", metavar="CASE,CASE", help="measure drift of these cases from now on")
+    known.add_argument("--reason", default="", metavar="TEXT", help="why a level is accepted")
+    known.add_argument("--webhook", metavar="URL", help="send a message there if something changed")
+    known.add_argument("--github-issue", metavar="OWNER/NAME", help="open an issue there if something changed")
+    known.add_argument("--link", default="", metavar="URL", help="where the page will be, for the message")
     return known
 
 
 @explains_mistakes
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    args = parser().parse_args(words)
+    args = parser().parse_intermixed_args(words)
+    about_history = [name for name in ("add", "accept", "reason", "webhook", "github_issue", "link")
+                     if getattr(args, name)]
+    if args.history is not None:
+        if args.roots:
+            raise UserError(f"mimickit report --history {' '.join(args.roots)}: --add ROOT adds a root to the history")
+        return history(args)
+    if about_history:
+        raise UserError(f"--{about_history[0].replace('_', '-')} goes with --history")
+    if args.roots[:1] == [COMPARE]:
+        return compare(args.roots[1:])
     if not args.roots:
         raise UserError("mimickit report: name a root: a folder below output/train that the suite has written")
     return report(args)
@@ -52,19 +80,62 @@ def report(args: argparse.Namespace) -> int:
         raise UserError("several roots make one page in a folder of its own: --out DIR is missing")
     if len({root.path for root in roots}) < len(roots):
         raise UserError("a root is given twice")
-    out = check_out(args.out) if args.out else roots[0].path
-    page = ReportPage(roots, out)
-    index = page.write(machine=machine() if any(root.alive for root in roots) else None)
-    print(f"page: {relative_to(index, repo)}")
-    if args.serve:
-        def write() -> None:
-            for root in roots:
-                root.refresh()
-            if args.out or not roots[0].alive:  # a session at work writes its page itself
-                page.write()
+    page = ReportPage(roots, check_out(args.out) if args.out else roots[0].path)
 
-        return serve(out, write, args.host, args.port)
-    return 0
+    def write() -> Path:
+        for root in roots:
+            root.refresh()
+        live = any(root.alive for root in roots)
+        if live and not args.out and (roots[0].path / "page/live.js").is_file():
+            return roots[0].path / "index.html"  # the session at work writes it, and knows more
+        return page.write(machine=machine() if live else None)
+
+    print(f"page: {relative_to(write(), repo)}")
+    return serve(page.folder.path, write, args.host, args.port) if args.serve else 0
+
+
+def compare(roots: Sequence[str]) -> int:
+    """Print the comparison of two roots; 1 if a measure of the second is worse."""
+    from mimickit.results import compare as comparing
+    from mimickit.results.data import Root
+    from mimickit.results.history import HISTORY, read
+
+    if len(roots) != 2:
+        raise UserError(f"mimickit report compare takes two roots, {len(roots)} given")
+    a, b = (Root(find_root(text, Path.cwd())) for text in roots)
+    found = comparing.compare(a, b, read(HISTORY))
+    print("\n".join(comparing.table(a, b, found)))
+    return int(bool(comparing.worse(found)))
+
+
+def history(args: argparse.Namespace) -> int:
+    """Add to the history, accept levels, write its page, send a message, as asked for."""
+    from mimickit.results.data import Root
+    from mimickit.results.history import accept, append, night_of, read
+    from mimickit.results.notify import notify
+    from mimickit.results.trends import write_history
+
+    for text in args.add:
+        root = Root(find_root(text, Path.cwd()))
+        night = night_of(root, whole=True)
+        print(f"{text}: {f'{len(night.cases)} cases added' if append(args.history, night) else 'is there already'}")
+    if args.accept:
+        accept(args.history, parse_list(args.accept) or [], args.reason)
+    known = read(args.history)
+    if not known.nights:
+        raise UserError(f"{args.history}: no night is recorded there; every session of the suite adds one, and --add "
+                        "ROOT adds an earlier one")
+    out = check_out(args.out) if args.out else args.history.parent
+
+    def write() -> Path:
+        return write_history(read(args.history), out)
+
+    print(f"page: {relative_to(write().absolute(), Path.cwd())}")
+    drifting = [case for case in known.cases if known.verdict(case) == "drift"]
+    print(f"{len(known.nights)} nights, {len(known.cases)} cases; {', '.join(drifting) or 'none'} drifting")
+    if args.webhook or args.github_issue:
+        print(notify(known, args.history, args.webhook, args.github_issue, args.link))
+    return serve(out, write, args.host, args.port) if args.serve else 0
 
 
 def check_out(out: Path) -> Path:
@@ -76,7 +147,7 @@ def check_out(out: Path) -> Path:
     return out
 
 
-def serve(folder: Path, write: object, host: str, port: int) -> int:
+def serve(folder: Path, write: Callable[[], object], host: str, port: int) -> int:
     """Serve a page until Ctrl-C."""
     from mimickit.results.serve import make_server
 
@@ -85,10 +156,7 @@ def serve(folder: Path, write: object, host: str, port: int) -> int:
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: cannot serve there: {error}") from None
     print(f"http://{host}:{server.server_port}/ (Ctrl-C ends)", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
+    server.server_close()
     return 0

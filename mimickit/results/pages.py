@@ -32,7 +32,8 @@ POLL_LIVE, POLL_ENDED = 3.0, 30.0  # s between looks of an open page at live.js
 POSTER = (640, 360)  # pixels
 WORDS = {"passed": "passed", "failed": "failed", "running": "running", "waiting": "waits for a device",
          "stopped": "interrupted", "open": "not run yet"}
-MARKS = {"passed": "✓", "failed": "✗", "running": "▶", "waiting": "…", "stopped": "◼", "open": "·", "ok": "✓"}
+MARKS = {"passed": "✓", "ok": "✓", "failed": "✗", "running": "▶", "waiting": "…", "stopped": "◼", "open": "·",
+         "steady": "✓", "drift": "↘", "better": "↗", "few": "·"}
 
 
 def environment() -> Environment:

@@ -79,7 +79,13 @@
       hooks: {drawClear: [(plot) => marks(plot, chart)]},
     };
     if (chart.bands) options.bands = chart.bands.map((band) => ({...band, fill: css("--band")}));
-    return new uPlot(options, chart.data, box);
+    return settle(new uPlot(options, chart.data, box), chart);
+  }
+
+  // the legend shows the last values until the pointer is over the chart
+  function settle(plot, chart) {
+    plot.setLegend({idxs: chart.data.map((values) => values.findLastIndex((v) => v !== null))});
+    return plot;
   }
 
   function marks(plot, chart) {
@@ -123,7 +129,7 @@
     list.forEach((chart, i) => {
       const box = part.children[i], last = chart.data[1].filter((v) => v !== null).at(-1);
       box.setAttribute("aria-label", `${chart.title}: ${chart.series[0].label} ends at ${short(last)}`);
-      if (charts.has(box)) charts.get(box).setData(chart.data);
+      if (charts.has(box)) { charts.get(box).setData(chart.data); settle(charts.get(box), chart); }
       else charts.set(box, draw(box, chart));
     });
   }
