@@ -3,6 +3,7 @@
     mimickit report ROOT                        write ROOT/index.html, and say where it is
     mimickit report --serve ROOT                the same, served on this machine and renewed while somebody looks
     mimickit report ROOT [ROOT ...] --out DIR   one folder to copy or publish; several roots are seeds of one result
+    mimickit report ROOT --commit docs/results  add a root to the committed results; without ROOT make their page anew
     mimickit report compare ROOT_A ROOT_B       differences case by case, with intervals; exit code 1 if one is worse
     mimickit report --history [FILE]            write the page of the history (output/history/index.html)
     mimickit report --history --add ROOT        first add a root to it: one that was merged, or brought from elsewhere
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("roots", nargs="*", metavar="ROOT", help="folders of sessions of the acceptance suite")
     known.add_argument("--out", type=Path, metavar="DIR", help="folder to write the page and its films to")
+    known.add_argument("--commit", type=Path, metavar="DIR", help="add a root to the results in the repository")
     known.add_argument("--serve", action="store_true", help="serve the page until Ctrl-C")
     known.add_argument("--host", default=LOOPBACK, help=f"address to serve on ({LOOPBACK}: this machine only)")
     known.add_argument("--port", type=int, default=PORT, help=f"port to serve on ({PORT}, or the next free one)")
@@ -63,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--{about_history[0].replace('_', '-')} goes with --history")
     if args.roots[:1] == [COMPARE]:
         return compare(args.roots[1:])
+    if args.commit and not args.roots:
+        from mimickit.results.committed import write_page
+
+        print(write_page(args.commit))
+        return 0
     if not args.roots:
         raise UserError("mimickit report: name a root: a folder below output/train that the suite has written")
     return report(args)
@@ -80,6 +87,13 @@ def report(args: argparse.Namespace) -> int:
         raise UserError("several roots make one page in a folder of its own: --out DIR is missing")
     if len({root.path for root in roots}) < len(roots):
         raise UserError("a root is given twice")
+    if args.commit:
+        if len(roots) > 1 or args.serve or args.out:
+            raise UserError("--commit takes one root, and neither --out nor --serve")
+        from mimickit.results.committed import commit
+
+        print(commit(roots[0], args.commit))
+        return 0
     page = ReportPage(roots, check_out(args.out) if args.out else roots[0].path)
 
     def write() -> Path:

@@ -164,7 +164,7 @@ def number(value: Any) -> float | None:
 
 def append(path: Path, line: Night | Accept) -> bool:
     """Add a line to a history and flush it to disk; False when it holds that session already."""
-    with file_lock(path.parent / f".{path.name}.lock"):
+    with file_lock(path):
         if isinstance(line, Night) and any(night.session == line.session and night.root == line.root
                                            for night in read(path).nights):
             return False
