@@ -17,12 +17,14 @@ from mimickit.results import cli
 from mimickit.results.serve import make_server
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 from tests.longcycle.made_root import make_root
+from tests.longcycle.test_drift import CHANGED, sixty_nights
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'mimickit[test]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no browser: apt-get install chromium chromium-driver")
+SHOWN = "return [...document.querySelectorAll('tr[data-name]:not([hidden])')].map(row => row.dataset.name)"
 SLOW = {"stage": "long_train", "do": "slow"}
 
 
@@ -227,9 +229,25 @@ def test_keyboard_and_phone(tmp_path, film, browser, capsys):
     browser.until("return document.querySelector('.panel').dataset.shown")
     browser.run("document.getElementById('find').focus()")
     browser.driver.switch_to.active_element.send_keys("view")
-    shown = "return [...document.querySelectorAll('tr[data-name]:not([hidden])')].map(row => row.dataset.name)"
-    assert browser.run(shown) == ["view_motion_humanoid"]
+    assert browser.run(SHOWN) == ["view_motion_humanoid"]
     assert browser.run("return [...document.querySelectorAll('.badge')].every(b => /\\w/.test(b.innerText))")
     for width in (360, 1280):
         browser.width(width)
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), width
+
+
+def test_the_history_shows_the_drift(tmp_path, browser, capsys):
+    path = tmp_path / "history.jsonl"
+    for night in sixty_nights(1).nights:
+        with path.open("a") as file:
+            file.write(night.model_dump_json(by_alias=True) + "\n")
+    browser.open(write_page(capsys, "--history", path))
+    assert "1 drifts" in browser.text("header")
+    assert CHANGED in browser.text("section[aria-label='Since the last good night']")
+    browser.run("const pick = document.getElementById('filter'); pick.value = 'drift';"
+                "pick.dispatchEvent(new Event('input', {bubbles: true}))")
+    assert browser.run(SHOWN) == [CHANGED]
+    assert "gate >= 100" in browser.panel(CHANGED)
+    assert browser.run("return document.querySelectorAll('.charts canvas').length") == 2
+    browser.width(360)
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")

@@ -51,7 +51,8 @@ def test_workflows_are_whole(path):
     for step in steps(path):
         assert ("run" in step) != ("uses" in step)
         if "uses" in step:
-            assert re.fullmatch(r"actions/(checkout|setup-python|upload-artifact)@v\d+", step["uses"])
+            known = "checkout|setup-python|upload-artifact|upload-pages-artifact|deploy-pages"
+            assert re.fullmatch(rf"actions/({known})@v\d+", step["uses"])
             continue
         assert "${{" not in step["run"], "values of a run reach scripts as environment variables only"
         subprocess.run(["bash", "-n", "-c", step["run"]], check=True)

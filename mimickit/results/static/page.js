@@ -76,16 +76,17 @@
           dash: series.dash ?? DASHES[Math.floor(i / COLORS.length) % DASHES.length], spanGaps: true, value: (_, v) => short(v),
           points: {show: series.points ?? chart.data[0].length < 40, size: 6}}))],
       bands: chart.bands || [],
-      hooks: {drawClear: [(plot) => marks(plot, chart)]},
+      hooks: {drawClear: [(plot) => marks(plot, chart)], ready: [settle],
+        setCursor: [(plot) => { if (plot.cursor.idx == null) settle(plot); }]},
     };
     if (chart.bands) options.bands = chart.bands.map((band) => ({...band, fill: css("--band")}));
-    return settle(new uPlot(options, chart.data, box), chart);
+    return new uPlot(options, chart.data, box);
   }
 
   // the legend shows the last values until the pointer is over the chart
-  function settle(plot, chart) {
-    plot.setLegend({idxs: chart.data.map((values) => values.findLastIndex((v) => v !== null))});
-    return plot;
+  function settle(plot) {
+    const last = plot.data.map((values) => values.findLastIndex((v) => v !== null));
+    plot.setLegend({idxs: last.map((index) => index < 0 ? null : index)}, false);
   }
 
   function marks(plot, chart) {
@@ -129,7 +130,7 @@
     list.forEach((chart, i) => {
       const box = part.children[i], last = chart.data[1].filter((v) => v !== null).at(-1);
       box.setAttribute("aria-label", `${chart.title}: ${chart.series[0].label} ends at ${short(last)}`);
-      if (charts.has(box)) { charts.get(box).setData(chart.data); settle(charts.get(box), chart); }
+      if (charts.has(box)) charts.get(box).setData(chart.data);
       else charts.set(box, draw(box, chart));
     });
   }
