@@ -36,9 +36,10 @@ CAMERA_OFFSET = np.array([0.0, -5.0, 3.0])  # m, from the root's place on the gr
 CAMERA_TARGET_HEIGHT = 1.0  # m
 CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
 SHADOW_BLUR = 6.0  # width of the soft edge, Newton's units (3 by itself)
-CLOSE_UP = 1.45  # height of the picture in sizes of the character, as it stands at first: kicks and jumps need room
+CLOSE_UP = 1.35  # height of the picture in sizes of the character, as it stands at first: kicks and jumps need room
 SMALLEST = 0.6  # m, size of a character for this purpose
-AT_REST = 0.2  # m by which the root may rise before a close-up follows
+ABOVE = 1.12  # height of a character in heights of its highest body's origin
+AT_REST = 0.1  # m by which the root may rise before a close-up follows
 LINE_WIDTH = 2.0  # pixels
 MAX_RATE = "1400k"  # bits/s of a film: ten seconds stay below 2 MB
 WINDOW_KEYS = "ENTER pauses or resumes, SPACE makes one step and then pauses, ESC closes"
@@ -126,7 +127,7 @@ class _Scene:
     ) -> None:
         self._engine = engine
         self._camera_mode = camera_mode
-        self._close_up = close_up
+        self._close_up, self._aspect = close_up, width / height
         self._root_height = 0.0  # m, at first
         self._show_reference = show_reference
         self._ref_offset = np.asarray(ref_offset, np.float32)
@@ -180,7 +181,8 @@ class _Scene:
             self._root_height = float(root[2])
             target, offset = np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT]), CAMERA_OFFSET
             if self._close_up:
-                target, offset = close_up(bodies)
+                beside = self._ref_offset if self._show_reference else np.zeros(3)
+                target, offset = close_up(bodies, beside, self._aspect)
             direction = target - offset
             pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
             yaw = np.degrees(np.arctan2(direction[1], direction[0]))
@@ -192,18 +194,21 @@ class _Scene:
         self._looks_at = ground
 
 
-def close_up(bodies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def close_up(bodies: np.ndarray, beside: np.ndarray, aspect: float) -> tuple[np.ndarray, np.ndarray]:
     """Where a close-up looks, and from where: [3] m each, from the root's place on the ground.
 
     Args:
         bodies: [B, 3] m, positions of the character's bodies.
+        beside: [3] m, from the character to the reference, which is in the picture too; 0 without one.
+        aspect: width / height of the picture.
     """
     spread = bodies.max(axis=0) - bodies.min(axis=0)
-    height = float(bodies[:, 2].max())
+    height = ABOVE * float(bodies[:, 2].max())
     size = max(SMALLEST, height, float(np.hypot(*spread[:2])))
-    target = np.array([0.0, 0.0, 0.5 * height])
+    target = np.array([0.5 * beside[0], 0.5 * beside[1], 0.56 * height])
+    across = max(CLOSE_UP * size, (float(np.hypot(*beside[:2])) + size) / aspect)
     backwards = CAMERA_OFFSET - np.array([0.0, 0.0, CAMERA_TARGET_HEIGHT])
-    distance = 0.5 * CLOSE_UP * size / np.tan(np.radians(0.5 * CAMERA_FIELD_OF_VIEW))
+    distance = 0.5 * across / np.tan(np.radians(0.5 * CAMERA_FIELD_OF_VIEW))
     return target, target + distance * backwards / np.linalg.norm(backwards)
 
 

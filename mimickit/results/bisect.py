@@ -191,17 +191,21 @@ class Bisection:
                 "ci95": {name: value.ci95 for name, value in found.items()}}
 
 
-@explains_mistakes
-def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    options = words[words.index("--") + 1:] if "--" in words else []
+def parser() -> argparse.ArgumentParser:
     known = argparse.ArgumentParser(prog="mimickit bisect", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("--case", required=True, help="the case to train")
     known.add_argument("--good", required=True, metavar="REV", help="a commit at which it was as it should be")
     known.add_argument("--bad", required=True, metavar="REV", help="a later commit at which it is worse")
     known.add_argument("--measure", help="tell commits apart by this measure of the test")
-    args = known.parse_args(words[:words.index("--")] if "--" in words else words)
+    return known
+
+
+@explains_mistakes
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = words[words.index("--") + 1:] if "--" in words else []
+    args = parser().parse_args(words[:words.index("--")] if "--" in words else words)
     top = subprocess.run(["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False)
     if top.returncode:
         raise UserError("mimickit bisect works in a checkout (git rev-parse finds none here)")

@@ -116,8 +116,13 @@ def test_a_close_up_fills_the_picture_and_follows_a_jump(tmp_path, recorder_clas
         for jump in (0.0, 1.5):
             engine.body_pos[..., 2] += jump
             rows = np.argwhere(colored(recorder.capture()))[:, 0]
-            assert rows.min() > 0.05 * HEIGHT and rows.max() < 0.95 * HEIGHT, jump
+            assert rows.min() > 0.02 * HEIGHT and rows.max() < 0.98 * HEIGHT, jump
             assert rows.max() - rows.min() > 0.55 * HEIGHT
+    with recorder_class(standing(), tmp_path / "b.mp4", 30, WIDTH, HEIGHT, num_png=0, close_up=True,
+                        show_reference=True, ref_offset=(2.0, 0.0, 0.0)) as recorder:
+        columns = np.argwhere(colored(recorder.capture((POSE, IDENTITY))))[:, 1]
+        assert abs((columns.min() + columns.max()) / 2 - WIDTH / 2) < 0.06 * WIDTH, "both are in the picture"
+        assert columns.min() > 0.02 * WIDTH and columns.max() < 0.98 * WIDTH
 
 
 def test_an_interrupted_recording_leaves_no_file(tmp_path, recorder_class):
