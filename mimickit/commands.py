@@ -133,11 +133,11 @@ def run_command(argv: Sequence[str]) -> int:
     if name == "longcycle":
         return _longcycle(words)
     if name == "bisect":
-        from mimickit.results import bisect
+        from mimickit.longcycle.results import bisect
 
         return bisect.main(words)
     if name == "report":
-        from mimickit.results import cli
+        from mimickit.longcycle.results import cli
 
         return cli.main(words)
     if name == "list":

@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT", help="folders of sessions, a seed each")
     parser.add_argument("--share", type=float, default=0.7, help="place of the proposed bound (0.7)")
     options = parser.parse_args(argv)
-    from mimickit.results.data import Root  # which reads the baselines from here
+    from mimickit.longcycle.results.data import Root  # which reads the baselines from here
 
     tests = [{case: root.entry(case).test for case in root.cases} for root in map(Root, options.roots)]
     print("\n".join(table(lines(tests, load_targets(), load_yaml(BASELINES_FILE)), options.share)))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mimickit.cases import Case
 from mimickit.longcycle.estimate import TRAINING
+from mimickit.longcycle.results.history import HISTORY, History, read
 from mimickit.longcycle.settings import Settings
-from mimickit.results.history import HISTORY, History, read
 from mimickit.util.failures import UserError
 
 RECENT = 5  # nights of which a case's hours are the median

@@ -24,12 +24,12 @@ from mimickit.longcycle.kernels import compile_kernels
 from mimickit.longcycle.ledger import Ledger, State
 from mimickit.longcycle.lifecycle import CaseRun, case_key, close_open_stages, passed, reusable
 from mimickit.longcycle.live import LiveLine, SessionProgress, own_stdout
+from mimickit.longcycle.results.data import Root, Yardsticks
+from mimickit.longcycle.results.history import HISTORY, append, night_of
+from mimickit.longcycle.results.live import LivePage
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
 from mimickit.longcycle.settings import Settings
-from mimickit.results.data import Root, Yardsticks
-from mimickit.results.history import HISTORY, append, night_of
-from mimickit.results.live import LivePage
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_tsv, remove_half_written, write_json, write_text, write_tsv
 from mimickit.util.processes import end_with_parent

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mimickit.cases import discover
-from mimickit.results import cli
-from mimickit.results.serve import make_server
+from mimickit.longcycle.results import cli
+from mimickit.longcycle.results.serve import make_server
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
 from tests.longcycle.made_root import make_root
 from tests.longcycle.test_drift import CHANGED, sixty_nights

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mimickit.results import drift, history
-from mimickit.results.history import Accept, CaseNight, GateNow, Measure, Night
+from mimickit.longcycle.results import drift, history
+from mimickit.longcycle.results.history import Accept, CaseNight, GateNow, Measure, Night
 
 CASES = [f"amp_case_{i}" for i in range(25)]
 NIGHTS, CHANGED, BEGIN, NOISE = 60, CASES[7], 40, 0.02

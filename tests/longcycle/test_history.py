@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from mimickit.longcycle.results import cli, compare, history, notify
+from mimickit.longcycle.results.data import Root
 from mimickit.longcycle.settings import load_targets
-from mimickit.results import cli, compare, history, notify
-from mimickit.results.data import Root
 from tests.longcycle.conftest import CASES, TRAINED
 from tests.longcycle.made_root import make_root, reached
 from tests.longcycle.test_drift import BEGIN, CHANGED, night, sixty_nights

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from mimickit.longcycle.ledger import read_events
-from mimickit.results import cli, committed
-from mimickit.results.data import Root, log_tail
-from mimickit.results.live import SHARE, LivePage
-from mimickit.results.machine import gpus
-from mimickit.results.pages import STATIC
+from mimickit.longcycle.results import cli, committed
+from mimickit.longcycle.results.data import Root, log_tail
+from mimickit.longcycle.results.live import SHARE, LivePage
+from mimickit.longcycle.results.machine import gpus
+from mimickit.longcycle.results.pages import STATIC
 from tests.longcycle.conftest import CASES, HEAVY, ROOT, TRAINED
 from tests.longcycle.made_root import make_root, page_data
 
@@ -88,7 +88,7 @@ def test_mistakes_are_said(tmp_path, capsys):
 
 
 def test_no_heavy_library_is_loaded(root):
-    code = ("import sys; from mimickit.results import cli, history, trends, notify, serve, bisect\n"
+    code = ("import sys; from mimickit.longcycle.results import cli, history, trends, notify, serve, bisect\n"
             f"cli.main(sys.argv[1:]); print([name for name in {(*HEAVY, 'matplotlib')!r} if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code, str(root)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
@@ -126,7 +126,7 @@ def test_gpus_of_nvidia_smi():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(scheme):
     """Every text colour on every background that it stands on: 4.5 to 1, as WCAG AA asks for."""
-    css = (ROOT / "mimickit/results/static/page.css").read_text().split("prefers-color-scheme: dark")
+    css = (ROOT / "mimickit/longcycle/results/static/page.css").read_text().split("prefers-color-scheme: dark")
     colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css[0]))
     if scheme == "dark":
         colors |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css[1].split("}")[0]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mimickit.results import bisect, cli
+from mimickit.longcycle.results import bisect, cli
 from mimickit.util.options import OPTIONS
 
 PARSERS = {"report": cli.parser, "bisect": bisect.parser}  # commands with options of their own

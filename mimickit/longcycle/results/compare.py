@@ -10,8 +10,8 @@ from typing import Literal
 
 from mimickit.longcycle.judge import STATISTICS, sample
 from mimickit.longcycle.report import number
-from mimickit.results.data import Entry, Root, Yardsticks
-from mimickit.results.history import History
+from mimickit.longcycle.results.data import Entry, Root, Yardsticks
+from mimickit.longcycle.results.history import History
 
 MORE, LESS = ("test_return", "test_episode_length", "survival", "success_rate", "samples_per_s"), \
     ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_err")

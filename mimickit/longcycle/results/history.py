@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mimickit.longcycle.devices import file_lock
 from mimickit.longcycle.judge import STATISTICS
-from mimickit.results import drift
-from mimickit.results.data import Entry, Root, Yardsticks, without_machine
+from mimickit.longcycle.results import drift
+from mimickit.longcycle.results.data import Entry, Root, Yardsticks, without_machine
 from mimickit.util.failures import UserError
 from mimickit.util.files import fsync, plain
 
@@ -188,7 +188,7 @@ class Series:
 
     Attributes:
         at: the place of each value's night among all nights.
-        nights: what :func:`mimickit.results.drift.watch` says of each.
+        nights: what :func:`mimickit.longcycle.results.drift.watch` says of each.
     """
 
     case: str

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mimickit.results.history import History, changes, verdicts
-from mimickit.results.pages import day
-from mimickit.results.trends import sentence
+from mimickit.longcycle.results.history import History, changes, verdicts
+from mimickit.longcycle.results.pages import day
+from mimickit.longcycle.results.trends import sentence
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json
 

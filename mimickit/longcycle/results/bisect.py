@@ -24,8 +24,8 @@ from typing import Any
 
 from mimickit.longcycle.judge import sample
 from mimickit.longcycle.report import number
+from mimickit.longcycle.results.data import Root, Yardsticks
 from mimickit.longcycle.roots import BASE
-from mimickit.results.data import Root, Yardsticks
 from mimickit.util.failures import UserError, explains_mistakes
 from mimickit.util.files import read_json, write_json
 

@@ -21,16 +21,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mimickit.longcycle.results.serve import LOOPBACK, PORT
 from mimickit.longcycle.roots import find_root
 from mimickit.longcycle.settings import parse_list, relative_to
-from mimickit.results.serve import LOOPBACK, PORT
 from mimickit.util.failures import UserError, explains_mistakes
 
 COMPARE = "compare"
 
 
 def parser() -> argparse.ArgumentParser:
-    from mimickit.results.history import HISTORY
+    from mimickit.longcycle.results.history import HISTORY
 
     known = argparse.ArgumentParser(prog="mimickit report", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.roots[:1] == [COMPARE]:
         return compare(args.roots[1:])
     if args.commit and not args.roots:
-        from mimickit.results.committed import write_page
+        from mimickit.longcycle.results.committed import write_page
 
         print(write_page(args.commit))
         return 0
@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the page of roots, and serve it if asked to."""
-    from mimickit.results.data import Root
-    from mimickit.results.machine import machine
-    from mimickit.results.pages import ReportPage
+    from mimickit.longcycle.results.data import Root
+    from mimickit.longcycle.results.machine import machine
+    from mimickit.longcycle.results.pages import ReportPage
 
     repo = Path.cwd()
     roots = [Root(find_root(text, repo)) for text in args.roots]
@@ -90,7 +90,7 @@ def report(args: argparse.Namespace) -> int:
     if args.commit:
         if len(roots) > 1 or args.serve or args.out:
             raise UserError("--commit takes one root, and neither --out nor --serve")
-        from mimickit.results.committed import commit
+        from mimickit.longcycle.results.committed import commit
 
         print(commit(roots[0], args.commit))
         return 0
@@ -110,9 +110,9 @@ def report(args: argparse.Namespace) -> int:
 
 def compare(roots: Sequence[str]) -> int:
     """Print the comparison of two roots; 1 if a measure of the second is worse."""
-    from mimickit.results import compare as comparing
-    from mimickit.results.data import Root
-    from mimickit.results.history import HISTORY, read
+    from mimickit.longcycle.results import compare as comparing
+    from mimickit.longcycle.results.data import Root
+    from mimickit.longcycle.results.history import HISTORY, read
 
     if len(roots) != 2:
         raise UserError(f"mimickit report compare takes two roots, {len(roots)} given")
@@ -124,10 +124,10 @@ def compare(roots: Sequence[str]) -> int:
 
 def history(args: argparse.Namespace) -> int:
     """Add to the history, accept levels, write its page, send a message, as asked for."""
-    from mimickit.results.data import Root
-    from mimickit.results.history import accept, append, night_of, read
-    from mimickit.results.notify import notify
-    from mimickit.results.trends import write_history
+    from mimickit.longcycle.results.data import Root
+    from mimickit.longcycle.results.history import accept, append, night_of, read
+    from mimickit.longcycle.results.notify import notify
+    from mimickit.longcycle.results.trends import write_history
 
     for text in args.add:
         root = Root(find_root(text, Path.cwd()))
@@ -163,7 +163,7 @@ def check_out(out: Path) -> Path:
 
 def serve(folder: Path, write: Callable[[], object], host: str, port: int) -> int:
     """Serve a page until Ctrl-C."""
-    from mimickit.results.serve import make_server
+    from mimickit.longcycle.results.serve import make_server
 
     try:
         server = make_server(folder, write, host, port)

@@ -21,9 +21,9 @@ from mimickit.longcycle.events import to_line
 from mimickit.longcycle.judge import STATISTICS
 from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.report import number, table_line
-from mimickit.results.data import Root, Yardsticks, without_machine
-from mimickit.results.history import History, Night, append, night_of, read
-from mimickit.results.pages import day
+from mimickit.longcycle.results.data import Root, Yardsticks, without_machine
+from mimickit.longcycle.results.history import History, Night, append, night_of, read
+from mimickit.longcycle.results.pages import day
 from mimickit.util.curves import Curves, Panel, draw_panels
 from mimickit.util.files import atomic_path, read_json, write_text
 from mimickit.util.video import COLOR_SPREAD

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.longcycle.report import number
-from mimickit.results import drift
-from mimickit.results.history import RATE, History, Night, Series, changes
-from mimickit.results.pages import POLL_ENDED, Folder, day, environment, script, slug
+from mimickit.longcycle.results import drift
+from mimickit.longcycle.results.history import RATE, History, Night, Series, changes
+from mimickit.longcycle.results.pages import POLL_ENDED, Folder, day, environment, script, slug
 
 SPARK = (130, 28)  # pixels
 SPARK_NIGHTS = 40

@@ -44,9 +44,9 @@ class LivePage(threading.Thread):
 
     def write(self) -> bool:
         """Write the page once; False when that is no use."""
-        from mimickit.results.data import Root
-        from mimickit.results.machine import machine
-        from mimickit.results.pages import ReportPage
+        from mimickit.longcycle.results.data import Root
+        from mimickit.longcycle.results.machine import machine
+        from mimickit.longcycle.results.pages import ReportPage
 
         try:
             if self.page is None:

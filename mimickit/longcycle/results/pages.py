@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from mimickit.longcycle.ledger import damaged_lines
 from mimickit.longcycle.report import duration, number
-from mimickit.results.data import Entry, Root, Yardsticks, charts, gate_bars, without_machine
+from mimickit.longcycle.results.data import Entry, Root, Yardsticks, charts, gate_bars, without_machine
 from mimickit.util.files import atomic_path, write_text
 
 STATIC = ("page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")
@@ -38,7 +38,7 @@ MARKS = {"passed": "✓", "ok": "✓", "failed": "✗", "running": "▶", "waiti
 
 def environment() -> Environment:
     """Jinja2 with our templates: everything is escaped, a name that is not there is an error."""
-    jinja = Environment(loader=PackageLoader("mimickit.results"), autoescape=select_autoescape(default=True),
+    jinja = Environment(loader=PackageLoader("mimickit.longcycle.results"), autoescape=select_autoescape(default=True),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"duration": duration, "number": number, "day": day, "slug": slug}
     jinja.globals |= {"marks": MARKS, "words": WORDS}
@@ -81,8 +81,9 @@ class Folder:
 
     def static(self) -> None:
         """Scripts and styles."""
+        folder = files("mimickit.longcycle.results") / "static"
         for name in STATIC:
-            self.write(f"page/{name}", (files("mimickit.results") / "static" / name).read_text(encoding="utf-8"))
+            self.write(f"page/{name}", (folder / name).read_text(encoding="utf-8"))
 
     def take(self, source: Path, name: str, link: bool) -> str:
         """Have a copy of a file, or a second name of it where ``link`` is set and the file system can; returns where,
@@ -154,7 +155,7 @@ class ReportPage:
         Args:
             expected: seconds of stages that have not run yet, by (case, stage).
             left_s: seconds until the session's end.
-            machine: :func:`mimickit.results.machine.machine`.
+            machine: :func:`mimickit.longcycle.results.machine.machine`.
             note: a remark for the head, such as what was deferred.
         """
         for root in self.roots:
