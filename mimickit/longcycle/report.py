@@ -65,7 +65,8 @@ def whereabouts(settings: Settings, state: State, passed: Sequence[Case], unfini
                 resumable: bool) -> list[str]:
     """Where the files are, and the next command to run."""
     root, python = settings.relative(settings.out), settings.relative(sys.executable)
-    lines = [f"in {root}: summary.md, best_by_case.tsv; below runs/<case>_args/*/: logs, models, viz.mp4"]
+    lines = [f"in {root}: index.html (the page), summary.md, best_by_case.tsv; below runs/<case>_args/*/: logs, "
+             "models, viz.mp4"]
     if unfinished and resumable:
         command = state.session.get("command") or ["", "-m", "longcycle"]
         options = [word for word in command[1:] if word not in ("--lf", "--last-failed")]

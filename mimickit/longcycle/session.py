@@ -78,6 +78,7 @@ class Session:
         self.sharing = ""  # how cases share GPUs, if they do
         self.until_end = contextlib.ExitStack()
         self.unwritten = ""  # why the end could not be recorded
+        self.no_history = ""  # why the history has no line of this session
         if self.worker:  # end with the controller, however it ends
             end_with_parent(os.getppid())
         else:
@@ -273,10 +274,14 @@ class Session:
         report.add_to_job_summary(summary)
 
     def add_to_history(self) -> None:
-        """Append the session to the history of nights, if a case ended in it."""
-        night = night_of(Root(self.settings.out), Yardsticks(self.settings.targets), deferred=self.settings.deferred)
-        if night.cases:
-            append(self.settings.repo / HISTORY, night)
+        """Append the session to the history of nights, if a case ended in it; what hinders that fails no session."""
+        try:
+            gates = Yardsticks(self.settings.targets)
+            night = night_of(Root(self.settings.out), gates, deferred=self.settings.deferred)
+            if night.cases:
+                append(self.settings.repo / HISTORY, night)
+        except (OSError, ValueError, UserError) as error:
+            self.no_history = f"{HISTORY} has no line of this session: {error}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.worker or self.lock is None or not self.started:
@@ -287,6 +292,8 @@ class Session:
         if self.unwritten:
             terminalreporter.line(f"the tables may be older than the results, they could not be written: "
                                   f"{self.unwritten}. Make room and continue with --lf", red=True)
+        if self.no_history:
+            terminalreporter.line(self.no_history, red=True)
         if not cases:
             terminalreporter.line(NOTHING)
             return

@@ -75,6 +75,13 @@ def test_a_night_has_what_the_root_says(tmp_path):
     assert history.read(path).nights == (found,)
 
 
+def test_a_history_that_cannot_be_written_fails_nobody(project):
+    (project.path / history.HISTORY).mkdir(parents=True)
+    result = project.run("--cases", TRAINED)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["output/history/history.jsonl has no line of this session: *"])
+
+
 def test_damaged_lines_are_counted_and_kept(tmp_path):
     path = written(tmp_path / "history.jsonl", history.History(sixty_nights(1).nights[:3]))
     with path.open("a") as file:

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(args: argparse.Namespace) -> int:
     """Write the page of roots, and serve it if asked to."""
     from mimickit.longcycle.results.data import Root
-    from mimickit.longcycle.results.machine import machine
+    from mimickit.longcycle.results.machine import Machine
     from mimickit.longcycle.results.pages import ReportPage
 
     repo = Path.cwd()
@@ -96,13 +96,15 @@ def report(args: argparse.Namespace) -> int:
         return 0
     page = ReportPage(roots, check_out(args.out) if args.out else roots[0].path)
 
+    machine = Machine()
+
     def write() -> Path:
         for root in roots:
             root.refresh()
         live = any(root.alive for root in roots)
         if live and not args.out and (roots[0].path / "page/live.js").is_file():
             return roots[0].path / "index.html"  # the session at work writes it, and knows more
-        return page.write(machine=machine() if live else None)
+        return page.write(machine=machine.look() if live else None)
 
     print(f"page: {relative_to(write(), repo)}")
     return serve(page.folder.path, write, args.host, args.port) if args.serve else 0

@@ -216,7 +216,7 @@ class Entry:
             return "running"
         if self.state.row:
             return "passed" if self.state.passed else "failed"
-        if self.state.waits_for:
+        if self.state.waits_for and self.root.alive:
             return "waiting"
         return "stopped" if self.state.attempts else "open"
 

@@ -31,6 +31,7 @@ class LivePage(threading.Thread):
         self.root, self.outlook, self.note = root, outlook, note
         self.ended = threading.Event()
         self.page: Any = None
+        self.machine: Any = None
         self.cpu_s = 0.0  # that writing took so far
         self.writes = 0
 
@@ -45,15 +46,15 @@ class LivePage(threading.Thread):
     def write(self) -> bool:
         """Write the page once; False when that is no use."""
         from mimickit.longcycle.results.data import Root
-        from mimickit.longcycle.results.machine import machine
+        from mimickit.longcycle.results.machine import Machine
         from mimickit.longcycle.results.pages import ReportPage
 
         try:
             if self.page is None:
-                self.page = ReportPage([Root(self.root)], self.root)
+                self.page, self.machine = ReportPage([Root(self.root)], self.root), Machine()
             before = time.thread_time()
             left_s, expected = self.outlook()
-            self.page.write(expected, left_s, {} if self.ended.is_set() else machine(), self.note)
+            self.page.write(expected, left_s, {} if self.ended.is_set() else self.machine.look(), self.note)
         except AssetMissingError:
             return True  # the session has not written anything yet
         except Exception as error:  # whatever happens to the page, the session goes on

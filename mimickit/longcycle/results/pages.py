@@ -155,7 +155,7 @@ class ReportPage:
         Args:
             expected: seconds of stages that have not run yet, by (case, stage).
             left_s: seconds until the session's end.
-            machine: :func:`mimickit.longcycle.results.machine.machine`.
+            machine: :meth:`mimickit.longcycle.results.machine.Machine.look`.
             note: a remark for the head, such as what was deferred.
         """
         for root in self.roots:
