@@ -151,8 +151,10 @@ class Root:
         return Entry(self, case, self.state.cases.get(case, CaseState()))
 
     def runs(self, case: str) -> list[Curves]:
-        """A curve an attempt: its trial and its training joined."""
-        found = []
+        """A curve an attempt: its trial and its training joined. None of a name that only the manifest knows."""
+        found: list[Curves] = []
+        if case not in self.state.cases:
+            return found
         for attempt in sorted(path for path in (self.path / "runs" / f"{case}_args").glob("*_e*") if path.is_dir()):
             parts = [self.cached(attempt / stage / "log.txt", _curves) for stage in ("probe_train", "long_train")]
             parts = [part for part in parts if part is not None]
