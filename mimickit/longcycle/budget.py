@@ -50,10 +50,10 @@ def within_budget(settings: Settings, cases: Sequence[Case], budget: float, done
     """
     if not budget > 0:
         raise UserError(f"--budget-gpu-hours {budget:g}: must be above 0")
-    history = read(settings.repo / HISTORY)
+    history = read(settings.repo / HISTORY).only(settings.profile_name)
     hours = {case.name: 0.0 if case.name in done else expected_hours(settings, case, history) for case in cases}
     chosen, deferred, left = [], [], budget
-    for case in sorted(cases, key=lambda case: need(case.name, history, settings.profile_name)):
+    for case in sorted(cases, key=lambda case: need(case.name, history)):
         if hours[case.name] <= left:
             chosen.append(case)
             left -= hours[case.name]
@@ -62,9 +62,9 @@ def within_budget(settings: Settings, cases: Sequence[Case], budget: float, done
     return Choice(tuple(chosen), tuple(deferred), hours)
 
 
-def need(name: str, history: History, profile: str) -> tuple[bool, float, str]:
+def need(name: str, history: History) -> tuple[bool, float, str]:
     """What cases are ordered by: urgent ones first, then by the time of their last night."""
-    nights = [night for night in history.nights if name in night.cases and night.profile == profile]
+    nights = [night for night in history.nights if name in night.cases]
     if not nights:
         return True, float("-inf"), name
     return history.verdict(name) not in URGENT, nights[-1].time, name
@@ -73,8 +73,7 @@ def need(name: str, history: History, profile: str) -> tuple[bool, float, str]:
 def expected_hours(settings: Settings, case: Case, history: History) -> float:
     """GPU hours (of a processor where there is no GPU) that a case took on its last nights; of one that has none, what
     the profile's times and the case's cost say. The first case of a session may also pay for compiling."""
-    known = [night.cases[case.name].gpu_hours for night in history.nights
-             if night.profile == settings.profile_name and case.name in night.cases]
+    known = [night.cases[case.name].gpu_hours for night in history.nights if case.name in night.cases]
     known = [hours for hours in known[-RECENT:] if hours > 0]
     if known:
         return statistics.median(known)

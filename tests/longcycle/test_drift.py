@@ -94,6 +94,8 @@ def test_other_profiles_and_machines_are_not_compared():
     nights += [night(20, {CHANGED: 200.0}, gpus=["H100"])]
     success, rate = history.History(tuple(nights)).series[CHANGED]
     assert len(success.nights) == 13 and len(rate.nights) == 1
+    small = history.History((*nights, night(30, {CHANGED: 1.0}, ok=False, profile="smoke")))
+    assert small.verdict(CHANGED) == "failed" and small.watched().verdict(CHANGED) == "steady"
 
 
 def test_students_t_as_a_normal_score():

@@ -137,14 +137,14 @@ def history(args: argparse.Namespace) -> int:
         print(f"{text}: {f'{len(night.cases)} cases added' if append(args.history, night) else 'is there already'}")
     if args.accept:
         accept(args.history, parse_list(args.accept) or [], args.reason)
-    known = read(args.history)
+    known = read(args.history).watched()
     if not known.nights:
         raise UserError(f"{args.history}: no night is recorded there; every session of the suite adds one, and --add "
                         "ROOT adds an earlier one")
     out = check_out(args.out) if args.out else args.history.parent
 
     def write() -> Path:
-        return write_history(read(args.history), out)
+        return write_history(read(args.history).watched(), out)
 
     print(f"page: {relative_to(write().absolute(), Path.cwd())}")
     drifting = [case for case in known.cases if known.verdict(case) == "drift"]

@@ -11,7 +11,7 @@ from typing import Literal
 from mimickit.longcycle.judge import STATISTICS, sample
 from mimickit.longcycle.report import number
 from mimickit.longcycle.results.data import Entry, Root, Yardsticks
-from mimickit.longcycle.results.history import History
+from mimickit.longcycle.results.history import FULL, History
 
 MORE, LESS = ("test_return", "test_episode_length", "survival", "success_rate", "samples_per_s"), \
     ("body_pos_err", "motion_err", "motion_dist", "goal_err", "vel_err")
@@ -78,7 +78,7 @@ def differences(a: Entry, b: Entry, history: History, yardsticks: Yardsticks) ->
 def between_trainings(case: str, measure: str, history: History) -> float | None:
     """Standard deviation of a measure over the nights of the history; None of fewer than ``FEWEST``."""
     name = STATISTICS.get(measure, measure)
-    values = [found.mean for night in history.nights if night.profile == "full" and case in night.cases
+    values = [found.mean for night in history.only(FULL).nights if case in night.cases
               and (found := night.cases[case].measures.get(name)) is not None]
     return statistics.stdev(values) if len(values) >= FEWEST else None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from mimickit.util.files import fsync, plain
 HISTORY = Path("output/history/history.jsonl")
 SCHEMA = 1
 RATE = "samples_per_s"
+FULL = "full"
 
 
 class _Line(BaseModel):
@@ -219,7 +220,14 @@ class History:
     nights: tuple[Night, ...]
     accepted: tuple[Accept, ...] = ()
     damaged: int = 0
-    known: dict[str, tuple[Series, ...]] = field(default_factory=dict, compare=False)
+
+    def only(self, profile: str) -> History:
+        """The nights of one profile."""
+        return History(tuple(night for night in self.nights if night.profile == profile), self.accepted, self.damaged)
+
+    def watched(self) -> History:
+        """The nights of profile ``full``, where there are any: what somebody tried at a small size says nothing."""
+        return self.only(FULL) if any(night.profile == FULL for night in self.nights) else self
 
     @property
     def cases(self) -> list[str]:
