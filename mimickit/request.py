@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.cases import DEFAULT, TUNED, tuned_worlds, with_variant
-from mimickit.config import layers, load_yaml, merge, parse_yaml, stacked
+from mimickit.config import layers, merge, parse_yaml, stacked
 from mimickit.request_checks import check_request
 from mimickit.util.args import Args
 from mimickit.util.assets import locate
@@ -74,7 +74,6 @@ def read_world(args: Args) -> World:
     Raises:
         UserError: as :func:`read_request`.
     """
-    from mimickit.engines.engine_config import for_newton
     from mimickit.envs.env_builder import check_files, make_env_config, merge_engine_config
 
     files = {flag: locate(args[flag]) for flag in CONFIGURATIONS if args[flag]}
@@ -92,11 +91,8 @@ def read_world(args: Args) -> World:
             raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
                                     f"{Path.cwd()}, args/ and data/ then among the shipped files)")
         with naming_overrides(assignments, "engine"):
-            engine = merge_engine_config(files["engine_config"], env, changes["engine"])
+            engine, note = merge_engine_config(files["engine_config"], env, changes["engine"])
         check_files(env)
-    note = None
-    if "engine_name" not in {**env.engine, **changes["engine"]}:
-        note = for_newton(load_yaml(files["engine_config"]), str(files["engine_config"]))[1]
     return World(files, env_files, changes, env, engine, note)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from mimickit.anim.motion_lib import missing_motions
 from mimickit.config import build, load_layered, merge
-from mimickit.engines.engine_config import EngineConfig, load_engine_config
+from mimickit.engines.engine_config import EngineConfig, read_engine_file
 from mimickit.envs import add, amp, deepmimic, dof_test, tasks, view_motion
 from mimickit.envs.env import Env
 from mimickit.envs.scene import EnvConfig, MakeEngine, Setup
@@ -66,15 +66,16 @@ def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
 
 
 def merge_engine_config(path: str | Path, env_config: EnvConfig, changes: Mapping[str, Any] | None = None
-                        ) -> EngineConfig:
-    """The engine file with the environment's ``engine`` mapping on top, then ``changes``, checked as a whole.
+                        ) -> tuple[EngineConfig, str | None]:
+    """The engine file with the environment's ``engine`` mapping on top, then ``changes``, checked as a whole; and what
+    :func:`read_engine_file` says about the file.
 
     Raises:
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown, missing or wrong keys.
     """
     where = f"{path} with {env_config.source}, key 'engine'" if env_config.engine else ""
-    return load_engine_config(path, {**env_config.engine, **(changes or {})}, where)
+    return read_engine_file(path, {**env_config.engine, **(changes or {})}, where)
 
 
 def check_files(config: EnvConfig) -> None:

@@ -185,6 +185,15 @@ def test_files_in_the_run_folder_stand_alone(tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "out/env_config.yaml").read_text()) == load_layered(ROOT / ENV)
 
 
+def test_a_start_reads_every_file_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read = []
+    monkeypatch.setattr("mimickit.config.read_bytes", lambda path, limit: read.append(Path(path).resolve())
+                        or Path(path).read_bytes())
+    request.read_request(Args.from_argv(CASE))
+    assert len(read) > 5 and len(read) == len(set(read)), read
+
+
 def test_a_test_without_end_says_so(capsys, monkeypatch):
     monkeypatch.setattr(run, "SIGN_OF_LIFE", 0.0)
     tell = run.sign_of_life(SimpleNamespace(num_envs=4))
