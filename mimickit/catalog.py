@@ -69,7 +69,7 @@ def configuration(args: Args) -> str:
         UserError: as :func:`mimickit.request.read_request`.
     """
     from mimickit.learning.config import present_layout
-    from mimickit.request import read_overrides, read_request
+    from mimickit.request_reader import read_overrides, read_request
 
     request = read_request(args)
     changes = read_overrides(args["set"])

@@ -18,7 +18,7 @@ from pathlib import Path
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_yaml
-from mimickit.request import CONFIGURATIONS, machine_devices
+from mimickit.request_reader import CONFIGURATIONS, machine_devices
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError

@@ -15,9 +15,12 @@ if __name__ == "__main__":  # python mimickit/run.py: import the package, not th
     if not sys.flags.safe_path:  # with it the first entry is not the folder of this file
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    from mimickit.__main__ import console
+    from mimickit.util.processes import end_at_interrupt, leave
 
-    console()
+    end_at_interrupt()
+    from mimickit.run import main
+
+    leave(main())
 
 import faulthandler
 import gc
@@ -38,7 +41,8 @@ watch_from_start()
 
 from mimickit import commands
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
-from mimickit.request import Request, check_writable, header, naming_overrides, read_request
+from mimickit.request import Request, header
+from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.failures import (
@@ -225,7 +229,7 @@ def join(request: Request) -> Any:
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
     env, agent = build_stage(request, dist)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see __main__.py
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see end_at_interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
     ALIVE.stop()  # from here on every iteration, or step, beats
     mode = train_stage if request.mode == "train" else test_stage

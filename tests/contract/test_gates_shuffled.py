@@ -16,7 +16,7 @@ from mimickit.learning.methods import build_agent
 from mimickit.learning.trainer import train
 from mimickit.longcycle.judge import judge_gates
 from mimickit.longcycle.settings import DEFAULT_ENGINE, load_targets
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process

@@ -15,7 +15,7 @@ import yaml
 
 from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion_lib import list_motions
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.checkpoint import find_latest, load_checkpoint, load_model
 from mimickit.util.distributed import Distributed

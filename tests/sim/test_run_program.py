@@ -61,7 +61,7 @@ def test_rollout_never_waits_for_the_device():
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.methods import build_agent
     from mimickit.learning.trainer import roll_out
-    from mimickit.request import read_request
+    from mimickit.request_reader import read_request
     from mimickit.util.args import Args
     from mimickit.util.distributed import Distributed
 

@@ -9,7 +9,8 @@ import mimickit
 from mimickit import catalog, commands, run
 from mimickit.cases import TUNED_WORLDS, all_cases, tuned_worlds, with_variant
 from mimickit.commands import read_args
-from mimickit.request import header, read_request
+from mimickit.request import header
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError

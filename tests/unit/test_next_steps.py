@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mimickit import next_steps
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from mimickit import request, run
+from mimickit import request_reader, run
 from mimickit.config import load_layered
 from mimickit.learning.config import DummyConfig, parse_agent_config
 from mimickit.util.args import Args
@@ -152,7 +152,7 @@ def test_a_read_only_place_and_a_full_disk(refused, monkeypatch):
     assert "Read-only file system" in refused()
     monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
-        request.check_writable(Args.from_argv(CASE), "out_dir")
+        request_reader.check_writable(Args.from_argv(CASE), "out_dir")
 
 
 def warnings_of(capsys, mode, agent, info=(), argv=()):
@@ -177,7 +177,7 @@ def test_files_in_the_run_folder_stand_alone(tmp_path, monkeypatch):
     (tmp_path / "agent.yaml").write_text(f"base: {os.path.relpath(ROOT / AGENT, tmp_path)}\nsteps_per_iter: 7\n")
     argv = ["--agent_config", str(tmp_path / "agent.yaml"), "--out_dir", str(tmp_path / "out"), *CASE,
             "--set", "agent.iters_per_output=3"]
-    given = request.read_request(Args.from_argv(argv))
+    given = request_reader.read_request(Args.from_argv(argv))
     assert (given.agent.steps_per_iter, given.agent.iters_per_output) == (7, 3)
     run.save_configuration(given, None, SimpleNamespace(world_size=1))
     written = yaml.safe_load((tmp_path / "out/agent_config.yaml").read_text())
@@ -190,7 +190,7 @@ def test_a_start_reads_every_file_once(monkeypatch):
     read = []
     monkeypatch.setattr("mimickit.config.read_bytes", lambda path, limit: read.append(Path(path).resolve())
                         or Path(path).read_bytes())
-    request.read_request(Args.from_argv(CASE))
+    request_reader.read_request(Args.from_argv(CASE))
     assert len(read) > 5 and len(read) == len(set(read)), read
 
 
