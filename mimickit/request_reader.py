@@ -21,6 +21,7 @@ from mimickit.util.args import Args
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.manifest import model_problem
+from mimickit.util.names import missing_file
 
 CONFIGURATIONS = ("engine_config", "env_config", "agent_config")
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -56,7 +57,7 @@ def read_world(args: Args) -> World:
             env_files = layers(files["env_config"])
             env = make_env_config(merge(stacked(env_files), changes["env"]), str(files["env_config"]))
         named = [str(path) for path in files.values()] + [args[flag] for flag in ("model_file", "resume") if args[flag]]
-        missing = [path for path in named if not os.path.exists(path)]
+        missing = [missing_file(path) for path in named if not os.path.exists(path)]
         if missing:
             raise AssetMissingError(f"not found: {', '.join(missing)} (looked up in the working directory "
                                     f"{Path.cwd()}, args/ and data/ then among the shipped files)")

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mimickit.config import nearest
 from mimickit.util.failures import UserError
 from mimickit.util.mjcf_file import FOREIGN, read_mjcf
+from mimickit.util.names import nearest
 from mimickit.util.xml_numbers import read_numbers
 
 UNLIMITED_EFFORT = 1e6  # N m (hinge), where the file states no torque limit

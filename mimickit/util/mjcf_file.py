@@ -11,6 +11,7 @@ import numpy as np
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import write_text
 from mimickit.util.logging import warn_once
+from mimickit.util.names import missing_file
 from mimickit.util.reading import (
     MAX_BODIES,
     MAX_MODEL_BYTES,
@@ -72,8 +73,8 @@ def _parse(path: Path) -> ET.Element:
     try:
         text = read_bytes(path, MAX_MODEL_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
-        raise AssetMissingError(f"model file not found: {path} (data/assets/README.md says where models come from)"
-                                ) from None
+        raise AssetMissingError(f"model file not found: {missing_file(path)} (data/assets/README.md says where models "
+                                "come from)") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not readable as text: {error}") from None
     for word in ("<!DOCTYPE", "<!ENTITY"):

@@ -28,7 +28,8 @@ CASE = f"--arg_file {ARGS} --engine_config data/engines/newton_engine.yaml --dev
        "--visualize false --out_dir {tmp}/out"
 
 MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made by prepare(); words of the answer
-    ("--arg_file args/deepmimic_humanoid_args.txt", "args file not found: args/deepmimic_humanoid_args.txt"),
+    ("--arg_file args/deepmimic_humanoid_args.txt",
+     "not found: args/deepmimic_humanoid_args.txt (did you mean 'args/deepmimic_humanoid_ppo_args.txt'?)"),
     ("--arg_file", "--arg_file (command line): needs a value"),
     (f"{ARGS}", "belongs to no flag (did you mean --arg_file"),
     ("walk --num_envs 4", "'walk' (command line) belongs to no flag"),
@@ -65,6 +66,13 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--env_config {tmp}/noclip_env.yaml CASE", "motion data/motions/none.pkl"),
     ("--env_config {tmp}/broken.yaml CASE", "broken.yaml"),
     ("--agent_config data/agents/none.yaml CASE", "not found: data/agents/none.yaml"),
+    ("--agent_config data/agents/amp_humanoid_agnet.yaml CASE",
+     "(did you mean 'data/agents/amp_humanoid_agent.yaml'?)"),
+    ("--env_config data/env/amp_humanoid_env.yaml CASE", "(did you mean 'data/envs/amp_humanoid_env.yaml'?)"),
+    ("--set env.char_file=data/assets/humanoid/humanoit.xml CASE",
+     "character data/assets/humanoid/humanoit.xml (did you mean 'data/assets/humanoid/humanoid.xml'?)"),
+    ("--set env.motion_file=data/motions/humanoid/humanoid_spinkik.pkl CASE",
+     "(did you mean 'data/motions/humanoid/humanoid_spinkick.pkl'?)"),
     ("--agent_config data/envs/deepmimic_humanoid_env.yaml CASE", "missing key 'agent_name'"),
     ("--set steps_per_iter=4 CASE", "--set steps_per_iter=4: expected KEY=VALUE with a key like"),
     ("--set agent.step_per_iter=4 CASE", "unknown key 'step_per_iter' (from --set) (did you mean 'steps_per_iter'?)"),
