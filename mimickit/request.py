@@ -44,7 +44,9 @@ class Request:
 
 
 def header(request: Request) -> list[str]:
-    """Lines about defaults of a training that matter: hyper-parameters and the number of worlds."""
+    """Lines about what matters: hyper-parameters and the number of worlds of a training; which model a test takes."""
+    if request.mode == "test" and (model := request.args["model_file"]) is not None:
+        return [f"model: {which_model(Path(model))}"]
     if request.variant is None or request.mode != "train":
         return []
     file, others = request.args["agent_config"], ""
@@ -58,6 +60,12 @@ def header(request: Request) -> list[str]:
             lines.append(f"worlds: {request.num_envs * processes}; these hyper-parameters are tuned for {worlds}"
                          f" (--num_envs {max(1, worlds // processes)})")
     return lines
+
+
+def which_model(file: Path) -> str:
+    """A model file; a training's newest with the one that its best evaluation left."""
+    best = file.parent / "checkpoints" / "best" / "model.pt"
+    return f"{file} (the newest; that of the best evaluation: {best})" if best.is_file() else str(file)
 
 
 def result_file(args: Args, out_dir: Path) -> Path:

@@ -313,9 +313,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if dist.is_root:
         model = describe_file(Path(result.model_file))
         write_result(request, {**result.to_dict(), "model": model, "devices": list(request.devices)})
-        print(f"{result.outcome}: {result.samples:,} samples, {result.iterations} iterations, "
-              f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s", flush=True)
-        print("\n".join(after_training(request, result.outcome)), flush=True)
+        print("\n".join(after_training(request, result)), flush=True)
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 

@@ -28,8 +28,8 @@ OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics 
 class Evaluation:
     """Means over the first episodes of every environment of all processes."""
 
-    mean_return: float = 0.0
-    episode_length: float = 0.0  # control steps
+    mean_return: float
+    episode_length: float  # control steps
     episodes: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
@@ -46,6 +46,9 @@ class Evaluation:
         """Its part of a log row."""
         return {"Test_Return": self.mean_return, "Test_Episode_Length": self.episode_length,
                 "Test_Episodes": self.episodes}
+
+
+NOT_EVALUATED = Evaluation(math.nan, math.nan)
 
 
 def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
@@ -89,14 +92,14 @@ def run_episodes(
     return record, not running
 
 
-def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any) -> Evaluation:
-    """Means over at least ``episodes`` episodes of all processes.
+def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any) -> Evaluation | None:
+    """Means over at least ``episodes`` episodes of all processes; None if there are to be none.
 
     Every environment contributes the same number of episodes, its first ones; ``options`` as in :func:`run_episodes`.
     """
     per_env = episodes_per_env(episodes, env.num_envs, dist.world_size)
     if per_env == 0:
-        return Evaluation()
+        return None
     record, complete = run_episodes(env, agent, dist, per_env, **options)
     values = mean_values(record, env, dist)
     episodes = round(values.pop("episodes"))

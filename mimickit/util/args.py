@@ -103,7 +103,7 @@ class Args:
             except UserError as error:
                 wrong.append(str(error))
         if wrong:
-            raise UserError("; ".join(wrong) + "; --help lists all flags")
+            raise UserError("; ".join(wrong) + "; mimickit train --help and mimickit test --help list all flags")
 
 
 def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -49,7 +49,9 @@ def trained(tmp_path):
 @pytest.mark.parametrize(("case", "flags", "worlds", "evaluating"), [
     (CASE, "", 4096, 64),
     (CASE, "--devices cuda:0 cuda:1", 2048, 32),
-    (CASE, "--devices cpu", commands.CPU_WORLDS, 2),
+    (CASE, "--devices cpu", commands.CPU_WORLDS, 8),
+    (CASE, "--devices cpu cpu", commands.CPU_WORLDS // 2, 4),
+    (CASE, "--devices cpu --num_envs 16", 16, 4),
     (CASE, "--num_envs 8192", 8192, 128),
     (CASE, "--variant default --devices cuda:0 cuda:1", 4096, 64),
     ("amp_smpl", "", 2048, 32),

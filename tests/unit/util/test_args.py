@@ -65,7 +65,7 @@ def test_args_file_that_is_not_text(tmp_path):
     (["train", "now", "--num_envs", "4"], "'train now' (command line) belongs to no flag: flags begin"),
     (["-num_envs", "4"], "'-num_envs 4' (command line) belongs to no flag (did you mean '--num_envs'?)"),
     (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value"),
-    (["--num_env", "3"], "unknown flag --num_env (command line) (did you mean '--num_envs'?); --help lists all"),
+    (["--num_env", "3"], "unknown flag --num_env (command line) (did you mean '--num_envs'?); mimickit train --"),
 ])
 def test_what_is_not_understood(argv, message):
     with pytest.raises(UserError) as error:
