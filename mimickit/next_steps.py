@@ -72,7 +72,7 @@ def after_training(request: Request, result: Any) -> list[str]:
     if outcome == "completed" and not result.new_iterations:
         more = {"max_samples": [str(2 * result.samples)]}
         lines = [f"already finished: {result.samples:,} samples, --max_samples is {request.args['max_samples']:,}; "
-                 "nothing was trained now. Train on with a larger --max_samples, or anew with another --out_dir"]
+                 "nothing was trained now (anew: with another --out_dir)"]
     else:
         lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} iterations, "
                  f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s"]

@@ -54,6 +54,9 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--visualize maybe CASE", "--visualize maybe (command line): allowed are true and false"),
     ("--devices cuda:9 CASE", "--devices cuda:9: this machine has"),
     ("--devices gpu CASE", "--devices gpu: this machine has"),
+    ("--engine_config {tmp}/bullet.yaml CASE", "engine_name 'bullet' is not supported; supported: newton. Use"),
+    ("--env_config data/envs/none.yaml --agent_config {tmp}/none.yaml CASE", "{tmp}/none.yaml"),
+    ("--env_config {tmp}/noclip_env.yaml --set env.char_file=nobody.xml CASE", "character nobody.xml, motion data/"),
     ("--devices CASE", "--devices (command line): needs at least one value: cpu|cuda:I"),
     ("--max_samples 1e30 CASE", "must be at most"),
     ("--rand_seed -1 CASE", "--rand_seed -1 (command line): must be at least 0"),
@@ -107,6 +110,7 @@ def prepare(tmp: Path) -> None:
     for name, changes in {"misspelt": {"episode_lenght": 3}, "noclip": {"motion_file": "data/motions/none.pkl"},
                           "ragdoll": {"char_file": str(tmp / "ragdoll.xml")}}.items():
         (tmp / f"{name}_env.yaml").write_text(yaml.safe_dump(env | changes))
+    (tmp / "bullet.yaml").write_text("engine_name: bullet\nenv_spacing: 5\n")
     (tmp / "broken.yaml").write_text("env_name: [deepmimic\n")
     (tmp / "misspelt_args.txt").write_text("--num_env 8\n")
     (tmp / "clip.pkl").write_bytes(pickle.dumps({"fps": 30, "frames": [0.5]}))

@@ -14,6 +14,7 @@ from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError
+from mimickit.util.options import OPTIONS
 
 CASE = "deepmimic_humanoid_ppo"
 AGENT = "data/agents/deepmimic_humanoid_ppo_agent.yaml"
@@ -158,14 +159,11 @@ def test_a_film_or_a_window(trained, monkeypatch):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("trian amp_g1", "unknown command 'trian' (did you mean 'train'?)"),
-    ("train", "mimickit train: name it first"),
     ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
     ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
     ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
     ("train view_motion_g1", "this case has nothing to learn; try mimickit view view_motion_g1"),
     ("test .", ". is not the folder of a training: it has no run_config.yaml"),
-    ("train amp_g1 --num_env 3", "unknown flag --num_env (command line) (did you mean '--num_envs'?)"),
     ("train amp_g1 --arg_file b", "--arg_file names a case too"),
 ])
 def test_mistakes(line, message):
@@ -181,6 +179,15 @@ def test_help_and_lists(capsys):
         assert f"mimickit {command}" in text
     assert f"{CASE}  " in text and "data/assets/g1/g1.xml" in text and "humanoid_spinkick" in text
     assert run.main(["list", "clip"]) == 2 and "(did you mean 'clips'?)" in capsys.readouterr().err
+
+
+def test_help_names_every_flag():
+    """That of the commands together; the first page is short and says where the others are."""
+    told = [commands.help_of([name]) for name in commands.COMMANDS]
+    assert [flag for flag in OPTIONS if not any(f"  --{flag} " in text for text in told)] == ["arg_file", "mode"]
+    first = commands.help_text()
+    assert len(first.splitlines()) < 40 and all(word in first for word in ("train --help", "--arg_file", "--mode"))
+    assert "--test_episodes" not in commands.help_of(["train"]) and "--max_samples" not in commands.help_of(["test"])
 
 
 def test_show_names_the_file_of_every_value():

@@ -43,25 +43,6 @@ def refused(tmp_path, monkeypatch, capsys):
     return main
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--rand_seed", "99999999999999999999"], "--rand_seed 99999999999999999999 (command line): must be at most"),
-    (["--master_port", "99999"], "--master_port 99999 (command line): must be at most 65535"),
-    (["--video_width", "1000000"], "--video_width 1000000 (command line): must be at most 8192"),
-    (["--max_samples", "1e30"], "--max_samples 1e30 (command line): must be at most"),
-    (["--video_file", "a.avi"], "--video_file a.avi (command line): the name must end in .mp4"),
-    (["--set"], "--set (command line): needs at least one value: KEY=VALUE"),
-])
-def test_wrong_flags(refused, flags, message):
-    assert message in refused(*flags)
-
-
-def test_what_is_not_understood_is_an_error(refused):
-    """Words without a flag, unknown flags, second values: all in one message."""
-    text = refused("walk", "--num_env", "3", "--mode", "test", "train")
-    assert [part.partition(" (command line)")[0] for part in text.split("; ")[:3]] == [
-        "error: 'walk'", "unknown flag --num_env", "--mode test train"]
-
-
 def test_a_damaged_model_is_refused(refused, tmp_path):
     """It is not the file that its training's result tells of; a copy elsewhere is taken for what it is."""
     model = tmp_path / "model.pt"
@@ -102,14 +83,12 @@ def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("assignments", "message"), [
-    (["agent.steps_per_itr=8"], f"{TUNED}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
      "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
     (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, AWR, AMP, "
                                "ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
     (["env.episode_length=-5"], f"{ENV}: key 'episode_length' (from --set) = -5: input should be greater than 0"),
     (["env.engine.sim_frq=240"], f"{ENV}, key 'engine': unknown key 'sim_frq' (from --set) (did you mean 'sim_freq'?)"),
-    (["env.motion_file=none.pkl"], "motion none.pkl"),
     (["engine.sim_freq=100"], "data/engines/newton_engine.yaml: sim_freq 100 must be a multiple of control_freq 30 "
                               "(with --set engine.sim_freq=100)"),
     (["agent.model=3", "agent.model.action_std=1"], "--set agent.model.action_std=1: another --set gives 'model' a "

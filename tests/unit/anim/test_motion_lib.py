@@ -100,7 +100,7 @@ def test_frame_velocities(tmp_path, humanoid):
 
 
 def test_clamp_stands_still_outside(tmp_path, humanoid):
-    """F5: outside its length a clamped clip holds its pose, and its velocities are zero."""
+    """Outside its length a clamped clip holds its pose, and its velocities are zero."""
     still = library(tmp_path, humanoid, four_frames(LoopMode.CLAMP))
     moving = library(tmp_path, humanoid, four_frames(LoopMode.CLAMP), hold_still=False)
     for time, root_pos, z, phase, vel in [
@@ -127,7 +127,7 @@ def test_wrapped_clips_keep_moving(tmp_path, humanoid):
 
 @pytest.mark.parametrize("mode", list(LoopMode))
 def test_a_clip_of_one_frame_is_a_pose(tmp_path, humanoid, mode):
-    """F15: length 0, phase 0, no motion, nothing undefined."""
+    """Length 0, phase 0, no motion, nothing undefined."""
     rows = frames(1)
     rows[0, 0] = 0.5
     lib = library(tmp_path, humanoid, MotionClip(mode, 30.0, rows))
@@ -187,7 +187,7 @@ def test_sampled_times(tmp_path, humanoid):
 
 
 def test_turning_loops(tmp_path, humanoid):
-    """F4: by default a loop starts again in its own heading; with accumulate_yaw it goes on from where it turned to.
+    """By default a loop starts again in its own heading; with accumulate_yaw it goes on from where it turned to.
 
     The clip walks a quarter circle of radius 1 about (0, 1), so four periods come back to the start.
     """

@@ -113,7 +113,7 @@ def test_slerp_worked(sign):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-4, 1e-3, 1.9e-3, 2.1e-3, 1e-2, 3.0])
 def test_slerp_of_near_and_far_rotations(gap):
-    """F1: the parameter counts and the result has unit length, however close the two rotations are."""
+    """The parameter counts and the result has unit length, however close the two rotations are."""
     a, b = about((1, 0, 0), 0.1), about((1, 0, 0), 0.1 + gap)
     for s in (0.0, 0.3, 1.0):
         q = rot.slerp(a, b, t(s)[0])
