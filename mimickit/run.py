@@ -403,7 +403,8 @@ def interval_text(summary: Mapping[str, Any] | None) -> str:
     """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
     if summary is None or summary["ci95"] is None:
         return ""
-    return f" +- {summary['ci95']:.2g} ({summary['episodes']} episodes)"
+    count = summary["episodes"]
+    return f" +- {summary['ci95']:.2g} ({count} episode{'s' if count > 1 else ''})"
 
 
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:

@@ -190,7 +190,8 @@ class Env:
             "memory": terms.memory, "metrics": terms.metrics,
         }
         return "\n".join([
-            f"environment: {self.num_envs} worlds on {self.device}, control step {self.dt:.4g} s, episodes {length}",
+            f"environment: {self.num_envs} world{'s' if self.num_envs > 1 else ''} on {self.device}, control step "
+            f"{self.dt:.4g} s, episodes {length}",
             f"  character: {self.character.model.file}, {self.character.num_bodies} bodies, "
             f"{self.character.num_dofs} dofs, {self.engine.total_mass:.2f} kg",
             f"  reference: {self.terms.reference.describe()}",

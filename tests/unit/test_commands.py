@@ -187,7 +187,8 @@ def test_help_names_every_flag():
     assert [flag for flag in OPTIONS if not any(f"  --{flag} " in text for text in told)] == ["arg_file", "mode"]
     first = commands.help_text()
     assert len(first.splitlines()) < 40 and all(word in first for word in ("train --help", "--arg_file", "--mode"))
-    assert "--test_episodes" not in commands.help_of(["train"]) and "--max_samples" not in commands.help_of(["test"])
+    train, test = (commands.help_of([name]) for name in ("train", "test"))
+    assert "  --test_episodes" not in train and "  --max_samples" not in test
 
 
 def test_show_names_the_file_of_every_value():
