@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from mimickit.longcycle import stages
 from mimickit.util.failures import FAILURE_CLASSES, NonFiniteError, read_failures, root_cause, write_failure
 from tests.faults import table
 from tests.faults.faulty_run import Journal
-from tests.faults.single_stage import run_stage, stage_spec
+from tests.faults.single_stage import run_code as run
 from tests.faults.table import SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,10 +43,6 @@ def test_a_failure_that_cannot_be_written_is_told_on_stderr(tmp_path, capsys):
     (tmp_path / "failures").write_text("a file where the folder should be")
     write_failure(tmp_path, 0, RuntimeError("the error that matters"))
     assert "rank_0.json could not be written" in capsys.readouterr().err
-
-
-def run(tmp_path, code, **changes):
-    return run_stage(stage_spec(tmp_path, [sys.executable, "-c", code], **changes))
 
 
 LEAVE = """import os, signal, sys
