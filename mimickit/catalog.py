@@ -66,7 +66,7 @@ def configuration(args: Args) -> str:
     """Text of ``mimickit show``: options, engine, environment and agent in effect, and the source of each value.
 
     Raises:
-        UserError: as :func:`mimickit.request.read_request`.
+        UserError: as :func:`mimickit.request_reader.read_request`.
     """
     from mimickit.learning.config import present_layout
     from mimickit.request_reader import read_overrides, read_request
