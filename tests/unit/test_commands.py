@@ -195,7 +195,7 @@ def test_show_names_the_file_of_every_value():
     rows = {line.split()[0]: line.split()[1:] for line in catalog.configuration(arguments(
         f"show {CASE} --set env.rand_reset=false engine.sim_freq=120")).splitlines() if len(line.split()) == 3}
     assert rows["steps_per_iter"] == ["8", str(SHIPPED / "data/agents/tuned.yaml")]
-    assert rows["discount"] == ["0.99", str(SHIPPED / "data/agents/base/policy.yaml")]
+    assert rows["td_lambda"] == ["0.95", str(SHIPPED / "data/agents/base/policy.yaml")]
     assert rows["pose_termination"] == ["true", str(SHIPPED / "data/envs/base/tracking.yaml")]
     assert rows["char_file"][1] == str(SHIPPED / "data/envs/base/humanoid.yaml")
     assert rows["rand_reset"] == ["false", "--set"] and rows["sim_freq"] == ["120", "--set"]
