@@ -1,7 +1,7 @@
 """Every key of an agent file, and the options of a training.
 
-Classes build on each other as the methods do: what every agent has, actor and critic, PPO, LCP, the discriminator of AMP
-and ADD, the skills of ASE. Nothing here loads torch.
+Classes build on each other as the methods do: what every agent has, actor and critic, PPO, LCP, the discriminator of
+AMP and ADD, the skills of ASE. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ class ASEConfig(AdversarialConfig):
 
 
 CONFIGS: dict[str, type[AgentConfig]] = {
-    "PPO": PPOConfig, "LCP": LCPConfig, "AWR": AWRConfig, "AMP": AdversarialConfig, "ADD": AdversarialConfig, "ASE": ASEConfig,
-    "Dummy": DummyConfig,
+    "PPO": PPOConfig, "LCP": LCPConfig, "AWR": AWRConfig, "AMP": AdversarialConfig, "ADD": AdversarialConfig,
+    "ASE": ASEConfig, "Dummy": DummyConfig,
 }
 UNSUPPORTED = {
     "SMP": "score-matching motion priors of MimicKit are not part of this project yet",

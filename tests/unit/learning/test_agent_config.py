@@ -80,7 +80,8 @@ def changed(**keys):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (changed(agent_name="PP0"), r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, LCP, AWR, AMP, ADD, ASE, Dummy"),
+    (changed(agent_name="PP0"),
+     r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, LCP, AWR, AMP, ADD, ASE, Dummy"),
     ({"discount": 0.9}, r"missing key 'agent_name'"),
     (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
     ({k: v for k, v in load_layered(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
