@@ -29,7 +29,6 @@ def in_two_processes(function: Callable, *arguments: object, times: int = 1) -> 
 
 
 def _child(rank: int, ports: list[int], function: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)
     for port in ports:
         values = (rank, 2, rank, "127.0.0.1", port)
         os.environ.update({name: str(value) for name, value in zip(VARIABLES, values, strict=True)})

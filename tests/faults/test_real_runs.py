@@ -33,7 +33,7 @@ def training(folder, *flags, fault=None, ranks=1, **changes):
     argv = [sys.executable, str(ROOT / "tests/faults/faulty_run.py"), *flags, *SIZES,
             "--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
             "--devices", *["cpu"] * ranks, "--visualize", "false", "--rand_seed", "7", "--out_dir", str(folder / "out")]
-    env = {"FAULT_FILE": str(folder / "fault.json"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {"FAULT_FILE": str(folder / "fault.json"), "CUDA_VISIBLE_DEVICES": ""}
     return stage_spec(folder, argv, cwd=ROOT, env=env, mode="train", ranks=ranks, grace=20.0, **changes)
 
 
