@@ -1,5 +1,6 @@
 """A test's function in two processes at once, joined by gloo."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def in_two_processes(function: Callable, *arguments: object, times: int = 1) -> 
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
         server.close()
-    torch.multiprocessing.spawn(_child, (ports, function, arguments), nprocs=2)
+    multiprocessing.set_forkserver_preload(["torch"])  # imported once, not in every process
+    torch.multiprocessing.start_processes(_child, (ports, function, arguments), nprocs=2, start_method="forkserver")
 
 
 def _child(rank: int, ports: list[int], function: Callable, arguments: tuple) -> None:
