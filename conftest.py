@@ -1,10 +1,12 @@
 """Registers the acceptance suite's options and reports; ``pytest -m longcycle`` runs it (docs/longcycle.md)."""
 
+import gc
 import os
 
 import pytest
 
 pytest_plugins = ["mimickit.longcycle.plugin", "pytester"]
+gc.disable()  # what tests import makes millions of objects and no garbage
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -13,3 +15,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if not asked_for(config):
         os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: at the end no worker waits for another's long test."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()

@@ -54,6 +54,7 @@ def progress(out):
     return json.loads(path.read_text()).get("samples", 0) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_model_and_continue_after_a_sigterm(start, tmp_path):
     out = tmp_path / "run"
     agents = start(out)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from mimickit import run
@@ -22,6 +23,7 @@ def command(out, *flags, devices=DEVICES):
             "agent.iters_per_output=2"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_one_tests_with_video(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
