@@ -2,11 +2,11 @@
 
 import gc
 import os
+from collections.abc import Generator
 
 import pytest
 
 pytest_plugins = ["mimickit.longcycle.plugin", "pytester"]
-gc.disable()  # what tests import makes millions of objects and no garbage
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import makes millions of objects and no garbage, which nobody need look for, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
