@@ -80,5 +80,5 @@ watched "torch (some minutes the first time)" $pip "$(grep '^torch==' "$CONSTRAI
 # shellcheck disable=SC2086
 watched "all other Python packages" $pip -e ".[test,tensorboard]"
 watched "first import: Python keeps the bytecode" env -u PYTHONDONTWRITEBYTECODE \
-    "$VENV/bin/python" -c "import mimickit.engines.newton_engine, mimickit.learning.methods"
+    "$VENV/bin/python" -c "import mimickit.engines.newton_engine, mimickit.learning.methods, mujoco_warp"
 echo "setup: done"
