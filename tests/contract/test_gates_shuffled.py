@@ -27,6 +27,7 @@ NETS = {"deepmimic_go2_ppo": ("actor_net", "critic_net"), "amp_humanoid": ("acto
 ITERATIONS, NUM_ENVS = 8, 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETS)
 def test_shuffled_rewards_pass_no_gate(case, tmp_path, monkeypatch):
     monkeypatch.chdir(SHIPPED)

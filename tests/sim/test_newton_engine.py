@@ -16,8 +16,6 @@ from mimickit.engines.engine_config import EngineConfig, contact_capacity
 from mimickit.engines.newton_engine import NewtonEngine
 from mimickit.util.failures import AssetMissingError, UserError
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.sim
 
 HUMANOID = Path(__file__).resolve().parents[2] / "data" / "assets" / "humanoid" / "humanoid.xml"

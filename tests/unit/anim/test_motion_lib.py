@@ -13,7 +13,6 @@ from mimickit.anim.motion_lib import MotionLib, list_motions, missing_motions
 from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
 
-torch.set_num_threads(1)
 HUMANOID = Path(__file__).parents[3] / "data/assets/humanoid/humanoid.xml"
 ABDOMEN_X, ELBOW = 6, 15  # columns
 

@@ -7,7 +7,6 @@ import torch
 
 from mimickit.util import rotations as rot
 
-torch.set_num_threads(1)
 TOL = 1e-5
 M = (0.1, 0.2, 0.3, 0.927362)
 
