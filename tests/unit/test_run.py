@@ -85,8 +85,8 @@ def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
 @pytest.mark.parametrize(("assignments", "message"), [
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
      "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
-    (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, LCP, AWR, AMP, "
-                               "ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
+    (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, LCP, AWR, "
+                               "AMP, ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
     (["env.episode_length=-5"], f"{ENV}: key 'episode_length' (from --set) = -5: input should be greater than 0"),
     (["env.engine.sim_frq=240"], f"{ENV}, key 'engine': unknown key 'sim_frq' (from --set) (did you mean 'sim_freq'?)"),
     (["engine.sim_freq=100"], "data/engines/newton_engine.yaml: sim_freq 100 must be a multiple of control_freq 30 "
