@@ -358,12 +358,16 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         if tell is not None:
             tell()
 
+    uninterrupted = args["uninterrupted_episodes"]
+    if uninterrupted is None:
+        uninterrupted = args["statistics_episodes"] or 0
+
     with StopSignals() as signals:
         if endless and dist.is_root:
             tell = sign_of_life(env)
         result = run_test(
             env, agent, dist, args["test_episodes"],
-            args["statistics_episodes"], on_step=on_step,
+            args["statistics_episodes"], uninterrupted, on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
             max_episode_steps=None if endless and "max_episode_steps" not in args else args["max_episode_steps"],
         )

@@ -159,6 +159,9 @@ GROUPS: dict[str, dict[str, Option]] = {
             int, "run this many episodes for statistics and measures; test_return, test_episode_length and "
             "test_episodes stay those of the first --test_episodes of them", low=1, high=UNLIMITED,
             default_text="--test_episodes", only="test"),
+        "uninterrupted_episodes": Option(
+            int, "run this many more episodes, which no failure ends, for pos_err and time_warped_err; 0: none", low=0,
+            high=UNLIMITED, default_text="--statistics_episodes, else 0", only="test"),
         "max_episode_steps": Option(
             int, "tests and evaluations: an episode counts as ended after this many control steps. A test without "
             "--test_episodes has no such limit unless it is given", 10_000, low=1, high=2**31 - 1),
