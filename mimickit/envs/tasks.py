@@ -261,12 +261,13 @@ class SteeringGoal(Goal):
     """Move in a direction at a speed, facing a direction; all change together.
 
     Attributes:
-        direction, face: [N, 2] unit vectors. speed: [N] m/s.
+        direction, face: [N, 2] unit vectors. speed: [N] m/s. speeds: m/s, lowest and highest.
     """
 
     def __init__(self, config: SteeringConfig, scene: Scene) -> None:
         super().__init__(config, scene)
         self._config = config
+        self.speeds = config.tar_speed_min, config.tar_speed_max
         self.direction = torch.zeros(scene.num_envs, 2, device=scene.device)
         self.face = torch.zeros_like(self.direction)
         self.speed = torch.zeros(scene.num_envs, device=scene.device)
@@ -304,8 +305,8 @@ class SteeringGoal(Goal):
 
     def in_third(self, third: int) -> Term:
         """Whether [N] the speed asked for is in that third, 0 to 2, of the environment's range."""
-        c = self._config
-        low, high = (c.tar_speed_min + share / 3 * (c.tar_speed_max - c.tar_speed_min) for share in (third, third + 1))
+        slowest, fastest = self.speeds
+        low, high = (slowest + share / 3 * (fastest - slowest) for share in (third, third + 1))
         low, high = (-math.inf if third == 0 else low), (math.inf if third == 2 else high)
         return lambda now: (self.speed >= low) & (self.speed < high)
 

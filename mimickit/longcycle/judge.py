@@ -92,7 +92,9 @@ def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict
             details.append(f"{gate.measure} is missing or not a finite number")
             continue
         holds = COMPARE[gate.op](found.mean, gate.bound)
-        details.append(f"{gate.measure} {found} {gate.op if holds else 'misses ' + gate.op} {gate.bound:g}")
+        words = f"{gate.op} {gate.bound:g}"
+        details.append(f"{gate.measure} {found} "
+                       + (words if holds else f"misses {words} by {gate.missed_by(found.mean)}"))
         verdict = verdict if holds or verdict == "missing" else "fail"
     return GateVerdict(verdict, ", ".join(details))
 
