@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.longcycle.events import to_line
-from mimickit.longcycle.judge import sample
+from mimickit.longcycle.judge import gate_words, sample
 from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.roots import ENVIRONMENTS
 from mimickit.util.curves import Curves, Panel, draw_panels, joined, read_curves
@@ -35,8 +35,9 @@ FOREIGN_PATH = re.compile(rf"(?<![\w.])/[^\s'\":]*?/(?=(?:{'|'.join(OWN_FOLDERS)
 GPU_IDENTITY = re.compile(r"\bGPU-[0-9a-f]+(?:-[0-9a-f]+)*")
 STRIP_BYTES = 60_000
 FRAME_HEIGHT = 150  # pixels
-SHOWN_MEASURES = ("survival", "success_rate", "task_reward", "goal_err", "vel_err", "body_pos_err", "motion_err",
-                  "motion_dist", "coverage_err", "pose_err")
+SHOWN_MEASURES = ("survival", "success_rate", "run_up_success_rate", "task_reward", "goal_err", "vel_err", "facing_err",
+                  "body_pos_err", "pos_err", "time_warped_err", "motion_err", "motion_dist", "coverage_err",
+                  "test_enc_reward", "pose_err")
 CURVE_COLUMNS = ("Test_Return", "Test_Episode_Length", "Body_Pos_Err", "Motion_Err", "Task_Reward")
 CURVES_A_CASE = 3
 RECORDS = {".json", ".jsonl", ".tsv", ".txt", ".yaml", ".md"}
@@ -310,7 +311,7 @@ def table_row(result: Result) -> str:
         result.name, verdict, attempt, count(row["samples"]), count(row["samples_per_s"]),
         value_of(result, "test_return") or number(row["test_return"]),
         value_of(result, "test_episode_length") or number(row["test_episode_length"]),
-        str(episodes), measures, row["gate_verdict"], f"{seconds:.0f}",
+        str(episodes), measures, gate_words(row["gate_verdict"], row.get("gate_detail", "")), f"{seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 

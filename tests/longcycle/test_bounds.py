@@ -7,7 +7,7 @@ import pytest
 
 from mimickit.longcycle import bounds
 from mimickit.longcycle.bounds import Test, all_policies, bound_of, collected, main, merged, read_tests, stops, table_of
-from mimickit.longcycle.judge import judge_gates
+from mimickit.longcycle.judge import gate_words, judge_gates
 from mimickit.longcycle.settings import Gate, Target, deviation
 from mimickit.util.failures import UserError
 
@@ -66,6 +66,12 @@ def test_a_missed_gate_is_told_in_deviations():
     assert verdict.verdict == "fail"
     assert verdict.detail == ("body_pos_err 0.125 ± 0.001 (64 episodes) misses <= 0.1 by 0.025, 2.5 deviations of the "
                               "seeds")
+    holds = Gate(measure="test_return", op=">=", bound=1.0)
+    both = judge_gates([holds, gate], {"test_return": 2.0, "body_pos_err": 0.125})
+    failed = "body_pos_err 0.125 misses <= 0.1 by 0.025, 2.5 deviations of the seeds"
+    assert both.detail == f"{failed}; test_return 2 >= 1", "what fails comes first"
+    assert gate_words(both.verdict, both.detail) == f"fail: {failed}"
+    assert gate_words("not_judged", "test_return 2 >= 1") == "not judged"
     one = gate.model_copy(update={"seeds": (0.08,)})
     assert judge_gates([one], {"body_pos_err": 0.125}).detail == "body_pos_err 0.125 misses <= 0.1 by 0.025"
 

@@ -291,7 +291,7 @@ def test_gates_decide_in_the_full_profile(project):
     assert project.rows(out)[TRAINED]["gate_verdict"] == "pass"
     project.rules({"stage": "test", "do": "weak"})
     assert project.run(*full, "--root-out", "weak", "--cases", TRAINED).ret == 1
-    assert project.rows(out.with_name("weak"))[TRAINED]["gate_detail"] == "test_return 1 misses >= 8"
+    assert project.rows(out.with_name("weak"))[TRAINED]["gate_detail"] == "test_return 1 misses >= 8 by 7"
 
 
 def test_budget_checkpoint_policy(project):
