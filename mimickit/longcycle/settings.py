@@ -29,6 +29,7 @@ RUNNER = (sys.executable, str(PACKAGE / "run.py"))
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 DEFAULT_LADDER, PI_PLUS, AMP_PI_PLUS = LADDERS = ("default-ladder", "pi-plus-ladder", "amp-pi-plus-ladder")
 GROUPS = {"amp_pi_plus": AMP_PI_PLUS, "add_pi_plus": PI_PLUS, "deepmimic_pi_plus_ppo": PI_PLUS}
+CASE_SETS = ACCEPTANCE, YARDSTICK = "acceptance", "yardstick"
 BUDGET_HOURS = 24.0
 BUDGET_SIGNALS = ("SIGINT", "SIGTERM")
 
@@ -171,6 +172,7 @@ class Settings:
         allocation: first attempts by case; allocation_only: no other attempt follows.
         notes: further remarks for the header.
         variants: the ``--variants`` option; empty: all.
+        case_set: one of ``CASE_SETS``.
     """
 
     repo: Path
@@ -200,6 +202,7 @@ class Settings:
     allocation: Mapping[str, Allocation] = field(default_factory=dict)
     allocation_only: bool = False
     notes: tuple[str, ...] = ()
+    case_set: str = ACCEPTANCE
 
     @property
     def lock_dir(self) -> Path:
