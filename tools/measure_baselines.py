@@ -44,6 +44,7 @@ from mimickit.config import load_yaml
 from mimickit.envs.env import Env
 from mimickit.envs.env_builder import build_env
 from mimickit.envs.puppets import PuppetEnv, ignored_latent, one_clip, puppets
+from mimickit.envs.still_engine import StillEngine
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import AgentConfig, ASEConfig, DummyConfig
 from mimickit.learning.evaluation import TestResult, run_test
@@ -51,7 +52,8 @@ from mimickit.learning.methods import build_agent
 from mimickit.longcycle.bounds import BASELINES_FILE, upwards
 from mimickit.longcycle.cases import read_inputs
 from mimickit.longcycle.settings import DEFAULT_ENGINE
-from mimickit.run import read_request, versions
+from mimickit.request import Request, read_request
+from mimickit.run import versions
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process
@@ -59,6 +61,7 @@ from mimickit.util.failures import UserError, explains_mistakes
 from mimickit.util.files import write_text
 
 RANDOM_SCALES = (0.1, 0.3, 1.0)
+PUPPETS = 64  # episodes of each half-skilled policy, side by side
 POOLED = ("coverage_err", "motion_dist", "time_warped_err")  # figures of all steps together
 LEAST_SHARE = 0.1  # of the episodes that must have a measure
 HEADER = """# What policies without skill and half-skilled ones do, by case and policy: the mean of each measure and
@@ -79,22 +82,28 @@ def measure_case(case: Case, episodes: int, seed: int, device: str, only_half_sk
         "--arg_file", case.args_file]))
     torch.set_num_threads(1)
     dist = Distributed.single(device)
+    found = {} if only_half_skilled else without_skill(case, request, episodes, dist)
     seed_process(seed, 0)
+    env = build_env(request.env, request.engine, PUPPETS, dist.device, StillEngine)
+    return found | half_skilled(case, env, request.agent, dist)
+
+
+def without_skill(case: Case, request: Request, episodes: int, dist: Distributed) -> dict[str, dict[str, list[float]]]:
+    """``{policy: {measure: [mean, ci95]}}`` of the policies without skill."""
+    seed_process(request.seed, 0)
     env = build_env(request.env, request.engine, episodes, dist.device)
     agent = build_agent(env, request.agent, dist)
     found = {}
-    for scale in () if only_half_skilled else (None, *RANDOM_SCALES):
+    for scale in (None, *RANDOM_SCALES):
         if scale is not None:
             draw_actor(agent.model_tensors(), scale)
         found["untrained" if scale is None else f"random_{scale}"] = numbers(
             case, run_test(env, agent, dist, episodes), episodes)
-    found |= half_skilled(case, env, request.agent, dist, episodes)
     env.close()
     return found
 
 
-def half_skilled(case: Case, env: Env, config: AgentConfig, dist: Distributed, episodes: int
-                 ) -> dict[str, dict[str, list[float]]]:
+def half_skilled(case: Case, env: Env, config: AgentConfig, dist: Distributed) -> dict[str, dict[str, list[float]]]:
     """``{policy: {measure: [mean, ci95]}}`` of the half-skilled policies."""
     found: dict[str, dict[str, list[float]]] = {}
     for name, puppet in puppets(env):
@@ -102,8 +111,8 @@ def half_skilled(case: Case, env: Env, config: AgentConfig, dist: Distributed, e
         terms = replace(env.terms, metrics={key: metric for key, metric in env.terms.metrics.items()
                                             if key != "similarity"}) if walks else env.terms
         moved = PuppetEnv(env.scene, terms, puppet)
-        result = run_test(moved, Agent(moved, DummyConfig(), dist), dist, episodes, None, episodes)
-        best(found.setdefault(name, {}), numbers(case, result, episodes))
+        result = run_test(moved, Agent(moved, DummyConfig(), dist), dist, PUPPETS, None, PUPPETS)
+        best(found.setdefault(name, {}), numbers(case, result, PUPPETS))
     if env.scene.motions.num_motions > 1 and "goal" not in env.terms.memory:
         found["one_clip"] = exact(one_clip(env))
     if isinstance(config, ASEConfig):

@@ -37,10 +37,9 @@ SPEEDS = 8  # constant ones that are tried
 
 
 class PuppetEnv(Env):
-    """An environment in which a puppet takes the place of physics."""
+    """An environment in which a puppet takes the place of physics; for a scene with a ``StillEngine``."""
 
     def __init__(self, scene: Scene, terms: EnvTerms, puppet: Puppet) -> None:
-        scene.engine.step = lambda: None
         self._puppet: Puppet | None = None
         super().__init__(scene, terms)
         self._puppet = puppet
