@@ -44,12 +44,13 @@ TRAINED = "trained"
 EARLY = {"half_budget": 0.5, "tenth_budget": 0.1}  # policies after a part of the samples
 KEYS = ("case", "policy", "seed")
 CONDITIONS = ("samples", "plan", "source", "run", "worlds", "changes", "samples_per_s", "variant", "commit", "date")
+LIMB_ERRORS = ("body_pos_err", "pos_err")
 LEAST_SEEDS, DEVIATIONS = 3, 3.0
 WITHOUT_SKILL = ("untrained", "random_")
 MORE_IS_BETTER = ("return", "length", "survival", "task_reward", "test_enc_reward", "test_enc_similarity")
 NEW_MEASURES = {  # that are gated as soon as seeds have them, besides those that a case has gates for
     "deepmimic": ("success_rate", "pos_err"), "static_objects": ("run_up_success_rate", "pos_err"),
-    "add": ("pos_err",), "ase": ("coverage_err", "test_enc_reward"),
+    "add": ("pos_err",), "amp": ("time_warped_err",), "ase": ("coverage_err", "test_enc_reward"),
     "task_steering": ("facing_err", *(f"{name}_{speed}" for name in ("vel_err", "success_rate")
                                       for speed in ("slow", "medium", "fast"))),
 }
@@ -65,6 +66,7 @@ HEADER = """# What every case has to reach, by name. All gates of a case must ho
 #         provisional  set by hand when fewer than three seeds were known
 #         fixed        of physics, not of learning; "source" says why
 #   seeds: what policies of different seeds reached. baseline: the best half-skilled policy that the bound lies beyond.
+#   frozen_pose: of a limb error, that of the clip's mean pose carried along with the reference's root.
 # open:       half-skilled policies that no gate stops yet.
 # env_ladder: optional, environments per device to try in this order instead of halving the args file's num_envs.
 # tuned_envs: optional, environments of all devices together for the tuned variant, instead of what mimickit/cases.py
@@ -316,6 +318,8 @@ def gates_of(case: Case, target: Target, tests: Sequence[Test], policies: Polici
             old = before[measure]
             gate = Gate(measure=measure, op=old.op, bound=old.bound, rule="provisional",
                         seeds=tuple(float(f"{value:.4g}") for value in seeds))
+        if gate is not None and name in LIMB_ERRORS and name in policies.get("frozen_pose", {}):
+            gate = gate.model_copy(update={"frozen_pose": policies["frozen_pose"][name][0]})
         if gate is not None:
             found.append(gate)
     return found
@@ -373,6 +377,8 @@ def page(targets: Mapping[str, Target], policies: Mapping[str, Policies]) -> str
             lines.append(f"| {gate.measure} | {gate.op.replace('<', chr(60))} {gate.bound:g} | "
                          f"{', '.join(f'{value:g}' for value in gate.seeds)} | "
                          f"{'' if size is None else f'{size:.2g}'} | {gate.rule.replace('_', ' ')} | {rival} |")
+        lines += [f"\n{gate.measure} of the seeds: {statistics.fmean(gate.seeds) / gate.frozen_pose:.2f} of the frozen "
+                  "pose's." for gate in gates if gate.frozen_pose and gate.seeds]
         lines += ["", "| half-skilled policy | stopped by |", "| --- | --- |"]
         for policy in filter(skilled, known):
             found = stops(gates, policy, known)
@@ -396,7 +402,7 @@ policies that stops. This page is written by `python -m mimickit.longcycle.bound
 - **Rule**: a bound lies three deviations of the seeds beyond the worst of at least three, and beyond half-way from the
   best half-skilled policy to the seeds' mean. The deviation counts as at least 2 % of the mean, 1 % for shares and
   lengths. *half way*: the seeds lie too far apart for three deviations. *provisional*: set by hand, of fewer seeds.
-- **Half-skilled policies** ([tools/measure_baselines.py](https://github.com/mimickit/mimickit) says what they are) are
+- **Half-skilled policies** (`tools/measure_baselines.py` says what they are) are
   moved by hand, so they do perfectly what they do: a frozen pose carried along by the reference's root, a walker who
   ignores the speed asked for, one clip of many. `half_budget` and `tenth_budget` are policies after 50 % and 10 % of
   the samples. All gates of a case together must stop each of them.

@@ -94,11 +94,12 @@ def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict
             missed.append(f"{gate.measure} is missing or not a finite number")
             continue
         holds = COMPARE[gate.op](found.mean, gate.bound)
+        share = f" ({found.mean / gate.frozen_pose:.2f} of the frozen pose's)" if gate.frozen_pose else ""
         words = f"{gate.op} {gate.bound:g}"
         if holds:
-            details.append(f"{gate.measure} {found} {words}")
+            details.append(f"{gate.measure} {found}{share} {words}")
         else:
-            missed.append(f"{gate.measure} {found} misses {words} by {gate.missed_by(found.mean)}")
+            missed.append(f"{gate.measure} {found}{share} misses {words} by {gate.missed_by(found.mean)}")
         verdict = verdict if holds or verdict == "missing" else "fail"
     return GateVerdict(verdict, GATE_SEPARATOR.join([*missed, *details]))
 

@@ -107,6 +107,7 @@ class Gate(Config):
 
     Attributes:
         rule, seeds, baseline: see the head of targets.yaml. source: of a bound that no seeds stand behind.
+        frozen_pose: of a limb error, that of the mean pose carried along with the reference's root, in the same unit.
     """
 
     measure: str
@@ -115,6 +116,7 @@ class Gate(Config):
     rule: Literal["seeds", "half_way", "provisional", "fixed"] = "fixed"
     seeds: tuple[float, ...] = ()
     baseline: dict[str, float] = Field(default_factory=dict)
+    frozen_pose: float | None = None
     source: str = ""
 
     def missed_by(self, value: float) -> str:

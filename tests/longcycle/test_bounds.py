@@ -72,6 +72,8 @@ def test_a_missed_gate_is_told_in_deviations():
     assert both.detail == f"{failed}; test_return 2 >= 1", "what fails comes first"
     assert gate_words(both.verdict, both.detail) == f"fail: {failed}"
     assert gate_words("not_judged", "test_return 2 >= 1") == "not judged"
+    limbs = gate.model_copy(update={"frozen_pose": 0.2})
+    assert judge_gates([limbs], {"body_pos_err": 0.09}).detail == "body_pos_err 0.09 (0.45 of the frozen pose's) <= 0.1"
     one = gate.model_copy(update={"seeds": (0.08,)})
     assert judge_gates([one], {"body_pos_err": 0.125}).detail == "body_pos_err 0.125 misses <= 0.1 by 0.025"
 

@@ -67,9 +67,9 @@ def test_no_turn_keeps_the_heading(tmp_path):
 
 
 def test_statue_stands_and_faces_the_right_way(tmp_path):
-    env = make_env("amp_steering", num_envs=100, motion_file=write_clip(tmp_path / "clip.pkl"), **FEW)
+    env = make_env("amp_steering", num_envs=64, motion_file=write_clip(tmp_path / "clip.pkl"), **FEW)
     found = measured(env, "statue")
-    assert found["vel_err"] == pytest.approx(2.75, abs=0.4), "the mean of 0.5 to 5 m/s"
+    assert found["vel_err"] == pytest.approx(2.75, abs=0.5), "the mean of 0.5 to 5 m/s"
     assert found["facing_err"] == pytest.approx(0.0, abs=0.1) and found["success_rate"] == 0.0
     glide = 0.5 * 9 / 30 * math.sqrt(0.5)  # m, root mean square over two frames of which one is the same
     assert found["motion_err"] == pytest.approx(glide, rel=0.1)
