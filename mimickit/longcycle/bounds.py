@@ -418,6 +418,8 @@ python -m mimickit.longcycle.bounds collect amp_humanoid=output/half/result.json
 python -m mimickit.longcycle.bounds write measures.tsv
 ```
 
+With `--replace`, all other tests of the same cases and policies are forgotten: those with earlier hyper-parameters.
+
 ## Cases
 """
 
@@ -442,6 +444,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     collect.add_argument("--out", type=Path, required=True, metavar="TSV")
     write = commands.add_parser("write", help="take tables over and compute all bounds")
     write.add_argument("tables", nargs="*", type=Path, metavar="TSV")
+    write.add_argument("--replace", action="store_true", help="of the cases and policies in these tables forget all "
+                       "other tests, such as those with earlier hyper-parameters")
     options = parser.parse_args(argv)
     if options.command == "collect":
         before = read_tests(options.out) if options.out.is_file() else []
@@ -454,7 +458,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [test.case for test in new if test.case not in cases]:
         raise UserError(f"unknown case '{unknown[0]}'{nearest(unknown[0], cases)}")
     if new:
-        write_text(SEEDS_FILE, table_of(merged(read_tests(SEEDS_FILE), new)))
+        stale = {(test.case, test.policy) for test in new if options.replace}
+        kept = [test for test in read_tests(SEEDS_FILE) if (test.case, test.policy) not in stale]
+        write_text(SEEDS_FILE, table_of(merged(kept, new)))
     tests, policies = load()
     targets = computed(load_targets(), tests, policies)
     write_text(TARGETS_FILE, text_of(targets))

@@ -8,7 +8,7 @@ import pytest
 from mimickit.longcycle import bounds
 from mimickit.longcycle.bounds import Test, all_policies, bound_of, collected, main, merged, read_tests, stops, table_of
 from mimickit.longcycle.judge import gate_words, judge_gates
-from mimickit.longcycle.settings import Gate, Target, deviation
+from mimickit.longcycle.settings import TARGETS_FILE, Gate, Target, deviation, load_targets
 from mimickit.util.failures import UserError
 
 POLICIES = {
@@ -145,3 +145,23 @@ def test_targets_are_read_as_written(tmp_path):
     file = tmp_path / "targets.yaml"
     file.write_text(bounds.text_of(targets))
     assert bounds.load_targets(file) == targets
+
+
+@pytest.mark.parametrize(("options", "seeds"), [([], [1, 2, 7]), (["--replace"], [7])])
+def test_write_takes_tables_over_and_computes_all(options, seeds, tmp_path, monkeypatch):
+    files = {name: tmp_path / name for name in ("SEEDS_FILE", "TARGETS_FILE", "PAGE_FILE")}
+    for name, file in files.items():
+        monkeypatch.setattr(bounds, name, file)
+    before = [*made("add_go2", "trained", 1.0, 2.0), *made("add_go2", "half_budget", 3.0),
+              *made("amp_go2", "trained", 4.0)]
+    files["SEEDS_FILE"].write_text(table_of(merged(before)))
+    monkeypatch.setattr(bounds, "load_targets", lambda: load_targets(TARGETS_FILE))
+    new = tmp_path / "new.tsv"
+    new.write_text("case\tseed\tlength\nadd_go2\t7\t300\n")
+    assert main(["write", str(new), *options]) == 0
+    known = read_tests(files["SEEDS_FILE"])
+    assert [test.seed for test in known if test.case == "add_go2" and test.policy == "trained"] == seeds
+    assert len(known) == len(seeds) + 2, "other policies and cases stay"
+    gates = {gate.measure: gate for gate in load_targets(files["TARGETS_FILE"])["add_go2"].gates}
+    assert gates["test_episode_length"].rule == "provisional" and gates["test_episode_length"].seeds == (300.0,)
+    assert "### add_go2" in files["PAGE_FILE"].read_text()
