@@ -338,7 +338,7 @@ def computed(targets: Mapping[str, Target], tests: Sequence[Test], policies: Map
         target = targets.get(case.name, Target())
         gates = gates_of(case, target, tests, policies.get(case.name, {}))
         found[case.name] = target.model_copy(update={
-            "gates": tuple(gates), "open": tuple(open_to(gates, policies[case.name])) if case.trainable else ()})
+            "gates": tuple(gates), "open": tuple(open_to(gates, policies.get(case.name, {})))})
     return found
 
 
@@ -367,7 +367,12 @@ def flow(value: Any) -> str:
 
 def page(targets: Mapping[str, Target], policies: Mapping[str, Policies]) -> str:
     """``docs/gates.md``: gates, and which of them stops which baseline."""
-    lines = [PAGE_HEAD]
+    gates = [gate for target in targets.values() for gate in target.gates if gate.rule != "fixed"]
+    strict = sum(gate.rule == "seeds" for gate in gates)
+    passed = {case: target.open for case, target in sorted(targets.items()) if target.open}
+    lines = [PAGE_HEAD, f"Strict are {strict} of {len(gates)} gates of learning, {len(gates) - strict} are half way or "
+             "provisional. Not stopped yet: "
+             + ("; ".join(f"{case}: {', '.join(names)}" for case, names in passed.items()) or "none") + ".", ""]
     for case, known in sorted(policies.items()):
         gates = targets[case].gates
         lines += [f"### {case}\n", "| measure | bound | seeds | deviation | rule | baseline |", "|" + " --- |" * 6]
@@ -383,10 +388,12 @@ def page(targets: Mapping[str, Target], policies: Mapping[str, Policies]) -> str
         for policy in filter(skilled, known):
             found = stops(gates, policy, known)
             lines.append(f"| {policy} | {'; '.join(map(stopped, found.values(), found)) or '**nothing**'} |")
-        worst = [f"{gate.measure}: {margins(gate, {p: m for p, m in known.items() if not skilled(p)})[0]}"
-                 for gate in gates if any(STATISTICS.get(gate.measure, gate.measure) in m for p, m in known.items()
-                                          if not skilled(p))]
-        lines += ["", f"Nearest without skill: {'; '.join(worst)}.", ""]
+        unskilled = {policy: measures for policy, measures in known.items() if not skilled(policy)}
+        measured = {name for measures in unskilled.values() for name in measures}
+        closest = [(gate.measure, margins(gate, unskilled)[0]) for gate in gates
+                   if STATISTICS.get(gate.measure, gate.measure) in measured]
+        words = [f"{measure} {margin.mean:.4g} ({margin.policy})" for measure, margin in closest]
+        lines += ["", f"Nearest without skill: {', '.join(words)}.", ""]
     return "\n".join(lines)
 
 
@@ -402,10 +409,10 @@ policies that stops. This page is written by `python -m mimickit.longcycle.bound
 - **Rule**: a bound lies three deviations of the seeds beyond the worst of at least three, and beyond half-way from the
   best half-skilled policy to the seeds' mean. The deviation counts as at least 2 % of the mean, 1 % for shares and
   lengths. *half way*: the seeds lie too far apart for three deviations. *provisional*: set by hand, of fewer seeds.
-- **Half-skilled policies** (`tools/measure_baselines.py` says what they are) are
-  moved by hand, so they do perfectly what they do: a frozen pose carried along by the reference's root, a walker who
-  ignores the speed asked for, one clip of many. `half_budget` and `tenth_budget` are policies after 50 % and 10 % of
-  the samples. All gates of a case together must stop each of them.
+- **Half-skilled policies** (`tools/measure_baselines.py` says what they are) are moved by hand, so they do perfectly
+  what they do: a frozen pose carried along by the reference's root, a walker who ignores the speed asked for, one clip
+  of many. `half_budget` and `tenth_budget` are policies after 50 % and 10 % of the samples. All gates of a case
+  together must stop each of them.
 - **Stopped by**: what the policy reaches in that measure, and how far the bound lies beyond it.
 - Data: `tests/acceptance/seeds.tsv` (trained policies), `baselines.yaml`; the result: `targets.yaml`.
 
