@@ -53,7 +53,8 @@ from mimickit.learning.methods import build_agent
 from mimickit.longcycle.bounds import BASELINES_FILE
 from mimickit.longcycle.cases import read_inputs
 from mimickit.longcycle.settings import DEFAULT_ENGINE
-from mimickit.request import Request, read_request
+from mimickit.request import Request
+from mimickit.request_reader import read_request
 from mimickit.run import versions
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED

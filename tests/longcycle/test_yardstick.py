@@ -7,7 +7,7 @@ from mimickit.cases import discover
 from mimickit.longcycle.cases import read_inputs
 from mimickit.longcycle.settings import DEFAULT_ENGINE
 from mimickit.longcycle.yardstick import CLIPS, METHODS, tables, yardstick_cases
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError
