@@ -10,6 +10,9 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 PY := $(VENV)/bin/python
 
+# without bytecode every process would compile torch and Newton anew: 5 s each
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: longcycle test lint docs setup clean
 longcycle: setup
 	$(PY) -m pytest -m longcycle -n auto $(ARGS)

@@ -24,7 +24,7 @@ sys.path[0] = str(ROOT)
 
 from mimickit.anim.mjcf import load_character_model  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE, load_engine_config  # noqa: E402
-from mimickit.request import machine_devices  # noqa: E402
+from mimickit.request_reader import machine_devices  # noqa: E402
 from mimickit.util.failures import (  # noqa: E402
     EXIT_OK,
     UserError,

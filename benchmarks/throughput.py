@@ -42,7 +42,8 @@ sys.path[0] = str(ROOT)
 from mimickit import run  # noqa: E402
 from mimickit.cases import DEFAULT, VARIANTS, select  # noqa: E402
 from mimickit.engines.engine_config import DEFAULT_ENGINE_FILE  # noqa: E402
-from mimickit.request import Request, read_devices, read_request  # noqa: E402
+from mimickit.request import Request  # noqa: E402
+from mimickit.request_reader import read_devices, read_request  # noqa: E402
 from mimickit.util.args import Args  # noqa: E402
 from mimickit.util.failures import (  # noqa: E402
     EXIT_FAILED,

@@ -76,15 +76,17 @@ def table(rows: Iterable[tuple[str, str, str, str]]) -> list[str]:
 def options() -> str:
     """The commands and the table of options."""
     lines = ["# Commands and options", "", "You want to know what a command or an option does. The same is said by "
-             "`mimickit --help` and `mimickit COMMAND --help`. `python mimickit/run.py` takes the same options.", "",
+             "`mimickit --help` (the most used) and `mimickit COMMAND --help` (all). `python mimickit/run.py` takes "
+             "the same options.", "",
              "## Commands"]
     for name, command in COMMANDS.items():
-        own = "; ".join(f"`--{option}`: {words}" for option, words in command.options.items() if words)
+        own = "; ".join(f"`--{option}`: {words}" for option, words in command.defaults.items())
         lines += ["", f"### mimickit {name}", "", f"`mimickit {name} {command.usage}`".replace(" `", "`"), "",
                   f"{command.does[0].upper()}{command.does[1:]}. {command.more}", "",
                   f"Its own defaults: {own}." if own else ""]
     for title, group in GROUPS.items():
-        lines += ["", f"## {title}", *table((f"--{name}", option.form, option.shown_default, option.help)
+        lines += ["", f"## {title}", *table((f"--{name}", option.form, option.shown_default,
+                                             f"{option.only} mode: {option.help}" if option.only else option.help)
                                             for name, option in group.items())]
     return "\n".join(lines)
 

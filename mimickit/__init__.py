@@ -30,7 +30,7 @@ def make(case: str, num_envs: int = 1, device: str | None = None, overrides: Seq
     """
     from mimickit.commands import read_args
     from mimickit.envs.env_builder import build_env
-    from mimickit.request import read_devices, read_world
+    from mimickit.request_reader import read_devices, read_world
     from mimickit.util.distributed import seed_process
     from mimickit.util.failures import UserError
 

@@ -34,6 +34,7 @@ class Case:
         name: file name without ``_args.txt``; the test id.
         trainable: mode is train and an agent is named.
         num_envs: environments per device the args file asks for.
+        env: keys of the environment, and their values as yaml, in which a case is not as its args file says.
     """
 
     name: str
@@ -44,16 +45,22 @@ class Case:
     env_config: str
     engine_config: str
     agent_config: str
+    env: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def values(self) -> list[str]:
+        """``--set`` values of all stages."""
+        return [f"env.{key}={value}" for key, value in self.env]
 
     @property
     def file(self) -> str:
-        """File name of the args file: the ``case`` column of the tables."""
-        return Path(self.args_file).name
+        """The ``case`` column of the tables: the file name of its own args file, if it has one."""
+        return f"{self.name}{SUFFIX}"
 
     @property
     def stem(self) -> str:
         """Folder name under ``runs/``."""
-        return Path(self.args_file).stem
+        return self.file.removesuffix(".txt")
 
     @property
     def method(self) -> str:

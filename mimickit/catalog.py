@@ -66,10 +66,10 @@ def configuration(args: Args) -> str:
     """Text of ``mimickit show``: options, engine, environment and agent in effect, and the source of each value.
 
     Raises:
-        UserError: as :func:`mimickit.request.read_request`.
+        UserError: as :func:`mimickit.request_reader.read_request`.
     """
     from mimickit.learning.config import present_layout
-    from mimickit.request import read_overrides, read_request
+    from mimickit.request_reader import read_overrides, read_request
 
     request = read_request(args)
     changes = read_overrides(args["set"])

@@ -18,12 +18,12 @@ from pathlib import Path
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_yaml
-from mimickit.request import CONFIGURATIONS, machine_devices
+from mimickit.request_reader import CONFIGURATIONS, machine_devices
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from mimickit.util.names import nearest
-from mimickit.util.options import GROUPS, OPTIONS, OUT_DIR, help_rows
+from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
 from mimickit.util.run_folder import case_name, source_folder
 
 MAX_SAMPLES = 30_000_000  # every shipped case learns in this many (docs/learning.md)
@@ -31,21 +31,20 @@ OUTPUT_SAMPLES, OUTPUT_SECONDS = 3_000_000, 120  # between checkpoints, at most
 WORLDS_PER_EVAL_WORLD = 64
 CPU_WORLDS = 128  # one iteration of thousands takes a CPU minutes
 TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # side by side, an episode each
+USED_MOST = ("num_envs", "max_samples", "devices", "out_dir", "set", "variant", "rand_seed", "test_episodes", "video",
+             "overwrite")
 NOT_CONTINUED = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """How a command is used, what it does, and the options that matter most, with the command's own defaults."""
+    """How a command is used, and what it does; the mode whose options it takes, if any, and its own defaults."""
 
     usage: str
     does: str
     more: str = ""
-    options: Mapping[str, str | None] = field(default_factory=dict)
-
-
-def _options(*names: str, **defaults: str) -> dict[str, str | None]:
-    return {**dict.fromkeys(names), **defaults}
+    mode: str = ""
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -53,29 +52,29 @@ COMMANDS = {
         "CASE_OR_RUN [--flags]", "train a case, or continue a run",
         "CASE is a name of `mimickit list`, or an args file. RUN is a run folder: its training continues exactly from "
         "its newest checkpoint, with the options it was started with.",
-        _options(
-            "variant", "devices", num_envs="the args file's; with --variant tuned what it is tuned for, at most; on a "
-            f"CPU {CPU_WORLDS}", max_samples=f"{MAX_SAMPLES:,}", eval_envs=f"one of {WORLDS_PER_EVAL_WORLD} worlds",
-            output_samples=f"{OUTPUT_SAMPLES:,}", output_seconds=str(OUTPUT_SECONDS), time_budget_hours=None,
-            out_dir=None, overwrite=None, logger=None, rand_seed=None, set=None)),
+        "train", {
+            "num_envs": "the args file's; with --variant tuned what it is tuned for, at most; on a CPU "
+                        f"{CPU_WORLDS}",
+            "max_samples": f"{MAX_SAMPLES:,}", "output_samples": f"{OUTPUT_SAMPLES:,}",
+            "output_seconds": str(OUTPUT_SECONDS),
+            "eval_envs": f"one of {WORLDS_PER_EVAL_WORLD} worlds; of few worlds {BEST_EPISODES}, or one of 4"}),
     "test": Command(
         "RUN_OR_CASE [--flags]", "measure what a run learned",
-        "RUN is a run folder, whose model.pt is tested, or one of its checkpoints (RUN/checkpoints/best), or a model "
-        "file: same case, agent, clip and --set as in its training. CASE stands for its newest run below "
-        f"{OUT_DIR}.",
-        _options("devices", num_envs=f"{TEST_WORLDS['cuda']}; on a CPU {TEST_WORLDS['cpu']}",
-                 test_episodes="--num_envs", out_dir="RUN/test", rand_seed=None, set=None)),
+        "RUN is a run folder: its model.pt is tested, which is the newest; RUN/checkpoints/best tests that of the best "
+        "evaluation. RUN may also be another checkpoint or a model file of a run. Case, agent, clip and --set are "
+        f"those of the training. CASE stands for its newest run below {OUT_DIR}.",
+        "test", {"num_envs": f"{TEST_WORLDS['cuda']}; on a CPU {TEST_WORLDS['cpu']}", "test_episodes": "--num_envs",
+                 "out_dir": "RUN/test", "visualize": "false"}),
     "view": Command(
         "RUN_OR_CASE [--flags]", "watch what a run learned, or a clip",
         "RUN and CASE as for test; or CASE is one that shows a clip (view_motion_...). A window opens; without a "
         "display, or with --video true, one episode is filmed from the clip's beginning.",
-        _options("video", "video_file", "video_width", "video_height", "devices", num_envs="1", out_dir="RUN/view",
-                 set=None)),
+        "test", {"num_envs": "1", "test_episodes": "of a film 1", "out_dir": "RUN/view",
+                 "visualize": "true where there is a display", "video": "true without a display"}),
     "list": Command("[cases|characters|clips]", "show what there is"),
     "show": Command(
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
-        "Takes the options of train, to show their effect beforehand.",
-        _options("variant", "num_envs", "devices", "set")),
+        "Takes the options of train (mimickit train --help), to show their effect beforehand."),
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
@@ -158,14 +157,11 @@ def help_text() -> str:
     width = max(len(f"{name} {command.usage}") for name, command in COMMANDS.items())
     lines = ["Trains physics-based characters to imitate motion clips, and tests and shows what they learned.", ""]
     lines += [f"  mimickit {f'{name} {command.usage}':{width}}  {command.does}" for name, command in COMMANDS.items()]
-    lines += ["  mimickit COMMAND --help",
-              "  mimickit --arg_file args/<case>_args.txt [--flag value ...]   as MimicKit's users know it"]
-    for title, options in GROUPS.items():
-        lines += ["", f"{title}:", *help_rows(options)]
     return "\n".join([
-        *lines, "",
-        "Of several mentions of a flag the first counts; the command line is read before the args file. Files of args/",
-        "and data/ are looked up in the working directory, then among the shipped ones."])
+        *lines, "", "The options that are used most:", *help_rows(USED_MOST, short=True), "",
+        "mimickit train --help, mimickit test --help and so on: all options of a command, and their defaults.",
+        "mimickit --arg_file args/<case>_args.txt [--mode train|test] [--flag value ...]: as users of MimicKit know it."
+    ])
 
 
 def help_of(argv: Sequence[str]) -> str:
@@ -173,8 +169,10 @@ def help_of(argv: Sequence[str]) -> str:
     name, command = argv[0], COMMANDS[argv[0]]
     lines = [f"usage: mimickit {name} {command.usage}".rstrip(), "", f"{command.does[0].upper()}{command.does[1:]}."]
     lines += ["", *textwrap.wrap(command.more, 116)] if command.more else []
-    if command.options:
-        lines += ["", *help_rows(command.options, command.options), "", "All options: mimickit --help"]
+    if command.mode:
+        lines += [*help_groups(command.mode, command.defaults), "",
+                  "Of several mentions of a flag the first counts; the command line is read before the args file. "
+                  "Files of args/", "and data/ are looked up in the working directory, then among the shipped ones."]
     return "\n".join(lines)
 
 
@@ -264,7 +262,7 @@ def _train(name: str, target: str, given: Args) -> Args:
         at_once = tuned_worlds(args["agent_config"]) if _kind(args) == "cuda" else CPU_WORLDS
         worlds = max(1, min(worlds, at_once // processes))
         args = args.with_value("num_envs", str(worlds), source=f"variant {TUNED}")
-    evaluating = max(1, worlds // WORLDS_PER_EVAL_WORLD) if worlds > 1 else 0
+    evaluating = max(worlds // WORLDS_PER_EVAL_WORLD, min(-(-BEST_EPISODES // processes), worlds // 4))
     return args.with_defaults({"mode": ["train"], "max_samples": [str(MAX_SAMPLES)], "eval_envs": [str(evaluating)],
                                "output_samples": [str(OUTPUT_SAMPLES)], "output_seconds": [str(OUTPUT_SECONDS)]},
                               "mimickit train")

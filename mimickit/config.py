@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.names import nearest
+from mimickit.util.names import missing_file, nearest
 from mimickit.util.reading import (
     MAX_LAYERS,
     MAX_YAML_BYTES,
@@ -63,7 +63,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         data = parse_yaml(read_bytes(path, MAX_YAML_BYTES), path)
     except FileNotFoundError:
-        raise AssetMissingError(f"configuration file not found: {path}") from None
+        raise AssetMissingError(f"configuration file not found: {missing_file(path)}") from None
     if data is None:
         return {}
     if not isinstance(data, Mapping):

@@ -24,7 +24,8 @@ if __package__ in (None, ""):  # run as a script: import the package, not the fi
         del sys.path[0]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mimickit.request import Request, read_request
+from mimickit.request import Request
+from mimickit.request_reader import read_request
 from mimickit.util.alive import ALIVE
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError, write_failure

@@ -7,12 +7,10 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mimickit.request import Request, which_model
 from mimickit.util.args import COMMAND_LINE
-
-if TYPE_CHECKING:
-    from mimickit.request import Request
 
 PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the user called the process that started this one
 ABOUT_RUN = (  # what a test shares with its training
@@ -33,8 +31,11 @@ def program() -> str:
 
 def command(flags: Mapping[str, list[str]]) -> str:
     """A command line of this program."""
-    words = [word for flag, values in flags.items() for word in (f"--{flag}", *values)]
-    return f"{program()} {shlex.join(words)}"
+    return f"{program()} {shlex.join(words(flags))}"
+
+
+def words(flags: Mapping[str, list[str]]) -> list[str]:
+    return [word for flag, values in flags.items() for word in (f"--{flag}", *values)]
 
 
 def short(name: str, target: str | Path, *flags: str) -> str:
@@ -62,25 +63,30 @@ def same_case(request: Request) -> dict[str, list[str]]:
     return {**flags, **({"devices": [request.devices[0]]} if "devices" in request.args else {})}
 
 
-def after_training(request: Request, outcome: str) -> list[str]:
-    """Lines that end a training."""
+def after_training(request: Request, result: Any) -> list[str]:
+    """Lines that end a training; ``result``: its ``TrainResult``."""
     from mimickit.learning.config import DummyConfig
 
-    out, lines = request.out_dir, []
-    if not isinstance(request.agent, DummyConfig):
-        best = out / "checkpoints" / "best" / "model.pt"
-        lines.append(f"model: {out / 'model.pt'}" + (f" (best evaluation: {best})" if best.is_file() else ""))
+    out, outcome, learns = request.out_dir, result.outcome, not isinstance(request.agent, DummyConfig)
+    more: dict[str, list[str]] = {}
+    if outcome == "completed" and not result.new_iterations:
+        more = {"max_samples": [str(2 * result.samples)]}
+        lines = [f"already finished: {result.samples:,} samples, --max_samples is {request.args['max_samples']:,}; "
+                 "nothing was trained now (anew: with another --out_dir)"]
+    else:
+        lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} iterations, "
+                 f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s"]
+    if learns:
+        lines.append(f"model: {which_model(out / 'model.pt')}")
     plot = f" (python tools/plot_log.py {shlex.quote(str(out))})" if Path("tools/plot_log.py").is_file() else ""
     lines.append(f"log: {out / 'log.txt'}{plot}")
-    if request.args.command:
-        if outcome in ("interrupted", "budget"):
-            lines.append("continue: " + short("train", out))
-        if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
-            lines += ["test: " + short("test", out), "film: " + short("view", out, "--video", "true")]
-        return lines
-    if outcome in ("interrupted", "budget"):
-        lines.append("continue: " + command({**given(request, "resume", "overwrite"), "resume": []}))
-    if not isinstance(request.agent, DummyConfig) and outcome != "interrupted":
+    if more or outcome in ("interrupted", "budget"):
+        go_on = {**given(request, "resume", "overwrite"), **more, "resume": []}
+        lines.append(("train on: " if more else "continue: ") + (
+            short("train", out, *words(more)) if request.args.command else command(go_on)))
+    if learns and outcome != "interrupted" and request.args.command:
+        lines += ["test: " + short("test", out), "film: " + short("view", out, "--video", "true")]
+    elif learns and outcome != "interrupted":
         lines.append("test: " + command({
             **same_case(request), "mode": ["test"], "model_file": [str(out / "model.pt")], "num_envs": ["32"],
             "test_episodes": ["32"], "visualize": ["false"], "out_dir": [str(out / "test")]}))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mimickit.request import Request
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json
-
-if TYPE_CHECKING:
-    from mimickit.request import Request
 
 LOGGERS = {"tb": "tensorboardX", "wandb": "wandb"}  # --logger -> the package that it needs
 

@@ -15,9 +15,12 @@ if __name__ == "__main__":  # python mimickit/run.py: import the package, not th
     if not sys.flags.safe_path:  # with it the first entry is not the folder of this file
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    from mimickit.__main__ import console
+    from mimickit.util.processes import end_at_interrupt, leave
 
-    console()
+    end_at_interrupt()
+    from mimickit.run import main
+
+    leave(main())
 
 import faulthandler
 import gc
@@ -27,6 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,8 @@ watch_from_start()
 
 from mimickit import commands
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
-from mimickit.request import Request, check_writable, header, naming_overrides, read_request
+from mimickit.request import Request, header
+from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 from mimickit.util.failures import (
@@ -64,49 +69,35 @@ SAME_IN_TRAINING = ("max_samples", "max_iters", "output_samples", "output_second
                     "save_int_models", "logger")  # options that TrainOptions takes as they are
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code. See ``--help``."""
-    argv = sys.argv[1:] if argv is None else argv
+@dataclass
+class Place:
+    """How far a run has come with its folder."""
+
+    rank: int
+    claim: run_folder.Claim
     out_dir: Path | None = None  # once it is ours to write to
-    claim = run_folder.Claim()
-    begun = False
-    rank = int(os.environ.get("RANK", 0))
+    begun: bool = False  # what an earlier run said about its end is gone
+
+    def tell_failure(self, error: BaseException) -> None:
+        if self.out_dir is not None:
+            write_failure(self.out_dir, self.rank, error)
+
+    def tell_mistake(self, error: UserError) -> None:
+        """As :meth:`tell_failure`, but a mistake in a command must not replace what a run said about its end."""
+        here = self.out_dir is not None and self.out_dir.is_dir()
+        if here and (self.begun or not failure_file(self.out_dir, self.rank).exists()):
+            write_failure(self.out_dir, self.rank, error)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage or command; returns the exit code. See ``--help``."""
+    place = Place(int(os.environ.get("RANK", 0)), run_folder.Claim())
     if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
         end_with_parent(int(os.environ[LAUNCHER]))
     try:
-        command = argv[0] if commands.is_command(argv) else None
-        if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
-            print(commands.help_of(argv) if command else commands.help_text())
-            return EXIT_OK
-        if command in commands.WITHOUT_STAGE:
-            return commands.run_command(argv)
-        args = commands.read_args(argv)
-        first = rank == 0 and STARTED not in os.environ  # else said already
-        for sentence in args.remarks if first else ():
-            warn(sentence)
-        args = run_folder.choose(args)
-        for flag in ("out_dir", "result_file", "video_file"):
-            check_writable(args, flag)
-        if rank == 0:
-            look_at_folder(args, claim)
-        out_dir = Path(args["out_dir"])
-        request = read_request(args)
-        for sentence in request.notes if first else ():
-            warn(sentence)
-        request = begin(request, claim, rank)
-        begun = True
-        out_dir = request.out_dir
-        if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
-            claim.release()  # the process of rank 0 takes it
-            return launch([*args.command, *argv[2:]] if command else argv, request)
-        dist = join(request)
-        request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
-        out_dir = request.out_dir
-        return run_stage(request, dist)
+        return answer(sys.argv[1:] if argv is None else argv, place)
     except UserError as error:
-        # A mistake in a command must not replace what a run said about its end.
-        if out_dir is not None and out_dir.is_dir() and (begun or not failure_file(out_dir, rank).exists()):
-            write_failure(out_dir, rank, error)
+        place.tell_mistake(error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:  # a training or test that has begun ends in its own way
@@ -115,13 +106,44 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not isinstance(error, MimicKitError | FullDiskError):  # their messages say everything
             traceback.print_exc()
-        if out_dir is not None:
-            write_failure(out_dir, rank, error)
+        place.tell_failure(error)
         print(f"error ({classify(error)}): {error}", file=sys.stderr)
         return EXIT_FAILED
     finally:
         ALIVE.stop()
-        claim.release()
+        place.claim.release()
+
+
+def answer(argv: list[str], place: Place) -> int:
+    """Do what a command line asks for; returns the exit code."""
+    command = argv[0] if commands.is_command(argv) else None
+    if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
+        print(commands.help_of(argv) if command else commands.help_text())
+        return EXIT_OK
+    if command in commands.WITHOUT_STAGE:
+        return commands.run_command(argv)
+    args = commands.read_args(argv)
+    first = place.rank == 0 and STARTED not in os.environ  # else said already
+    for sentence in args.remarks if first else ():
+        warn(sentence)
+    args = run_folder.choose(args)
+    for flag in ("out_dir", "result_file", "video_file"):
+        check_writable(args, flag)
+    if place.rank == 0:
+        look_at_folder(args, place.claim)
+    place.out_dir = Path(args["out_dir"])
+    request = read_request(args)
+    for sentence in request.notes if first else ():
+        warn(sentence)
+    request = begin(request, place.claim, place.rank)
+    place.out_dir, place.begun = request.out_dir, True
+    if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
+        place.claim.release()  # the process of rank 0 takes it
+        return launch([*args.command, *argv[2:]] if command else argv, request)
+    dist = join(request)
+    request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
+    place.out_dir = request.out_dir
+    return run_stage(request, dist)
 
 
 def look_at_folder(args: Args, claim: run_folder.Claim) -> None:
@@ -225,7 +247,7 @@ def join(request: Request) -> Any:
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
     env, agent = build_stage(request, dist)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see __main__.py
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see end_at_interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
     ALIVE.stop()  # from here on every iteration, or step, beats
     mode = train_stage if request.mode == "train" else test_stage
@@ -309,9 +331,7 @@ def train_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if dist.is_root:
         model = describe_file(Path(result.model_file))
         write_result(request, {**result.to_dict(), "model": model, "devices": list(request.devices)})
-        print(f"{result.outcome}: {result.samples:,} samples, {result.iterations} iterations, "
-              f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s", flush=True)
-        print("\n".join(after_training(request, result.outcome)), flush=True)
+        print("\n".join(after_training(request, result)), flush=True)
     return EXIT_OK if result.signal is None else 128 + result.signal
 
 
@@ -338,12 +358,16 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
         if tell is not None:
             tell()
 
+    uninterrupted = args["uninterrupted_episodes"]
+    if uninterrupted is None:
+        uninterrupted = args["statistics_episodes"] or 0
+
     with StopSignals() as signals:
         if endless and dist.is_root:
             tell = sign_of_life(env)
         result = run_test(
             env, agent, dist, args["test_episodes"],
-            args["statistics_episodes"], on_step=on_step,
+            args["statistics_episodes"], uninterrupted, on_step=on_step,
             should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
             max_episode_steps=None if endless and "max_episode_steps" not in args else args["max_episode_steps"],
         )
@@ -383,7 +407,8 @@ def interval_text(summary: Mapping[str, Any] | None) -> str:
     """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
     if summary is None or summary["ci95"] is None:
         return ""
-    return f" +- {summary['ci95']:.2g} ({summary['episodes']} episodes)"
+    count = summary["episodes"]
+    return f" +- {summary['ci95']:.2g} ({count} episode{'s' if count > 1 else ''})"
 
 
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:

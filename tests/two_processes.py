@@ -1,5 +1,6 @@
 """A test's function in two processes at once, joined by gloo."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -25,11 +26,11 @@ def in_two_processes(function: Callable, *arguments: object, times: int = 1) -> 
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
         server.close()
-    torch.multiprocessing.spawn(_child, (ports, function, arguments), nprocs=2)
+    multiprocessing.set_forkserver_preload(["torch"])  # imported once, not in every process
+    torch.multiprocessing.start_processes(_child, (ports, function, arguments), nprocs=2, start_method="forkserver")
 
 
 def _child(rank: int, ports: list[int], function: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)
     for port in ports:
         values = (rank, 2, rank, "127.0.0.1", port)
         os.environ.update({name: str(value) for name, value in zip(VARIABLES, values, strict=True)})

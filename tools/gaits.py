@@ -16,9 +16,9 @@ from mimickit.anim.motion import save_motion
 from mimickit.clips.check import measure
 from mimickit.clips.gaits import Gait, make_gait
 from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
-from mimickit.config import nearest
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, UserError, explains_mistakes
+from mimickit.util.names import nearest
 
 TROT, PACE, AMBLE = (0.0, 0.5, 0.5, 0.0), (0.05, 0.55, 0.0, 0.5), (0.75, 0.25, 0.5, 0.0)
 GAITS: dict[str, Gait] = {

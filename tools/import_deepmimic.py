@@ -22,10 +22,10 @@ from mimickit.anim.motion import LoopMode, MotionClip
 from mimickit.clips.check import HEADER, save_checked
 from mimickit.clips.cleanup import clean
 from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
-from mimickit.config import nearest
 from mimickit.util import rotations as rot
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError, explains_mistakes
+from mimickit.util.names import nearest
 
 CHARACTER = ASSETS / CHARACTERS["humanoid"]
 # clips whose standing feet slide faster than 0.15 m/s as recorded

@@ -25,9 +25,9 @@ from mimickit.clips.retarget import (
     retarget_smpl,
 )
 from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
-from mimickit.config import nearest
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, UserError, explains_mistakes
+from mimickit.util.names import nearest
 
 SOURCES = SHIPPED / "data/motions/humanoid"
 

@@ -79,4 +79,6 @@ pip="$VENV/bin/python -m pip install --no-compile --disable-pip-version-check --
 watched "torch (some minutes the first time)" $pip "$(grep '^torch==' "$CONSTRAINTS")"
 # shellcheck disable=SC2086
 watched "all other Python packages" $pip -e ".[test,tensorboard]"
+watched "first import: Python keeps the bytecode" env -u PYTHONDONTWRITEBYTECODE \
+    "$VENV/bin/python" -c "import mimickit.engines.newton_engine, mimickit.learning.methods, mujoco_warp"
 echo "setup: done"

@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mimickit.config import nearest
 from mimickit.util.failures import UserError
 from mimickit.util.mjcf_file import FOREIGN, read_mjcf
+from mimickit.util.names import nearest
+from mimickit.util.xml_numbers import read_numbers
 
 UNLIMITED_EFFORT = 1e6  # N m (hinge), where the file states no torque limit
 
@@ -389,14 +390,7 @@ class _Reader:
         return wxyz[[1, 2, 3, 0]] / norm
 
     def _numbers(self, text: str, count: int | None, where: str, key: str) -> np.ndarray:
-        try:
-            values = np.array([float(part) for part in text.split()])
-        except ValueError:
-            values = np.array([math.nan])
-        if not np.isfinite(values).all() or len(values) == 0 or (count is not None and len(values) != count):
-            needed = "finite numbers" if count is None else f"{count} finite numbers"
-            raise UserError(f"{self.path}: {where} has {key}=\"{text[:200]}\"; needed are {needed}")
-        return values
+        return read_numbers(text, count, f"{self.path}: {where}", key)
 
     def _default(self, tag: str, name: str, where: str) -> dict[str, str]:
         if name not in self.defaults and name != "main":

@@ -23,6 +23,7 @@ from mimickit.anim.plain_data import RefusedError, read_npz, read_pickle
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import atomic_path
 from mimickit.util.logging import warn_once
+from mimickit.util.names import missing_file
 from mimickit.util.reading import (
     FPS_RANGE,
     MAX_CLIP_BYTES,
@@ -131,8 +132,8 @@ def read_clip_file(path: Path) -> bytes:
     try:
         return read_bytes(path, MAX_CLIP_BYTES)
     except FileNotFoundError:
-        raise AssetMissingError(f"motion file not found: {path} (data/motions/README.md says where clips come from)"
-                                ) from None
+        raise AssetMissingError(f"motion file not found: {missing_file(path)} (data/motions/README.md says where clips "
+                                "come from)") from None
 
 
 def _refusing(path: Path, read: Callable[..., Any], *args: Any) -> Any:

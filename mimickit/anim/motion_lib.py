@@ -21,6 +21,7 @@ from mimickit.config import Config, build, load_yaml
 from mimickit.util import rotations as rot
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.names import missing_file
 
 
 class DatasetEntry(Config):
@@ -78,7 +79,7 @@ def load_motions(motion_file: str | Path, character: Character) -> tuple[list[Mo
         UserError: one message with every clip that is not readable or does not fit the character.
     """
     paths, weights = list_motions(motion_file)
-    missing = [str(path) for path in paths if not os.path.exists(path)]
+    missing = [missing_file(path) for path in paths if not os.path.exists(path)]
     if missing:
         raise AssetMissingError(f"{motion_file}: {len(missing)} of {len(paths)} motion files not found: "
                                 f"{', '.join(missing)} (data/motions/README.md says where clips come from)")

@@ -15,7 +15,6 @@ from mimickit.clips.filters import blur
 from mimickit.clips.shape import Shape
 from mimickit.util import rotations as rot
 
-ANKLE_HEIGHT = 0.05  # m, of the humanoid's foot above its sole
 SWING_PITCH = 0.2  # rad, toes down in the middle of a swing
 SOFTEN = 0.05  # s, standard deviation of the blur that rounds the curves between keys
 

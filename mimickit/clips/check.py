@@ -17,6 +17,7 @@ from mimickit.config import Config, build, load_yaml
 from mimickit.util import rotations as rot
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.names import missing_file
 
 MOTIONS = SHIPPED / "data/motions"
 EXEMPTIONS = MOTIONS / "exemptions.yaml"
@@ -172,7 +173,7 @@ def list_clips(paths: list[Path]) -> list[Path]:
     Raises:
         AssetMissingError: a path does not exist. UserError: there is no clip at all.
     """
-    missing = [str(path) for path in paths if not path.exists()]
+    missing = [missing_file(path) for path in paths if not path.exists()]
     if missing:
         raise AssetMissingError(f"not found: {', '.join(missing)}")
     clips = []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mimickit.anim.motion import LoopMode, MotionClip, save_motion
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError, explains_mistakes
+from mimickit.util.names import missing_file
 
 ENDINGS = (".pkl", ".npz")
 LOOP_MODES = {"wrap": LoopMode.WRAP, "clamp": LoopMode.CLAMP}
@@ -56,7 +57,7 @@ def run(convert: Callable[[argparse.Namespace], MotionClip], args: argparse.Name
     if args.output_file.suffix not in ENDINGS:
         raise UserError(f"--output_file {args.output_file}: clips can end in {', '.join(ENDINGS)}")
     if not os.path.exists(args.input_file):
-        raise AssetMissingError(f"input file not found: {args.input_file}")
+        raise AssetMissingError(f"input file not found: {missing_file(args.input_file)}")
     clip = convert(args)
     save_motion(args.output_file, clip)
     print(f"{args.output_file}: {clip.num_frames} frames at {clip.fps:g} fps, {clip.frames.shape[1] - 6} dofs, "

@@ -91,7 +91,9 @@ def for_newton(data: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], 
         f"(--engine_config {DEFAULT_ENGINE_FILE} names Newton's own file)")
 
 
-def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = None, where: str = "") -> EngineConfig:
+def read_engine_file(
+    path: str | Path, overrides: Mapping[str, Any], where: str = ""
+) -> tuple[EngineConfig, str | None]:
     """Read an engine file; ``overrides`` (an env file's ``engine`` mapping, ``--set engine.x=...``) win over it.
 
     A file of another engine is read as :func:`for_newton` says, unless ``overrides`` name the engine.
@@ -99,14 +101,22 @@ def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     Args:
         where: where all of it came from, for messages; the path if left out.
 
+    Returns:
+        The settings, and a sentence about a file that is another engine's.
+
     Raises:
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown key or wrong value.
     """
-    data, overrides = load_yaml(path), overrides or {}
+    data, note = load_yaml(path), None
     if "engine_name" not in overrides:
-        data, _ = for_newton(data, str(path))
-    return make_engine_config({**data, **overrides}, where or str(path))
+        data, note = for_newton(data, str(path))
+    return make_engine_config({**data, **overrides}, where or str(path)), note
+
+
+def load_engine_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EngineConfig:
+    """The settings alone, as :func:`read_engine_file` reads them."""
+    return read_engine_file(path, overrides or {})[0]
 
 
 class Capacity(Config):

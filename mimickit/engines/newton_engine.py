@@ -2,8 +2,8 @@
 
 Frames. Newton keeps the free root's velocity as (velocity of the centre of mass, angular velocity), both in world
 axes, a ball joint's rotation and velocity in the parent's anchor frame, and body velocities at centres of mass. This
-project speaks of body origins and of ball velocities in the child's own frame (environments.md 1.2, F2). The kernels
-below convert at this border and nowhere else:
+project speaks of body origins and of ball velocities in the child's own frame. The kernels below convert at this border
+and nowhere else:
 
     v_origin = v_com - w x R c,    w_child = conj(r) w_parent
 """
@@ -39,10 +39,34 @@ _DRIVE_TORQUE = wp.constant(2)
 _DRIVE_PD = wp.constant(3)
 _DRIVES = {"none": 0, "pos": 0, "vel": 1, "torque": 2, "pd_explicit": 3}
 
+_PUBLIC = {  # the buffers of the contract, and what their last dimension is to a kernel; None: plain numbers
+    "command": None, "reset_mask": None, "root_pos": wp.vec3, "root_rot": wp.quat, "root_vel": wp.vec3,
+    "root_ang_vel": wp.vec3, "dof_pos": None, "dof_vel": None, "body_pos": wp.vec3, "body_rot": wp.quat,
+    "body_vel": wp.vec3, "body_ang_vel": wp.vec3, "contact_force": wp.vec3, "ground_contact_force": wp.vec3,
+    "overflow": None,
+}
+
 # Bits of mujoco_warp.OverflowType that mean dropped contacts (broad phase, narrow phase, convex pairs, height field)
 # or dropped constraint rows (rows, non-zeros). The iteration-limit bits mean neither.
 _CONTACT_BITS = wp.constant((1 << 2) | (1 << 3) | (1 << 4) | (1 << 5))
 _CONSTRAINT_BITS = wp.constant((1 << 0) | (1 << 1))
+
+
+@wp.struct
+class _Joints:
+    """The moving joints of the character (:class:`JointLayout`), and gains and limits of its dofs."""
+
+    kind: wp.array[int]
+    q: wp.array[int]
+    qd: wp.array[int]
+    dof: wp.array[int]
+    coords_per_world: int
+    velocities_per_world: int
+    stiffness: wp.array[float]
+    damping: wp.array[float]
+    effort: wp.array[float]
+    lower: wp.array[float]
+    upper: wp.array[float]
 
 
 @wp.func
@@ -92,8 +116,7 @@ def _reset_root(
     root_ang_vel: wp.array[wp.vec3],
     body_com: wp.array[wp.vec3],
     bodies_per_world: int,
-    coords_per_world: int,
-    velocities_per_world: int,
+    joints: _Joints,
     joint_q: wp.array[float],
     joint_qd: wp.array[float],
 ):
@@ -105,8 +128,8 @@ def _reset_root(
     r = wp.normalize(root_rot[w])
     omega = root_ang_vel[w]
     v_com = root_vel[w] + wp.cross(omega, wp.quat_rotate(r, body_com[w * bodies_per_world]))
-    q = w * coords_per_world
-    qd = w * velocities_per_world
+    q = w * joints.coords_per_world
+    qd = w * joints.velocities_per_world
     for i in range(3):
         joint_q[q + i] = p[i]
         joint_qd[qd + i] = v_com[i]
@@ -120,12 +143,7 @@ def _reset_joints(
     mask: wp.array[wp.bool],
     dof_pos: wp.array2d[float],
     dof_vel: wp.array2d[float],
-    kind: wp.array[int],
-    q_offset: wp.array[int],
-    qd_offset: wp.array[int],
-    dof_offset: wp.array[int],
-    coords_per_world: int,
-    velocities_per_world: int,
+    joints: _Joints,
     joint_q: wp.array[float],
     joint_qd: wp.array[float],
 ):
@@ -133,10 +151,10 @@ def _reset_joints(
     w, j = wp.tid()
     if not mask[w]:
         return
-    q = w * coords_per_world + q_offset[j]
-    qd = w * velocities_per_world + qd_offset[j]
-    d = dof_offset[j]
-    if kind[j] == _SPHERICAL:
+    q = w * joints.coords_per_world + joints.q[j]
+    qd = w * joints.velocities_per_world + joints.qd[j]
+    d = joints.dof[j]
+    if joints.kind[j] == _SPHERICAL:
         r = _exp_map_to_quat(wp.vec3(dof_pos[w, d], dof_pos[w, d + 1], dof_pos[w, d + 2]))
         omega = wp.quat_rotate(r, wp.vec3(dof_vel[w, d], dof_vel[w, d + 1], dof_vel[w, d + 2]))
         for i in range(4):
@@ -162,17 +180,14 @@ def _clear_contacts(
 @wp.kernel(enable_backward=False)
 def _write_targets(
     command: wp.array2d[float],
-    kind: wp.array[int],
-    q_offset: wp.array[int],
-    dof_offset: wp.array[int],
-    coords_per_world: int,
+    joints: _Joints,
     joint_target_q: wp.array[float],
 ):
     """Position targets in coordinate layout; one thread a world and joint."""
     w, j = wp.tid()
-    q = w * coords_per_world + q_offset[j]
-    d = dof_offset[j]
-    if kind[j] == _SPHERICAL:
+    q = w * joints.coords_per_world + joints.q[j]
+    d = joints.dof[j]
+    if joints.kind[j] == _SPHERICAL:
         r = _exp_map_to_quat(wp.vec3(command[w, d], command[w, d + 1], command[w, d + 2]))
         for i in range(4):
             joint_target_q[q + i] = r[i]
@@ -185,17 +200,7 @@ def _drive_joints(
     drive: int,
     spherical_limits: int,
     command: wp.array2d[float],
-    stiffness: wp.array[float],
-    damping: wp.array[float],
-    effort: wp.array[float],
-    lower: wp.array[float],
-    upper: wp.array[float],
-    kind: wp.array[int],
-    q_offset: wp.array[int],
-    qd_offset: wp.array[int],
-    dof_offset: wp.array[int],
-    coords_per_world: int,
-    velocities_per_world: int,
+    joints: _Joints,
     joint_q: wp.array[float],
     joint_qd: wp.array[float],
     joint_target_qd: wp.array[float],
@@ -203,10 +208,10 @@ def _drive_joints(
 ):
     """Velocity targets or joint torques from the current state, before a substep; one thread a world and joint."""
     w, j = wp.tid()
-    q = w * coords_per_world + q_offset[j]
-    qd = w * velocities_per_world + qd_offset[j]
-    d = dof_offset[j]
-    if kind[j] == _SPHERICAL:
+    q = w * joints.coords_per_world + joints.q[j]
+    qd = w * joints.velocities_per_world + joints.qd[j]
+    d = joints.dof[j]
+    if joints.kind[j] == _SPHERICAL:
         r = _quat_at(joint_q, q)
         value = wp.vec3(command[w, d], command[w, d + 1], command[w, d + 2])
         torque = wp.vec3()
@@ -216,11 +221,11 @@ def _drive_joints(
                 joint_target_qd[qd + i] = target[i]
         if drive == _DRIVE_TORQUE:
             for i in range(3):
-                torque[i] = wp.clamp(value[i], -effort[d + i], effort[d + i])
+                torque[i] = wp.clamp(value[i], -joints.effort[d + i], joints.effort[d + i])
         if spherical_limits != 0:
             e = _quat_to_exp_map(r)
             for i in range(3):
-                torque[i] += stiffness[d + i] * (wp.clamp(e[i], lower[d + i], upper[d + i]) - e[i])
+                torque[i] += joints.stiffness[d + i] * (wp.clamp(e[i], joints.lower[d + i], joints.upper[d + i]) - e[i])
         torque = wp.quat_rotate(r, torque)
         for i in range(3):
             joint_f[qd + i] = torque[i]
@@ -228,10 +233,10 @@ def _drive_joints(
         if drive == _DRIVE_VELOCITY:
             joint_target_qd[qd] = command[w, d]
         if drive == _DRIVE_TORQUE:
-            joint_f[qd] = wp.clamp(command[w, d], -effort[d], effort[d])
+            joint_f[qd] = wp.clamp(command[w, d], -joints.effort[d], joints.effort[d])
         if drive == _DRIVE_PD:
-            torque_pd = stiffness[d] * (command[w, d] - joint_q[q]) - damping[d] * joint_qd[qd]
-            joint_f[qd] = wp.clamp(torque_pd, -effort[d], effort[d])
+            torque_pd = joints.stiffness[d] * (command[w, d] - joint_q[q]) - joints.damping[d] * joint_qd[qd]
+            joint_f[qd] = wp.clamp(torque_pd, -joints.effort[d], joints.effort[d])
 
 
 @wp.kernel(enable_backward=False)
@@ -288,21 +293,16 @@ def _read_bodies(
 def _read_joints(
     joint_q: wp.array[float],
     joint_qd: wp.array[float],
-    kind: wp.array[int],
-    q_offset: wp.array[int],
-    qd_offset: wp.array[int],
-    dof_offset: wp.array[int],
-    coords_per_world: int,
-    velocities_per_world: int,
+    joints: _Joints,
     dof_pos: wp.array2d[float],
     dof_vel: wp.array2d[float],
 ):
     """Dof positions and velocities; one thread a world and joint."""
     w, j = wp.tid()
-    q = w * coords_per_world + q_offset[j]
-    qd = w * velocities_per_world + qd_offset[j]
-    d = dof_offset[j]
-    if kind[j] == _SPHERICAL:
+    q = w * joints.coords_per_world + joints.q[j]
+    qd = w * joints.velocities_per_world + joints.qd[j]
+    d = joints.dof[j]
+    if joints.kind[j] == _SPHERICAL:
         r = _quat_at(joint_q, q)
         e = _quat_to_exp_map(r)
         omega = wp.quat_rotate_inv(r, _vec3_at(joint_qd, qd))
@@ -379,7 +379,13 @@ class NewtonEngine:
     def _wp_device(self) -> str:
         return str(self.device)
 
+    @property
+    def _each_joint(self) -> tuple[int, int]:
+        """A thread for each world and joint."""
+        return self.num_envs, len(self._facts.layout.kind)
+
     def _allocate(self) -> None:
+        """The public buffers, and what the graphs read and write besides."""
         n, b, d = self.num_envs, len(self.body_names), self.num_dofs
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -394,67 +400,48 @@ class NewtonEngine:
         self.body_pos, self.body_rot = zeros(n, b, 3), zeros(n, b, 4)
         self.body_vel, self.body_ang_vel = zeros(n, b, 3), zeros(n, b, 3)
         self.overflow = zeros(2, dtype=torch.int64)
-
         self.state = self.model.state()
         self.control = self.model.control()
-        character = [
-            w * self._facts.bodies_per_world + i for w in range(n) for i in range(b)
-        ]
-        self._sensor = SensorContact(
-            self.model, sensing_bodies=character, counterpart_shapes=[self._ground_shape()],
-            request_contact_attributes=False,
-        )
-        self._contacts = Contacts(self.solver.get_max_contact_count(), 0, device=self._wp_device)
-        self._observables = self.solver.observables(
-            kinds=self._sensor.solver_observable_kinds, contacts=self._contacts
-        )
-        # the sensor's own arrays are the public buffers
-        self.contact_force = wp.to_torch(self._sensor.total_force).view(n, b, 3)
-        self.ground_contact_force = wp.to_torch(self._sensor.force_matrix).view(n, b, 3)
-
-        vec3, quat = wp.vec3, wp.quat
-        self._wp = {
-            "mask": wp.from_torch(self._reset_mask),
-            "command": wp.from_torch(self.command),
-            "root_pos": wp.from_torch(self.root_pos, dtype=vec3),
-            "root_rot": wp.from_torch(self.root_rot, dtype=quat),
-            "root_vel": wp.from_torch(self.root_vel, dtype=vec3),
-            "root_ang_vel": wp.from_torch(self.root_ang_vel, dtype=vec3),
-            "dof_pos": wp.from_torch(self.dof_pos),
-            "dof_vel": wp.from_torch(self.dof_vel),
-            "body_pos": wp.from_torch(self.body_pos, dtype=vec3),
-            "body_rot": wp.from_torch(self.body_rot, dtype=quat),
-            "body_vel": wp.from_torch(self.body_vel, dtype=vec3),
-            "body_ang_vel": wp.from_torch(self.body_ang_vel, dtype=vec3),
-            "contact_force": wp.from_torch(self.contact_force, dtype=vec3),
-            "ground_contact_force": wp.from_torch(self.ground_contact_force, dtype=vec3),
-            "overflow": wp.from_torch(self.overflow),
-        }
         self._overflow_bits = wp.zeros(n, dtype=int, device=self._wp_device)
         self._streams: dict[int, wp.Stream] = {}
-        layout = self._facts.layout
-        self._joints = [_ints(a, self._wp_device) for a in (layout.kind, layout.q, layout.qd, layout.dof)]
-        self._gains = [
-            wp.array(a, dtype=float, device=self._wp_device)
-            for a in (self._facts.stiffness, self._facts.damping, self._facts.effort,
-                      self._facts.lower, self._facts.upper)
-        ]
+        self._allocate_contacts()
+        self._joints = self._make_joints()
         mode = self.config.control_mode if self.spec.motors else "none"
         self._has_targets = mode == "pos"
         self._drive = _DRIVES[mode]
         self._drives = self._drive != 0 or self.config.spherical_limits
+        self._public = {name: getattr(self, name) for name in _PUBLIC}
+        self._wp = {"mask": wp.from_torch(self._reset_mask),
+                    **{name: wp.from_torch(self._public[name], dtype=dtype) for name, dtype in _PUBLIC.items()}}
         # everything besides the public buffers that a step reads and writes
         self._persistent = {
             "joint_q": wp.to_torch(self.state.joint_q),
             "joint_qd": wp.to_torch(self.state.joint_qd),
             "qacc_warmstart": wp.to_torch(self.solver.mjw_data.qacc_warmstart),
         }
-        self._public = {
-            name: getattr(self, name)
-            for name in ("command", "reset_mask", "root_pos", "root_rot", "root_vel", "root_ang_vel", "dof_pos",
-                         "dof_vel", "body_pos", "body_rot", "body_vel", "body_ang_vel", "contact_force",
-                         "ground_contact_force", "overflow")
-        }
+
+    def _allocate_contacts(self) -> None:
+        """The contact sensor, whose own arrays are the public buffers of forces."""
+        n, b, stride = self.num_envs, len(self.body_names), self._facts.bodies_per_world
+        self._sensor = SensorContact(
+            self.model, sensing_bodies=[w * stride + i for w in range(n) for i in range(b)],
+            counterpart_shapes=[self._ground_shape()], request_contact_attributes=False,
+        )
+        self._contacts = Contacts(self.solver.get_max_contact_count(), 0, device=self._wp_device)
+        self._observables = self.solver.observables(
+            kinds=self._sensor.solver_observable_kinds, contacts=self._contacts
+        )
+        self.contact_force = wp.to_torch(self._sensor.total_force).view(n, b, 3)
+        self.ground_contact_force = wp.to_torch(self._sensor.force_matrix).view(n, b, 3)
+
+    def _make_joints(self) -> _Joints:
+        joints, layout, facts = _Joints(), self._facts.layout, self._facts
+        for name in ("kind", "q", "qd", "dof"):
+            setattr(joints, name, wp.array(getattr(layout, name), dtype=int, device=self._wp_device))
+        for name in ("stiffness", "damping", "effort", "lower", "upper"):
+            setattr(joints, name, wp.array(getattr(facts, name), dtype=float, device=self._wp_device))
+        joints.coords_per_world, joints.velocities_per_world = layout.coords_per_world, layout.velocities_per_world
+        return joints
 
     def _ground_shape(self) -> int:
         return next(i for i, label in enumerate(self.model.shape_label) if label.rsplit("/", 1)[-1] == GROUND_LABEL)
@@ -467,9 +454,8 @@ class NewtonEngine:
     def _control_step(self, substeps: int) -> None:
         self._apply_resets()
         if self._has_targets:
-            kind, q, _, dof = self._joints
-            self._launch(_write_targets, (self.num_envs, kind.size), [
-                self._wp["command"], kind, q, dof, self._facts.layout.coords_per_world, self.control.joint_target_q,
+            self._launch(_write_targets, self._each_joint, [
+                self._wp["command"], self._joints, self.control.joint_target_q,
             ])
         for i in range(substeps):
             if self._drives:
@@ -490,16 +476,14 @@ class NewtonEngine:
         self._read_out()
 
     def _apply_resets(self) -> None:
-        b, layout = self._wp, self._facts.layout
+        b = self._wp
         if not self.spec.fixed_root:
             self._launch(_reset_root, self.num_envs, [
                 b["mask"], b["root_pos"], b["root_rot"], b["root_vel"], b["root_ang_vel"], self.model.body_com,
-                self._facts.bodies_per_world, layout.coords_per_world, layout.velocities_per_world,
-                self.state.joint_q, self.state.joint_qd,
+                self._facts.bodies_per_world, self._joints, self.state.joint_q, self.state.joint_qd,
             ])
-        self._launch(_reset_joints, (self.num_envs, self._joints[0].size), [
-            b["mask"], b["dof_pos"], b["dof_vel"], *self._joints, layout.coords_per_world,
-            layout.velocities_per_world, self.state.joint_q, self.state.joint_qd,
+        self._launch(_reset_joints, self._each_joint, [
+            b["mask"], b["dof_pos"], b["dof_vel"], self._joints, self.state.joint_q, self.state.joint_qd,
         ])
         self._launch(_clear_contacts, (self.num_envs, len(self.body_names)), [
             b["mask"], b["contact_force"], b["ground_contact_force"],
@@ -508,23 +492,20 @@ class NewtonEngine:
         b["mask"].zero_()
 
     def _drive_joints(self) -> None:
-        layout = self._facts.layout
-        self._launch(_drive_joints, (self.num_envs, self._joints[0].size), [
-            self._drive, int(self.config.spherical_limits), self._wp["command"], *self._gains, *self._joints,
-            layout.coords_per_world, layout.velocities_per_world, self.state.joint_q, self.state.joint_qd,
-            self.control.joint_target_qd, self.control.joint_f,
+        self._launch(_drive_joints, self._each_joint, [
+            self._drive, int(self.config.spherical_limits), self._wp["command"], self._joints, self.state.joint_q,
+            self.state.joint_qd, self.control.joint_target_qd, self.control.joint_f,
         ])
 
     def _read_out(self) -> None:
-        b, layout = self._wp, self._facts.layout
+        b = self._wp
         self._launch(_read_bodies, (self.num_envs, len(self.body_names)), [
             self.state.body_q, self.state.body_qd, self.model.body_com, self._facts.bodies_per_world,
             b["body_pos"], b["body_rot"], b["body_vel"], b["body_ang_vel"],
             b["root_pos"], b["root_rot"], b["root_vel"], b["root_ang_vel"],
         ])
-        self._launch(_read_joints, (self.num_envs, self._joints[0].size), [
-            self.state.joint_q, self.state.joint_qd, *self._joints, layout.coords_per_world,
-            layout.velocities_per_world, b["dof_pos"], b["dof_vel"],
+        self._launch(_read_joints, self._each_joint, [
+            self.state.joint_q, self.state.joint_qd, self._joints, b["dof_pos"], b["dof_vel"],
         ])
 
     def _capture(self, function: Callable[[], None]) -> wp.Graph:
@@ -606,7 +587,7 @@ class NewtonEngine:
 
 
 def _select_device(device: torch.device) -> torch.device:
-    """Make ``device`` current in torch and Warp, so that nothing of this process lands on device 0 (F18)."""
+    """Make ``device`` current in torch and Warp, so that nothing of this process lands on device 0."""
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"device '{device}' was asked for, but torch finds no CUDA device here; use 'cpu'")
@@ -645,7 +626,3 @@ def engine_key(spec: WorldSpec, config: EngineConfig, num_envs: int, device: str
     files = [Path(f).read_bytes() for f in (spec.char_file, *(o.file for o in spec.objects))]
     architecture = "cpu" if device == "cpu" else f"sm_{wp.get_device(device).arch}"
     return cache_key(files, spec.fixed_root, spec.self_collision, spec.motors, config, num_envs == 1, architecture)
-
-
-def _ints(values, device: str) -> wp.array:
-    return wp.array(values, dtype=int, device=device)

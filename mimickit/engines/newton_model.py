@@ -1,7 +1,7 @@
 """From a world's description to a Newton model: character, control, ground, objects, N replicas. Start-up only.
 
-What the model must look like is listed in environments.md 8; the layout of generalised coordinates found here
-(:class:`JointLayout`) is what the kernels of :mod:`mimickit.engines.newton_engine` work with.
+The layout of generalised coordinates found here (:class:`JointLayout`) is what the kernels of
+:mod:`mimickit.engines.newton_engine` work with.
 """
 
 from __future__ import annotations

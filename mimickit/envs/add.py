@@ -10,7 +10,14 @@ from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, History, tracking_observation
 from mimickit.envs.env import Env
-from mimickit.envs.imitation import CLIP_OVER, AdversarialConfig, clip_reference, failures, motion_observations
+from mimickit.envs.imitation import (
+    CLIP_OVER,
+    AdversarialConfig,
+    clip_reference,
+    failures,
+    motion_observations,
+    uninterrupted_metrics,
+)
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.terms import CharState, EnvTerms, LookedUp
@@ -42,4 +49,5 @@ def build(config: ADDConfig, setup: Setup) -> Env:
         info={"disc_obs": lambda now: observe(history.frames()), "disc_obs_demo": demonstrations.buffer},
         memory={"history": history, "disc_obs_demo": demonstrations},
         metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
+        uninterrupted=uninterrupted_metrics(config, scene),
     ))

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, History, prior_observation
 from mimickit.envs.env import Env
-from mimickit.envs.imitation import AdversarialConfig, clip_reference, failures, motion_observations
+from mimickit.envs.imitation import (
+    AdversarialConfig,
+    clip_reference,
+    failures,
+    motion_observations,
+    uninterrupted_metrics,
+)
 from mimickit.envs.metrics import fall_rate
 from mimickit.envs.ref_motion import DefaultPose
 from mimickit.envs.scene import Scene, Setup
@@ -93,6 +99,7 @@ def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
         memory={"history": history, "disc_demo": demonstrations},
         metrics={"similarity": MotionSimilarity(history, windows, scene.num_envs, scene.dt),
                  "fall_rate": fall_rate(scene)},
+        uninterrupted=uninterrupted_metrics(config, scene),
     )
     if config.log_tracking_error:
         terms.metrics["tracking"] = tracking_metric(scene)

@@ -32,6 +32,7 @@ class DoneFlag(enum.IntEnum):
 class EnvMode(enum.Enum):
     TRAIN = "train"
     TEST = "test"
+    UNINTERRUPTED = "uninterrupted"  # a test in which no failure ends an episode, but for a NaN or infinity
 
 
 class VecEnv(Protocol):
@@ -49,6 +50,7 @@ class VecEnv(Protocol):
     next_obs: torch.Tensor  # [N, O] float32, before resets
     reward: torch.Tensor  # [N] float32, task reward of the last step
     done: torch.Tensor  # [N] int32, DoneFlag of the last step
+    measures_uninterrupted: bool  # whether there is anything to measure in UNINTERRUPTED mode
     steps: torch.Tensor  # [N] int32, control steps since the last reset; those of ``obs``, so 0 right after a reset
     info: dict[str, torch.Tensor]  # method-specific static buffers of the state before resets, e.g. disc_obs [N, .]
 
@@ -60,11 +62,11 @@ class VecEnv(Protocol):
         The others go on."""
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Switch between training and testing. Entering TEST clears the metrics, which are measured in TEST only."""
+        """Switch between training and testing. A test has metrics of its mode; entering it clears them."""
 
     def metrics(self) -> dict[str, torch.Tensor]:
-        """Metrics of this process since TEST mode was last entered, 0-d tensors with names like ``root_pos_err``. May
-        wait for the device (eigenvalues do)."""
+        """Metrics of this process since the last test mode was entered, 0-d tensors with names like ``root_pos_err``.
+        May wait for the device (eigenvalues do)."""
 
     def metric_sums(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """The metrics that are means over samples, as (sum, number of samples) of each environment, [N] float64.

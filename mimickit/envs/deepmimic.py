@@ -5,17 +5,28 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from mimickit.config import Config
 from mimickit.engines.engine import StaticObject
 from mimickit.envs.env import Env
-from mimickit.envs.imitation import CLIP_OVER, MotionConfig, clip_reference, failures, motion_observations
+from mimickit.envs.imitation import (
+    CLIP_OVER,
+    MotionConfig,
+    clip_reference,
+    failures,
+    motion_observations,
+    uninterrupted_metrics,
+)
 from mimickit.envs.metrics import success_rate
+from mimickit.envs.ref_motion import clip_state
 from mimickit.envs.scene import AssetPath, Scene, Setup
 from mimickit.envs.terms import EnvTerms, StepState
 from mimickit.envs.tracking_reward import TERMS, reward_errors, tracking_metric, tracking_reward
+from mimickit.util.mjcf_file import read_mjcf
+from mimickit.util.rotations import quat_conj, quat_rotate
 
 
 class DeepMimicConfig(MotionConfig):
@@ -58,7 +69,33 @@ class StaticObjectsConfig(DeepMimicConfig):
 def build(config: DeepMimicConfig, setup: Setup) -> Env:
     """The environment of :func:`tracking_terms`."""
     scene = Scene(config, setup)
-    return Env(scene, tracking_terms(config, scene))
+    terms = tracking_terms(config, scene)
+    if config.static_objects:
+        reached = reaching_times(scene)
+        terms.metrics["run_up"] = success_rate(scene, "run_up_success_rate", where=lambda now: (
+            now.ref.time - now.time < reached.index_select(0, now.ref.ids)))
+    return Env(scene, terms)
+
+
+def reaching_times(scene: Scene) -> Tensor:
+    """When [M] (s) some body of each clip is first above an object, or stands against it; ``inf`` for never."""
+    motions, times = scene.motions, []
+    for clip, length in enumerate(motions.lengths.tolist()):
+        time = scene.tensor([step * scene.dt for step in range(int(length / scene.dt) + 1)])
+        body_pos = clip_state(motions, torch.full_like(time, clip, dtype=torch.int64), time).body_pos
+        above = torch.zeros_like(time, dtype=torch.bool)
+        for item in scene.config.static_objects:
+            offset = quat_rotate(quat_conj(scene.tensor(item.rot)), body_pos - scene.tensor(item.pos))
+            above |= (offset[..., :2].abs() <= scene.tensor(footprint(item))).all(dim=-1).any(dim=-1)
+        times.append(torch.where(above, time, torch.inf).min())
+    return torch.stack(times)
+
+
+def footprint(item: StaticObject) -> list[float]:
+    """Half of the horizontal extents [2] (m) of an object's boxes; of other shapes nothing is known."""
+    sizes = [[float(number) for number in geom.get("size", "").split()[:2]]
+             for geom in read_mjcf(item.file).iter("geom") if geom.get("type") == "box"]
+    return [max(extents) for extents in zip(*sizes, strict=True)] or [0.0, 0.0]
 
 
 def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
@@ -78,4 +115,5 @@ def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
         rewards={"tracking": tracking},
         terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
         metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
+        uninterrupted=uninterrupted_metrics(config, scene),
     )

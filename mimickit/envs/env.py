@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.scene import Scene
-from mimickit.envs.terms import EnvTerms, Lines, Marker, RefState, StepState, overwrite
+from mimickit.envs.terms import EnvTerms, Lines, Marker, Metric, RefState, StepState, overwrite
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed, SideStreamGraph
@@ -45,6 +45,8 @@ class Env:
         self._max_steps = steps_of(length, self.dt)
 
         self.mode = EnvMode.TRAIN
+        self._measured = terms.metrics  # of the present test, or the last one
+        self.measures_uninterrupted = bool(terms.uninterrupted)
         self.steps = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)  # control steps since reset
         self.reward = torch.zeros(self.num_envs, device=self.device)
         self.done = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
@@ -60,7 +62,8 @@ class Env:
         self.obs = torch.zeros(self.num_envs, sum(self._widths.values()), device=self.device)
         self.next_obs = torch.zeros_like(self.obs)
         self._lookups = SideStreamGraph(self._look_up, self.device)
-        changed = [*self._persistent().values(), *scene.placed()]
+        changed = [*self._persistent().values(), *scene.placed(),
+                   *(tensor for metric in terms.uninterrupted.values() for tensor in metric.buffers().values())]
         self._after_physics_graphs = {
             mode: Graphed(partial(self._after_physics, mode), self.device, state=changed) for mode in EnvMode}
         self.reset()
@@ -104,25 +107,26 @@ class Env:
         self._reset(mask, self.terms.reference.lookup(self._time())[1])
 
     def set_mode(self, mode: EnvMode) -> None:
-        """Switch between training and testing. Entering TEST clears the metrics, which are measured in TEST only."""
+        """Switch between training and testing. A test has metrics of its mode; entering it clears them."""
         self.mode = mode
-        if mode is EnvMode.TEST:
-            for metric in self.terms.metrics.values():
+        if mode is not EnvMode.TRAIN:
+            self._measured = self._metrics_of(mode)
+            for metric in self._measured.values():
                 metric.clear()
 
     def metrics(self) -> dict[str, Tensor]:
         """All metrics of this process, 0-d tensors. NaN before the first sample."""
         alone = Distributed(0, 1, 0, self.device)
-        return {name: value for metric in self.terms.metrics.values()
+        return {name: value for metric in self._measured.values()
                 for name, value in {**metric.means.means(), **metric.pooled(alone)}.items()}
 
     def metric_sums(self) -> dict[str, tuple[Tensor, Tensor]]:
         """See :meth:`mimickit.envs.base.VecEnv.metric_sums`."""
-        return {name: pair for metric in self.terms.metrics.values() for name, pair in metric.means.per_env().items()}
+        return {name: pair for metric in self._measured.values() for name, pair in metric.means.per_env().items()}
 
     def pooled_metrics(self, dist: Distributed) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.pooled_metrics`."""
-        return {name: value for metric in self.terms.metrics.values() for name, value in metric.pooled(dist).items()}
+        return {name: value for metric in self._measured.values() for name, value in metric.pooled(dist).items()}
 
     def health(self) -> dict[str, Tensor]:
         """See :meth:`mimickit.envs.base.VecEnv.health`."""
@@ -151,8 +155,11 @@ class Env:
         """
         own = self._persistent()
         given = {k: v for k, v in state.items() if not k.startswith("engine.")}
+        for name in {k for k in {**own, **given} if k.startswith("metrics.")}:  # other ones: of another version
+            if name not in own or name not in given or own[name].shape != given[name].shape:
+                own.pop(name, None), given.pop(name, None)
         check_state(own, given)
-        self.engine.load_state_dict({k.removeprefix("engine."): v for k, v in state.items() if k not in given})
+        self.engine.load_state_dict({k.removeprefix("engine."): v for k, v in state.items() if k.startswith("engine.")})
         for name, tensor in own.items():
             tensor.copy_(given[name])
 
@@ -187,10 +194,11 @@ class Env:
         groups = {
             "observations": [f"{name} {width}" for name, width in self._widths.items()], "rewards": terms.rewards,
             "terminations": terms.terminations, "info": [f"{name} {x.shape[1]}" for name, x in self.info.items()],
-            "memory": terms.memory, "metrics": terms.metrics,
+            "memory": terms.memory, "metrics": {**terms.metrics, **terms.uninterrupted},
         }
         return "\n".join([
-            f"environment: {self.num_envs} worlds on {self.device}, control step {self.dt:.4g} s, episodes {length}",
+            f"environment: {self.num_envs} world{'s' if self.num_envs > 1 else ''} on {self.device}, control step "
+            f"{self.dt:.4g} s, episodes {length}",
             f"  character: {self.character.model.file}, {self.character.num_bodies} bodies, "
             f"{self.character.num_dofs} dofs, {self.engine.total_mass:.2f} kg",
             f"  reference: {self.terms.reference.describe()}",
@@ -206,7 +214,7 @@ class Env:
         now = self._state(ref)
         for memory in self.terms.memory.values():
             memory.update(now)
-        next_obs, reward, done = self._observe(now), self._reward(now), self._done(now)
+        next_obs, reward, done = self._observe(now), self._reward(now), self._done(now, mode)
 
         valid = torch.maximum(next_obs.abs().amax(dim=-1), reward.abs()) < math.inf  # NaN is not less either
         invalid = ~valid
@@ -218,9 +226,8 @@ class Env:
         for name, term in self.terms.info.items():
             if not isinstance(term, Tensor):
                 torch.where(valid.unsqueeze(-1), term(now), self._zero, out=self.info[name])
-        if mode is EnvMode.TEST:
-            for metric in self.terms.metrics.values():
-                metric.measure(now, self.done, valid)
+        for metric in self._metrics_of(mode).values():
+            metric.measure(now, self.done, valid)
 
         self._reset(self.done != DoneFlag.NULL, reset_state)
 
@@ -247,12 +254,16 @@ class Env:
         first, *others = (term(now) for term in self.terms.rewards.values())
         return sum(others, start=first)
 
-    def _done(self, now: StepState) -> Tensor:
+    def _metrics_of(self, mode: EnvMode) -> dict[str, Metric]:
+        return {EnvMode.TEST: self.terms.metrics, EnvMode.UNINTERRUPTED: self.terms.uninterrupted}.get(mode, {})
+
+    def _done(self, now: StepState, mode: EnvMode) -> Tensor:
         done = self._null
         if self._max_steps is not None:
             done = done.masked_fill(self.steps >= self._max_steps, DoneFlag.TIME)
         for flag, ended in sorted(self.terms.terminations.values(), key=lambda end: SEVERITY.index(end[0])):
-            done = done.masked_fill(ended(now), flag)
+            if flag is not DoneFlag.FAIL or mode is not EnvMode.UNINTERRUPTED:
+                done = done.masked_fill(ended(now), flag)
         return done
 
     def _reset(self, mask: Tensor, reset_state: RefState) -> None:

@@ -11,12 +11,12 @@ import torch
 
 from mimickit.anim.motion_lib import missing_motions
 from mimickit.config import build, load_layered, merge
-from mimickit.engines.engine_config import EngineConfig, load_engine_config
+from mimickit.engines.engine_config import EngineConfig, read_engine_file
 from mimickit.envs import add, amp, deepmimic, dof_test, tasks, view_motion
 from mimickit.envs.env import Env
 from mimickit.envs.scene import EnvConfig, MakeEngine, Setup
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.names import nearest
+from mimickit.util.names import missing_file, nearest
 
 ENVS: dict[str, tuple[type[EnvConfig], Callable[[EnvConfig, Setup], Env]]] = {  # by env_name
     "add": (add.ADDConfig, add.build),
@@ -66,15 +66,16 @@ def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:
 
 
 def merge_engine_config(path: str | Path, env_config: EnvConfig, changes: Mapping[str, Any] | None = None
-                        ) -> EngineConfig:
-    """The engine file with the environment's ``engine`` mapping on top, then ``changes``, checked as a whole.
+                        ) -> tuple[EngineConfig, str | None]:
+    """The engine file with the environment's ``engine`` mapping on top, then ``changes``, checked as a whole; and what
+    :func:`read_engine_file` says about the file.
 
     Raises:
         AssetMissingError: no such file.
         UserError: unsupported engine, unknown, missing or wrong keys.
     """
     where = f"{path} with {env_config.source}, key 'engine'" if env_config.engine else ""
-    return load_engine_config(path, {**env_config.engine, **(changes or {})}, where)
+    return read_engine_file(path, {**env_config.engine, **(changes or {})}, where)
 
 
 def check_files(config: EnvConfig) -> None:
@@ -84,11 +85,12 @@ def check_files(config: EnvConfig) -> None:
         AssetMissingError: names all missing files at once and how to obtain them.
         UserError: a dataset file is malformed.
     """
-    missing = [] if os.path.exists(config.char_file) else [f"character {config.char_file}"]
+    missing = [] if os.path.exists(config.char_file) else [f"character {missing_file(config.char_file)}"]
     objects = dict.fromkeys(item.file for item in config.static_objects)
-    missing += [f"object {path}" for path in objects if not os.path.exists(path)]
+    missing += [f"object {missing_file(path)}" for path in objects if not os.path.exists(path)]
     for path in config.motion_files:
-        missing += [f"motion {clip}" for clip in (missing_motions(path) if os.path.exists(path) else [path])]
+        clips = missing_motions(path) if os.path.exists(path) else [path]
+        missing += [f"motion {missing_file(clip)}" for clip in clips]
     if missing:
         raise AssetMissingError(
             f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "

@@ -8,13 +8,16 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
+from mimickit.envs.metrics import StepMean
 from mimickit.envs.observations import char_observation, phase_observation, target_observation
 from mimickit.envs.ref_motion import RefMotion
 from mimickit.envs.scene import ClipConfig, Scene
 from mimickit.envs.termination import contact_failure, pose_failure
-from mimickit.envs.terms import Term, Termination
-from mimickit.envs.tracking_reward import TERMS
+from mimickit.envs.terms import Metric, Term, Termination
+from mimickit.envs.time_warping import TimeWarpedError
+from mimickit.envs.tracking_reward import TERMS, position_error
 
 
 class MotionConfig(ClipConfig):
@@ -103,6 +106,20 @@ def failures(config: MotionConfig, scene: Scene) -> dict[str, Termination]:
         ends["pose_lost"] = (DoneFlag.FAIL, lambda now: pose_failure(
             now.char, now.ref.now, config.pose_termination_dist, config.track_root, config.global_obs))
     return ends
+
+
+def uninterrupted_metrics(config: MotionConfig, scene: Scene) -> dict[str, Metric]:
+    """``pos_err`` and ``time_warped_err``, where there is one clip to compare with. Both end with a clip that does not
+    loop."""
+    if scene.motions.num_motions > 1:
+        return {}
+    loops = int(scene.motions.loop_modes[0]) == LoopMode.WRAP
+    seconds = min(config.episode_length, math.inf if loops else float(scene.motions.lengths[0]))
+    return {
+        "pos_err": StepMean(("pos_err",), lambda now: position_error(now.char, now.ref.now).unsqueeze(-1), scene,
+                            where=lambda now: ~now.ref.ended),
+        "time_warped_err": TimeWarpedError(seconds, scene),
+    }
 
 
 CLIP_OVER: Termination = (DoneFlag.SUCC, lambda now: now.ref.ended)

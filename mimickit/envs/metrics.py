@@ -16,30 +16,40 @@ if TYPE_CHECKING:
 
 
 class StepMean(Metric):
-    """Means over all valid steps of a term [N, number of names]."""
+    """Means over all valid steps of a term [N, number of names].
 
-    def __init__(self, names: Sequence[str], term: Term, scene: Scene) -> None:
+    Args:
+        where: count only the steps for which this term [N] is True.
+    """
+
+    def __init__(self, names: Sequence[str], term: Term, scene: Scene, where: Term | None = None) -> None:
         super().__init__(names, scene.num_envs, scene.device)
-        self._term = term
+        self._term, self._where = term, where
 
     def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
-        self.means.add(self._term(now), valid)
+        self.means.add(self._term(now), valid if self._where is None else valid & self._where(now))
 
 
 class EndRate(Metric):
-    """Share of finished episodes for which ``test`` of their ``DoneFlag`` [N] is True."""
+    """Share of finished episodes for which ``test`` of their ``DoneFlag`` [N] is True.
 
-    def __init__(self, name: str, test: Callable[[Tensor], Tensor], scene: Scene) -> None:
+    Args:
+        where: count only the episodes for which this term [N] is True in their last step.
+    """
+
+    def __init__(self, name: str, test: Callable[[Tensor], Tensor], scene: Scene, where: Term | None = None) -> None:
         super().__init__((name,), scene.num_envs, scene.device)
-        self._test = test
+        self._test, self._where = test, where
 
     def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
-        self.means.add(self._test(done).to(now.time.dtype).unsqueeze(-1), done != DoneFlag.NULL)
+        ended = done != DoneFlag.NULL
+        counts = ended if self._where is None else ended & self._where(now)
+        self.means.add(self._test(done).to(now.time.dtype).unsqueeze(-1), counts)
 
 
-def success_rate(scene: Scene) -> EndRate:
-    """``success_rate``: share of finished episodes that did not fail."""
-    return EndRate("success_rate", lambda done: done != DoneFlag.FAIL, scene)
+def success_rate(scene: Scene, name: str = "success_rate", where: Term | None = None) -> EndRate:
+    """``success_rate``: share of finished episodes that did not fail, of all or of those ``where``."""
+    return EndRate(name, lambda done: done != DoneFlag.FAIL, scene, where)
 
 
 def fall_rate(scene: Scene) -> EndRate:

@@ -105,13 +105,14 @@ class DefaultPose(Reference):
         probability: that an episode starts in the pose.
 
     Attributes:
+        clips: as given.
         still: [N] bool, episodes that started so.
     """
 
     def __init__(
         self, clips: RefMotion, character: Character, pose: tuple[Tensor, Tensor, Tensor], probability: float
     ) -> None:
-        self._clips = clips
+        self.clips = clips
         self._pose = FixedPose(character, len(clips.ids), *pose).lookup(clips.start)[0].frames
         self._probability = probability
         self._first = (torch.arange(1 + clips.num_future) == 0).to(clips.ids.device)  # [1 + S], targets stay the clip's
@@ -119,24 +120,24 @@ class DefaultPose(Reference):
         self.still = torch.zeros_like(self._drawn)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        ref, start = self._clips.lookup(time)
+        ref, start = self.clips.lookup(time)
         self._drawn.copy_(torch.rand_like(time) < self._probability)
         mask = self._drawn.unsqueeze(-1) & self._first
         frames = CharState(*(select(mask, pose, frame) for pose, frame in zip(self._pose, start.frames, strict=True)))
         return ref, start._replace(frames=frames)
 
     def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        self._clips.reset(mask, reset_state)
+        self.clips.reset(mask, reset_state)
         overwrite(mask, self._drawn, self.still)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
-        return self._clips.pose_of(env, time)
+        return self.clips.pose_of(env, time)
 
     def buffers(self) -> dict[str, Tensor]:
-        return {**self._clips.buffers(), "still": self.still}
+        return {**self.clips.buffers(), "still": self.still}
 
     def describe(self) -> str:
-        return f"{self._clips.describe()}, or init_pose at rest (probability {self._probability:g})"
+        return f"{self.clips.describe()}, or init_pose at rest (probability {self._probability:g})"
 
 
 class FixedPose(Reference):

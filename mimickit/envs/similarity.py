@@ -91,22 +91,25 @@ class MotionSimilarity(Metric):
     The last two are computed from all steps of all characters (of all processes, in an evaluation). They are not means
     over episodes, so they have no confidence interval. Windows that reach back to before the episode's start, where the
     past is the clip's own, do not count. Nearest snippets are found by inner products, then measured exactly.
+
+    Attributes:
+        windows: of the clips. clips: [K, D] their snippets. centre: [D] mean of those.
+        clip_moments: mean [D] of the clips' distribution, from ``centre``, and root [D, D] of its covariance.
     """
 
     def __init__(self, history: History, windows: ClipWindows, num_envs: int, dt: float) -> None:
-        self._history = history
+        self._history, self.windows = history, windows
         self._begin = (history.num_steps - 0.5) * dt  # s, from here on the window holds simulated states only
-        self._clips, weights = clip_snippets(windows, dt)
-        self._centre = self._clips.mean(dim=0)
-        self._search = self._clips - self._centre
+        self.clips, weights = clip_snippets(windows, dt)
+        self.centre = self.clips.mean(dim=0)
+        self._search = self.clips - self.centre
         self._square = self._search.square().sum(dim=-1)
-        device, size = self._clips.device, self._clips.shape[1]
+        device, size = self.clips.device, self.clips.shape[1]
         super().__init__(("motion_err",), num_envs, device)
-        self._nearest = torch.full((len(self._clips),), FAR, device=device)
+        self._nearest = torch.full((len(self.clips),), FAR, device=device)
         precise = self._search.double()
-        self._clip_mean, covariance = moments(
-            weights.sum(), weights @ precise, precise.T @ (weights[:, None] * precise))
-        self._clip_root = symmetric_root(covariance)
+        clip_mean, covariance = moments(weights.sum(), weights @ precise, precise.T @ (weights[:, None] * precise))
+        self.clip_moments = clip_mean, symmetric_root(covariance)
         self._count = torch.zeros((), dtype=torch.float64, device=device)
         self._sum = torch.zeros(size, dtype=torch.float64, device=device)
         self._products = torch.zeros(size, size, dtype=torch.float64, device=device)
@@ -114,7 +117,7 @@ class MotionSimilarity(Metric):
     def measure(self, now: StepState, done: Tensor, valid: Tensor) -> None:
         found = snippets(self._history.frames())
         counts = valid & (now.time > self._begin)
-        centred = torch.where(counts.unsqueeze(-1), found - self._centre, 0.0)
+        centred = torch.where(counts.unsqueeze(-1), found - self.centre, 0.0)
         distance = centred.square().sum(dim=-1, keepdim=True) + self._square - 2.0 * (centred @ self._search.T)
 
         precise = centred.double()
@@ -122,18 +125,18 @@ class MotionSimilarity(Metric):
         self._sum += precise.sum(dim=0)
         self._products += precise.T @ precise
 
-        nearest = self._clips.index_select(0, distance.argmin(dim=1))
+        nearest = self.clips.index_select(0, distance.argmin(dim=1))
         self.means.add(snippet_distance(found, nearest).unsqueeze(-1), counts)
 
         who = torch.where(counts.unsqueeze(-1), distance, torch.inf).argmin(dim=0)  # [K]
-        reached = snippet_distance(self._clips, found.index_select(0, who))
+        reached = snippet_distance(self.clips, found.index_select(0, who))
         reached = torch.where(counts.index_select(0, who), reached, FAR)
         self._nearest.copy_(torch.minimum(self._nearest, reached))
 
     def pooled(self, dist: Distributed) -> dict[str, Tensor]:
         nearest = dist.min_(self._nearest.clone())
         count, total, products = (dist.sum_(tensor.clone()) for tensor in (self._count, self._sum, self._products))
-        distance = frechet_distance(*moments(count, total, products), self._clip_mean, self._clip_root)
+        distance = frechet_distance(*moments(count, total, products), *self.clip_moments)
         return {
             "coverage_err": nearest.mean(dtype=torch.float64),
             "motion_dist": torch.where(count > 0.0, distance, torch.nan),

@@ -19,7 +19,7 @@ from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.scene import Scene, Setup
-from mimickit.envs.terms import Lines, Marker, Memory, Metric, StepState, overwrite
+from mimickit.envs.terms import Lines, Marker, Memory, Metric, StepState, Term, overwrite
 from mimickit.util.assets import locate
 from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 
@@ -27,6 +27,7 @@ LOCATION_MARKER = Path("data/assets/objects/location_marker.xml")
 STEERING_MARKER = Path("data/assets/objects/steering_marker.xml")
 RED, GREEN = (0.8, 0.0, 0.0), (0.0, 0.8, 0.0)
 ON_COURSE_SPEED, ON_COURSE_SHARE = 0.5, 0.25  # m/s; of the speed asked for
+SPEEDS = ("slow", "medium", "fast")  # thirds of the range of speeds
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -260,12 +261,13 @@ class SteeringGoal(Goal):
     """Move in a direction at a speed, facing a direction; all change together.
 
     Attributes:
-        direction, face: [N, 2] unit vectors. speed: [N] m/s.
+        direction, face: [N, 2] unit vectors. speed: [N] m/s. speeds: m/s, lowest and highest.
     """
 
     def __init__(self, config: SteeringConfig, scene: Scene) -> None:
         super().__init__(config, scene)
         self._config = config
+        self.speeds = config.tar_speed_min, config.tar_speed_max
         self.direction = torch.zeros(scene.num_envs, 2, device=scene.device)
         self.face = torch.zeros_like(self.direction)
         self.speed = torch.zeros(scene.num_envs, device=scene.device)
@@ -284,13 +286,29 @@ class SteeringGoal(Goal):
             c.reward_steering_vel_scale, (c.reward_steering_tar_w, c.reward_steering_face_w),
         )
 
-    def measures(self, now: StepState) -> Tensor:
-        """``task_reward``; ``vel_err`` (m/s), norm of the velocity error; ``success_rate``, whether that is below
-        0.5 m/s or a quarter of the speed asked for, whichever is more: [N, 3]."""
+    def errors(self, now: StepState) -> Tensor:
+        """``vel_err`` (m/s), norm of the velocity error; ``success_rate``, whether that is below 0.5 m/s or a quarter
+        of the speed asked for, whichever is more: [N, 2]."""
         wanted = self.speed.unsqueeze(-1) * self.direction
         error = torch.linalg.vector_norm(wanted - self.velocity(now), dim=-1)
         on_course = error < (ON_COURSE_SHARE * self.speed).clamp(min=ON_COURSE_SPEED)
-        return torch.stack([self.reward(now), error, on_course.to(error.dtype)], dim=-1)
+        return torch.stack([error, on_course.to(error.dtype)], dim=-1)
+
+    def measures(self, now: StepState) -> Tensor:
+        """``task_reward`` and :meth:`errors`: [N, 3]."""
+        return torch.cat([self.reward(now).unsqueeze(-1), self.errors(now)], dim=-1)
+
+    def facing_error(self, now: StepState) -> Tensor:
+        """``facing_err``: angle (degrees) between heading and direction to face, [N, 1]."""
+        ahead = unit(heading(now.char.root_rot))
+        return torch.rad2deg(torch.acos((ahead * self.face).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)))
+
+    def in_third(self, third: int) -> Term:
+        """Whether [N] the speed asked for is in that third, 0 to 2, of the environment's range."""
+        slowest, fastest = self.speeds
+        low, high = (slowest + share / 3 * (fastest - slowest) for share in (third, third + 1))
+        low, high = (-math.inf if third == 0 else low), (math.inf if third == 2 else high)
+        return lambda now: (self.speed >= low) & (self.speed < high)
 
     def _draw(self, mask: Tensor, now: StepState) -> None:
         c, time = self._config, now.time
@@ -345,6 +363,9 @@ def build_steering(config: SteeringConfig, setup: Setup) -> Env:
     goal = SteeringGoal(config, scene)
     return with_goal(config, scene, goal, {
         "goal": StepMean(("task_reward", "vel_err", "success_rate"), goal.measures, scene),
+        "facing": StepMean(("facing_err",), goal.facing_error, scene),
+        **{speed: StepMean((f"vel_err_{speed}", f"success_rate_{speed}"), goal.errors, scene, goal.in_third(third))
+           for third, speed in enumerate(SPEEDS)},
     })
 
 

@@ -196,6 +196,7 @@ class EnvTerms:
         rewards: are added up.
         terminations: of several, failure counts before success, success before time.
         metrics: measured in TEST mode.
+        uninterrupted: measured in UNINTERRUPTED mode, where episodes go on when the character falls or is lost.
         info: further data for the learning method, of the state before resets: a term, or a buffer that a memory fills.
         memory: all memories that terms and metrics use.
         drawings: what pictures show in addition.
@@ -208,6 +209,7 @@ class EnvTerms:
     rewards: dict[str, Term]
     terminations: dict[str, Termination] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
+    uninterrupted: dict[str, Metric] = field(default_factory=dict)
     info: dict[str, Term | Tensor] = field(default_factory=dict)
     memory: dict[str, Memory] = field(default_factory=dict)
     drawings: list[Drawing] = field(default_factory=list)

@@ -84,6 +84,15 @@ def tracking_errors(char: CharState, ref: CharState) -> Tensor:
     ], dim=-1)
 
 
+def position_error(char: CharState, ref: CharState) -> Tensor:
+    """``pos_err`` [N] (m): (sum over joints of the distance between character and reference, each relative to its
+    root, in world axes, + distance of the roots) / (joints + 1) (Peng 2025, "MimicKit", table 1)."""
+    root_offset = char.root_pos - ref.root_pos
+    body_offset = char.body_pos - ref.body_pos - root_offset.unsqueeze(-2)
+    offsets = torch.cat([root_offset.unsqueeze(-2), body_offset[..., 1:, :]], dim=-2)
+    return torch.linalg.vector_norm(offsets, dim=-1).mean(dim=-1)
+
+
 def tracking_metric(scene: Scene) -> StepMean:
     """Mean tracking errors over all steps of a test."""
     return StepMean(MEASURES, lambda now: tracking_errors(now.char, now.ref.now), scene)

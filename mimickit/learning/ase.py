@@ -144,7 +144,7 @@ class SkillReward(RewardSource):
         self.update = NetworkUpdate(self._loss, optimizer, *plan, dist, config.cuda_graphs)
         self.modules = {"enc_optimizer": optimizer}
         self.test_metrics = TestMetrics(
-            ("test_enc_reward",), self._test_values, env.num_envs, env.device, config.cuda_graphs)
+            ("test_enc_reward", "test_enc_similarity"), self._test_values, env.num_envs, env.device, config.cuda_graphs)
 
     @torch.no_grad()
     def reward(self) -> tuple[Tensor, dict[str, Metric]]:
@@ -159,4 +159,5 @@ class SkillReward(RewardSource):
         return BatchLoss(loss, float(index.shape[0]), ("Enc_Loss",), loss.detach().view(1))
 
     def _test_values(self) -> tuple[Tensor, ...]:
-        return (encoder_reward(self._latents.values, self.net(self._disc.input_now())),)
+        latent, prediction = self._latents.values, self.net(self._disc.input_now())
+        return encoder_reward(latent, prediction), -encoder_error(latent, prediction)

@@ -1,7 +1,7 @@
 """Every key of an agent file, and the options of a training.
 
-Classes build on each other as the methods do: what every agent has, actor and critic, PPO, the discriminator of AMP and
-ADD, the skills of ASE. Nothing here loads torch.
+Classes build on each other as the methods do: what every agent has, actor and critic, PPO, LCP, the discriminator of
+AMP and ADD, the skills of ASE. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class PolicyConfig(AgentConfig):
     action_bound_weight: float = Field(ge=0.0)
     action_entropy_weight: float
     action_reg_weight: float = Field(ge=0.0)
+    lcp_weight: float = Field(0.0, ge=0.0, description="of the squared gradient of the action's log-probability by the "
+                                                       "observation: a smoother policy; 0 = off (ours but for LCP)")
     critic_eval_batch_size: int = Field(0, ge=0, description="rollout steps per value pass, 0 = chosen for speed")
     kl_target: float = Field(0.0, ge=0.0, description="mean KL divergence of an update that the actor's learning rate "
                                                       "is adapted to; 0 = fixed rate (ours)")
@@ -142,6 +144,14 @@ class PPOConfig(PolicyConfig):
     agent_name: Literal["PPO"]
     ppo_clip_ratio: float = Field(gt=0.0)
     norm_adv_clip: float = Field(gt=0.0, description="standard deviations")
+
+
+class LCPConfig(PPOConfig):
+    """``agent_name: LCP``: PPO of a smooth policy."""
+
+    agent_name: Literal["LCP"]
+    lcp_weight: float = Field(ge=0.0, description="of the squared gradient of the action's log-probability by the "
+                                                  "observation")
 
 
 class AWRConfig(PolicyConfig):
@@ -194,11 +204,10 @@ class ASEConfig(AdversarialConfig):
 
 
 CONFIGS: dict[str, type[AgentConfig]] = {
-    "PPO": PPOConfig, "AWR": AWRConfig, "AMP": AdversarialConfig, "ADD": AdversarialConfig, "ASE": ASEConfig,
-    "Dummy": DummyConfig,
+    "PPO": PPOConfig, "LCP": LCPConfig, "AWR": AWRConfig, "AMP": AdversarialConfig, "ADD": AdversarialConfig,
+    "ASE": ASEConfig, "Dummy": DummyConfig,
 }
 UNSUPPORTED = {
-    "LCP": "Lipschitz-constrained policies of MimicKit are not part of this project yet",
     "SMP": "score-matching motion priors of MimicKit are not part of this project yet",
 }
 

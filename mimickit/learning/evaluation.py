@@ -28,8 +28,8 @@ OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics 
 class Evaluation:
     """Means over the first episodes of every environment of all processes."""
 
-    mean_return: float = 0.0
-    episode_length: float = 0.0  # control steps
+    mean_return: float
+    episode_length: float  # control steps
     episodes: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # of environment and agent
     complete: bool = True  # False: stopped before all episodes had ended
@@ -48,6 +48,9 @@ class Evaluation:
                 "Test_Episodes": self.episodes}
 
 
+NOT_EVALUATED = Evaluation(math.nan, math.nan)
+
+
 def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
     """How many episodes each environment must finish so that there are at least ``episodes`` over all processes."""
     per_process = (episodes + world_size - 1) // world_size
@@ -57,11 +60,11 @@ def episodes_per_env(episodes: int, num_envs: int, world_size: int) -> int:
 @torch.no_grad()
 def run_episodes(
     env: VecEnv, agent: Agent, dist: Distributed, per_env: int, *, should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], None] = lambda: None, max_episode_steps: int | None = None,
+    on_step: Callable[[], None] = lambda: None, max_episode_steps: int | None = None, mode: EnvMode = EnvMode.TEST,
 ) -> tuple[EpisodeRecord, bool]:
-    """Run episodes in TEST mode without randomness in the actions, until every environment has finished ``per_env``.
+    """Run episodes of a test without randomness in the actions, until every environment has finished ``per_env``.
 
-    The environment is left in TEST mode.
+    The environment is left in the test's ``mode``.
 
     Args:
         should_stop: asked every few steps; true on any process ends it on all.
@@ -71,7 +74,7 @@ def run_episodes(
     Returns:
         This process's record, and whether it is complete.
     """
-    env.set_mode(EnvMode.TEST)
+    env.set_mode(mode)
     env.reset()
     agent.start_test()
     metrics = {**env.metric_sums(), **agent.metric_sums()}
@@ -89,14 +92,14 @@ def run_episodes(
     return record, not running
 
 
-def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any) -> Evaluation:
-    """Means over at least ``episodes`` episodes of all processes.
+def evaluate(env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any) -> Evaluation | None:
+    """Means over at least ``episodes`` episodes of all processes; None if there are to be none.
 
     Every environment contributes the same number of episodes, its first ones; ``options`` as in :func:`run_episodes`.
     """
     per_env = episodes_per_env(episodes, env.num_envs, dist.world_size)
     if per_env == 0:
-        return Evaluation()
+        return None
     record, complete = run_episodes(env, agent, dist, per_env, **options)
     values = mean_values(record, env, dist)
     episodes = round(values.pop("episodes"))
@@ -210,7 +213,8 @@ class TestResult:
 
 
 def run_test(
-    env: VecEnv, agent: Agent, dist: Distributed, episodes: int, statistics_episodes: int | None = None, **options: Any
+    env: VecEnv, agent: Agent, dist: Distributed, episodes: int, statistics_episodes: int | None = None,
+    uninterrupted_episodes: int = 0, **options: Any,
 ) -> TestResult:
     """Episodes with their statistics and health counters; ``options`` as in :func:`run_episodes`.
 
@@ -218,28 +222,46 @@ def run_test(
         episodes: at least so many, over all processes.
         statistics_episodes: at least so many for statistics and metrics; return and length are then those of the
             first ``episodes`` of them. None: the same episodes for all.
+        uninterrupted_episodes: at least so many more that no failure ends, for what is measured in them alone, after
+            the health counters were read.
     """
     env.clear_health()
-    wanted = max(episodes, statistics_episodes or 0)
-    per_env = episodes_per_env(wanted, env.num_envs, dist.world_size)
-    record, complete = run_episodes(env, agent, dist, per_env, **options)
-    means = mean_values(record, env, dist)
+    names, every, means, complete = _episodes(env, agent, dist, max(episodes, statistics_episodes or 0), **options)
     health = read_health(env, dist)
-
-    every = dist.all_gather_object(record.episodes())
     first = every
     if statistics_episodes is not None:
         first = [rows[:-(-episodes // dist.world_size)] for rows in every]
-    headline = _summaries(record.names, torch.cat(first))
+    headline = _summaries(names, torch.cat(first))
+    measures = {name: value for name, value in means.items() if name not in ("return", "length")}
+    statistics = _summaries(names, torch.cat(every))
+    if complete and uninterrupted_episodes and env.measures_uninterrupted:
+        names, every, means, complete = _episodes(
+            env, agent, dist, uninterrupted_episodes, mode=EnvMode.UNINTERRUPTED, **options)
+        known = {*OWN_NAMES, *agent.metric_sums()}
+        measures |= {name: value for name, value in means.items() if name not in known}
+        statistics |= {name: summary for name, summary in _summaries(names, torch.cat(every)).items()
+                       if name not in known}
     return TestResult(
         test_return=headline["return"]["mean"] if headline else 0.0,
         test_episode_length=headline["length"]["mean"] if headline else 0.0,
         test_episodes=headline["return"]["episodes"] if headline else 0,
-        measures=_measured({n: x for n, x in means.items() if n not in ("return", "length", "episodes")}),
-        statistics=_summaries(record.names, torch.cat(every)),
+        measures=_measured(measures),
+        statistics=statistics,
         complete=complete,
         **{name: health[name] for name in HEALTH},
     )
+
+
+def _episodes(
+    env: VecEnv, agent: Agent, dist: Distributed, episodes: int, **options: Any
+) -> tuple[Sequence[str], list[torch.Tensor], dict[str, float], bool]:
+    """Run at least ``episodes`` over all processes: names, rows of each process (:meth:`EpisodeRecord.episodes`),
+    means, and whether all have ended."""
+    per_env = episodes_per_env(episodes, env.num_envs, dist.world_size)
+    record, complete = run_episodes(env, agent, dist, per_env, **options)
+    means = mean_values(record, env, dist)
+    del means["episodes"]
+    return record.names, dist.all_gather_object(record.episodes()), means, complete
 
 
 def _summaries(names: Sequence[str], rows: torch.Tensor) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mimickit.learning.config import ModelConfig, NetName, PolicyConfig
-from mimickit.learning.relu_layers import hidden_layers
+from mimickit.learning.relu_layers import hidden_layers, input_gradient
 
 PASS_SAMPLES = 8192  # samples of one pass without gradient: enough to be fast, little memory
 HIDDEN: dict[str, tuple[int, ...]] = {
@@ -38,6 +38,11 @@ class HiddenLayers(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[..., n] -> [..., h]."""
         return hidden_layers(x, list(self.parameters()), self.dtype or x.dtype)
+
+    def input_gradient(self, x: Tensor, change: Tensor) -> Tensor:
+        """[B, n] and the gradient [B, h] of something by the output -> its gradient [B, n] by x, differentiable once
+        with respect to ``change`` and the parameters."""
+        return input_gradient(x, change, list(self.parameters()), self.dtype or x.dtype)
 
 
 def build_net(name: NetName, input_size: int, dtype: torch.dtype | None = None) -> tuple[HiddenLayers, int]:
@@ -96,6 +101,14 @@ class GaussianHead(nn.Module):
             return mean, self._logstd_net(features)
         return mean, self._logstd_net.expand_as(mean)
 
+    def log_prob_gradient(self, action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """Gradient [B, h] of ln pi(action) by the features from which ``mean`` and ``log_std`` [B, A] were computed."""
+        deviation = (action - mean) * torch.exp(-log_std)
+        gradient = (deviation * torch.exp(-log_std)) @ self._mean_net.weight
+        if isinstance(self._logstd_net, nn.Linear):
+            gradient = gradient + (deviation.square() - 1.0) @ self._logstd_net.weight
+        return gradient
+
 
 class ActorCritic(nn.Module):
     """Actor and critic without shared layers. Parameter names are those of the model file."""
@@ -113,6 +126,13 @@ class ActorCritic(nn.Module):
     def policy(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input [B, O] -> mean [B, A] and log-deviation [B, A] of the normalized action."""
         return self._action_dist(self._actor_layers(x))
+
+    def log_prob_gradient(self, x: Tensor, action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """Gradient [B, O] of ln pi(action | x) by the input x, differentiable once with respect to the parameters.
+
+        Args: ``mean``, ``log_std`` [B, A] of :meth:`policy` for x.
+        """
+        return self._actor_layers.input_gradient(x, self._action_dist.log_prob_gradient(action, mean, log_std))
 
     def value(self, x: Tensor) -> Tensor:
         """Input [B, O] -> value [B]."""

@@ -181,6 +181,7 @@ class PolicyAgent(Agent):
         self._sources = tuple(sources)
         self._task_weight = task_weight
         self._latents = latents
+        self._obs_size = obs_size
         self._terms = tuple(term for term in terms if term.weight != 0.0)
 
         input_size = obs_size + (latents.size if latents is not None else 0)
@@ -370,7 +371,8 @@ class PolicyAgent(Agent):
         return BatchLoss(loss, float(index.shape[0]), ("Critic_Loss",), loss.detach().view(1))
 
     def _actor_loss(self, index: Tensor) -> BatchLoss:
-        """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action, the
+        """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action,
+        smoothness (Chen et al. 2024, "Learning Smooth Humanoid Locomotion through Lipschitz-Constrained Policies"), the
         method's own; means over the random actions."""
         config, batch = self.config, self._rollout.minibatch(index)
         x, mask = batch["input"], batch["explore_mask"]
@@ -390,6 +392,9 @@ class PolicyAgent(Agent):
             penalties["Action_Entropy"] = -config.action_entropy_weight, rl_math.gaussian_entropy(log_std)
         if config.action_reg_weight != 0.0:
             penalties["Action_Reg_Loss"] = config.action_reg_weight, rl_math.action_reg_loss(mean)
+        if config.lcp_weight != 0.0:  # a mean over all samples, random or not
+            gradient = self._model.log_prob_gradient(x, batch["action"], mean, log_std)[:, :self._obs_size]
+            penalties["Lcp_Loss"] = config.lcp_weight, gradient.square().sum(dim=-1).mean().expand_as(mask)
         for term, variant, variant_mean in zip(self._terms, variants, variant_means, strict=True):
             penalties[term.name] = term.weight, term.loss(x, mean, variant, variant_mean)
         for name, (weight, penalty) in penalties.items():

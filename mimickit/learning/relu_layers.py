@@ -5,7 +5,8 @@ TensorFloat-32 and everything between layers takes half the memory traffic (Kala
 for Deep Learning Training"). Parameters, their gradients, inputs and outputs stay float32; so does what products sum up
 inside.
 
-The same layers with a penalty on the gradient of the logit, for discriminators: :func:`penalized_entropy`.
+The same layers with a penalty on the gradient of the logit, for discriminators: :func:`penalized_entropy`; and the
+gradient by their input as something to differentiate once more, for smooth policies: :func:`input_gradient`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,51 @@ class _HiddenLayers(torch.autograd.Function):
                 change = change @ weights[i]
         by_x = product(change, weights[0])[:, :ctx.columns] if ctx.needs_input_grad[0] else None
         return by_x, None, *gradients
+
+
+# --- gradient by the input --------------------------------------------------------------------------------------------
+
+
+def input_gradient(x: Tensor, change: Tensor, parameters: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Gradient [B, n] by x of the sum of ``change`` times :func:`hidden_layers`, differentiable once with respect to
+    ``change`` and the parameters.
+
+    It does not change with x but where a ReLU switches, so the gradient by x is none.
+
+    Args:
+        x: [B, n]. change: [B, h]. parameters, dtype: as of :func:`hidden_layers`.
+    """
+    return _InputGradient.apply(x, change, dtype, *parameters)
+
+
+class _InputGradient(torch.autograd.Function):
+    """A chain of masks and matrices; its derivative runs through the same chain the other way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, change: Tensor, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
+        weights = [aligned(weight, dtype) for weight in parameters[::2]]
+        outputs = [aligned(x, dtype)]
+        for weight, bias in zip(weights, parameters[1::2], strict=True):
+            outputs.append(relu_layer(outputs[-1], weight, bias.to(dtype)))
+        gradient, chain = change.to(dtype), []
+        for weight, output in zip(reversed(weights), reversed(outputs), strict=False):
+            chain.append(relu_backward(gradient, output, 0.0))
+            gradient = chain[-1] @ weight
+        ctx.save_for_backward(*reversed(chain), *outputs[1:], *weights)
+        ctx.columns = x.shape[1]
+        return gradient[:, :x.shape[1]].to(change.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, change: Tensor):
+        count = len(ctx.saved_tensors) // 3
+        chain, outputs, weights = (ctx.saved_tensors[i * count:(i + 1) * count] for i in range(3))
+        dtype, flow, gradients = change.dtype, aligned(change, weights[0].dtype), []
+        for link, output, weight in zip(chain, outputs, weights, strict=True):
+            gradients += [product(link.t(), flow), None]
+            flow = relu_backward(flow @ weight.t(), output, 0.0)
+        gradients[0] = gradients[0][:, :ctx.columns]
+        return None, flow.to(dtype), None, *gradients
 
 
 # --- gradient penalty -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from mimickit.learning.config import TrainOptions
 from mimickit.learning.evaluation import (
     HEALTH,
     MAX_EPISODE_STEPS,
+    NOT_EVALUATED,
     ConcurrentEvaluation,
     Evaluation,
     evaluate,
@@ -34,7 +35,8 @@ from mimickit.util.checkpoint import fill_tensors, snapshot
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import NonFiniteError
 from mimickit.util.graphs import Graphed
-from mimickit.util.logging import Number, column_name, warn
+from mimickit.util.logging import Number, column_name, warn, warn_once
+from mimickit.util.options import BEST_EPISODES
 
 NOT_FINITE = (
     "Try smaller learning rates or a smaller model.action_std where losses broke, a larger engine.sim_freq or weaker "
@@ -51,6 +53,7 @@ class TrainResult:
     outcome: Outcome
     samples: int
     iterations: int
+    new_iterations: int  # of this process
     wall_s: float  # of this process
     samples_per_s: float  # of the whole training, evaluations and checkpoints included
     total_wall_s: float  # of the whole training: all processes of it, one after the other
@@ -157,11 +160,38 @@ class Training:
 
     def run(self) -> TrainResult:
         self._start()
-        while self.state.pending or not self._ended():
-            if not self.state.pending:  # a continued run may begin with the evaluation that is still to be made
-                self._iterate()
+        if self.state.pending:  # the run that this one continues was interrupted before an evaluation that was due
+            self._evaluate_and_save()
+        while not self._ended():
+            self._iterate()
             self._evaluate_and_save()
         return self._finish()
+
+    def _start(self) -> None:
+        options = self.options
+        self.files.beat()
+        self.env.set_mode(EnvMode.TRAIN)
+        self.env.clear_health()
+        first_row = None
+        if options.resume is None:
+            self.env.reset()
+            if self.concurrent is not None:
+                self.concurrent.begin(0, 0)
+        else:
+            self._resume(options.resume)
+            waiting = self.concurrent.row if self.concurrent is not None else None
+            first_row = int((waiting or {}).get("Iteration", self.state.iteration))
+        self.files.open_log(first_row)
+        self.files.progress.advance(self.state.iteration, self.state.samples)
+        self.files.progress.enter("compiling")
+
+    def _ended(self) -> bool:
+        """Whether there is nothing left to do, also for a run that continues."""
+        if self.outcome is None and self.stop.used_up(self.state.samples, self.iterations_here):
+            self.outcome = "completed"
+        return self.outcome is not None
+
+    # --- an iteration
 
     def _iterate(self) -> None:
         state, steps = self.state, self.agent.config.steps_per_iter
@@ -181,26 +211,6 @@ class Training:
         self.files.beat()
         self.files.progress.enter("training")
         self.files.progress.advance(state.iteration, state.samples)
-
-    def _evaluate_and_save(self) -> None:
-        """4. Evaluate and save where due, log, and decide whether to go on."""
-        state = self.state
-        self.files.check_writing()
-        due = state.pending or self.outputs.due(state.iteration, state.samples, state.last_output, self.votes)
-        self.outcome = self.stop.outcome(state.samples, self.iterations_here, self.votes)
-        if self.outcome == "interrupted":
-            self._interrupt(self._before_output(due))
-        elif due or self.outcome:
-            self._output(due)
-        else:
-            self.files.print_row(self._row())
-            state.iteration += 1
-
-    def _ended(self) -> bool:
-        """Whether there is nothing left to do, also for a run that continues."""
-        if self.outcome is None and self.stop.used_up(self.state.samples, self.iterations_here):
-            self.outcome = "completed"
-        return self.outcome is not None
 
     def _summarize(self, learned: Mapping[str, Metric]) -> IterationSummary:
         votes = {**self.stop.votes(), **self.outputs.votes()}
@@ -240,80 +250,122 @@ class Training:
         if wrong:
             raise NonFiniteError(f"iteration {self.state.iteration}: {', '.join(wrong)} not finite. {NOT_FINITE}")
 
-    # --- evaluations and what is saved with them
+    # --- its output, where due: evaluate, log, save
+
+    def _evaluate_and_save(self) -> None:
+        """4. Evaluate, log and save where due, and at the end of the run."""
+        state = self.state
+        self.files.check_writing()
+        due = state.pending or self.outputs.due(state.iteration, state.samples, state.last_output, self.votes)
+        self.outcome = self.stop.outcome(state.samples, self.iterations_here, self.votes)
+        if due or self.outcome:
+            self._output(due)
+        else:
+            self.files.print_row(self._row())
+        state.iteration += 1
+        state.pending = False
 
     def _output(self, due: bool) -> None:
-        """Evaluate, log, save, and go on to the next iteration. An output that was not due leaves the run to be
-        continued as if it had not been made."""
-        state, pauses = self.state, self.concurrent is None
-        before = None
-        if pauses or not due:  # on the device: it is seldom needed
-            before = snapshot(self._before_output(due))
-        evaluation = self._evaluate_in_pause() if pauses else self.concurrent.result(self.dist)
-        if evaluation is not None and not evaluation.complete:
-            self.outcome = "interrupted"
-            self._interrupt(before)
+        """Evaluate, log and save.
+
+        A continued run must do what this one would have done without a break. So what is saved is the state *before*
+        the output if a signal ends the run here: the output, if it is due, is then still to be made. After an output
+        that was due it is the state *after* it. An output that was not due, at the end of a run, leaves no trace but
+        its result: it is saved with the state before.
+        """
+        before = self._before_output(due)
+        if self.outcome != "interrupted":
+            if self.concurrent is None or not due:  # evaluations and what follows change tensors
+                before = snapshot(before)  # on the device: it is seldom needed
+            evaluation = self._evaluate()
+            if evaluation is not None and not evaluation.complete:
+                self.outcome = "interrupted"
+        if self.outcome == "interrupted":
+            self._note_signal()
+            self._save(before)
+            self.files.save_model(self.agent.model_tensors(), self.state.iteration)
             return
         row = self._publish(evaluation)
-        if pauses:
+        self._go_on(due, evaluation, row)
+        shared, local = self._after_output() if due else before
+        self._save(({**shared, **_evaluated(self.state)}, local))
+
+    def _evaluate(self) -> Evaluation | None:
+        """An evaluation of the present policy, or what the one beside training has come to; None: nothing new."""
+        if self.concurrent is not None:
+            return self.concurrent.result(self.dist)
+        self.files.progress.enter("evaluating")
+        evaluation = evaluate(
+            self.env, self.agent, self.dist, self.agent.config.test_episodes,
+            should_stop=lambda: bool(self.signals), on_step=self.files.on_step,
+            max_episode_steps=self.max_episode_steps)
+        if evaluation is None:
+            return None
+        if evaluation.complete:
+            self._check_health(read_health(self.env, self.dist))
+        return replace(evaluation, samples=self.state.samples)
+
+    def _publish(self, evaluation: Evaluation | None) -> dict[str, Number]:
+        """Log, print and save the models; returns the row. None: no new evaluation, the last one stands."""
+        state, files, concurrent = self.state, self.files, self.concurrent
+        improved = evaluation is not None and self._is_best(evaluation)
+        state.evaluation = evaluation or state.evaluation
+        row = self._row()
+        if concurrent is None:
+            files.log.write(row, [column_name(name) for name in self._env_metrics()])
+        elif evaluation is not None and concurrent.row is not None:  # of the policy that was evaluated
+            files.log.write({**concurrent.row, **evaluation.row()})
+            concurrent.row = None
+        files.print_row(row)
+        files.save_model(self.agent.model_tensors(), state.iteration)
+        if improved and concurrent is None:
+            files.save_best(self.agent.model_tensors(), state.iteration, evaluation)
+        elif improved:
+            files.save_best(self.agent.frozen_tensors(), concurrent.iteration, evaluation)
+        state.last_output = [state.iteration, state.samples]
+        self.outputs.made()
+        self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
+        return row
+
+    def _is_best(self, evaluation: Evaluation) -> bool:
+        """Whether this is the best evaluation so far, by return, then by length; of few episodes none is."""
+        if evaluation.episodes < BEST_EPISODES:
+            warn_once(f"evaluations of {evaluation.episodes} episodes are too few to tell which policy is best: "
+                      f"checkpoints/best is written from {BEST_EPISODES} on (--eval_envs; without it test_episodes of "
+                      "the agent file)")
+            return False
+        reached = [evaluation.mean_return, evaluation.episode_length]
+        best = reached >= self.state.best
+        self.state.best = max(self.state.best, reached)
+        return best
+
+    def _go_on(self, due: bool, evaluation: Evaluation | None, row: dict[str, Number]) -> None:
+        """Begin new episodes: in all environments after a pause, else in those of the next evaluation."""
+        if self.concurrent is None:
             self.env.set_mode(EnvMode.TRAIN)
             self.env.reset()
             self.tracker.restart()
             self.files.progress.enter("training")
         elif due and evaluation is not None:  # one that has not ended goes on, and this output is not evaluated
             self.env.reset(self.options.eval_envs)
-            self.concurrent.begin(state.samples, state.iteration, row)
+            self.concurrent.begin(self.state.samples, self.state.iteration, row)
         self.tracker.clear()
-        state.iteration += 1
-        state.pending = False
-        shared, local = self._saved(state) if due else before
-        self._save(({**shared, **_evaluated(state)}, local))
 
-    def _evaluate_in_pause(self) -> Evaluation:
-        self.files.progress.enter("evaluating")
-        evaluation = evaluate(
-            self.env, self.agent, self.dist, self.agent.config.test_episodes,
-            should_stop=lambda: bool(self.signals), on_step=self.files.on_step,
-            max_episode_steps=self.max_episode_steps)
-        if evaluation.complete:
-            self._check_health(read_health(self.env, self.dist))
-        return replace(evaluation, samples=self.state.samples)
+    def _note_signal(self) -> None:
+        """Agree on which signal it was."""
+        received = torch.tensor(self.signals.received or 0, device=self.dist.device)
+        self.signal = int(self.dist.max_(received).item())
 
-    def _publish(self, evaluation: Evaluation | None) -> dict[str, Number]:
-        """Log, print and save the models of an output iteration; returns its row. None: no new evaluation, the last one
-        stands. An evaluation beside training belongs to the row that waits for it."""
-        state, files, concurrent = self.state, self.files, self.concurrent
-        improved = False
-        if evaluation is not None:
-            state.evaluation = evaluation
-            reached = [evaluation.mean_return, evaluation.episode_length]
-            improved = reached >= state.best
-            state.best = max(state.best, reached)
-        row = self._row()
-        if concurrent is None:
-            files.log.write(row, [column_name(name) for name in self._env_metrics()])
-        elif evaluation is not None and concurrent.row is not None:
-            files.log.write({**concurrent.row, **evaluation.row()})
-            concurrent.row = None
-        files.print_row(row)
-        files.save_model(self.agent.model_tensors(), state.iteration)
-        if improved:
-            if concurrent is None:
-                files.save_best(self.agent.model_tensors(), state.iteration, evaluation)
-            else:
-                files.save_best(self.agent.frozen_tensors(), concurrent.iteration, evaluation)
-        state.last_output = [state.iteration, state.samples]
-        self.outputs.made()
-        self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
-        return row
+    # --- rows of the log
 
     def _row(self) -> dict[str, Number]:
         state, metrics = self.state, self.state.metrics
+        evaluation = state.evaluation or (None if self.concurrent is None else NOT_EVALUATED)
         return {
             "Iteration": state.iteration,
             "Wall_Time": self._wall_s() / 3600.0,
             "Samples": state.samples,
-            **(state.evaluation or Evaluation()).row(),
+            **(evaluation.row() if evaluation is not None else {}),
             **metrics["train"],
             "Train_Episodes": round(metrics["train"]["Train_Episodes"]),
             **metrics["method"],
@@ -335,39 +387,23 @@ class Training:
         if state.metrics and state.samples not in evaluated:
             rows.append({**self._row(), "Iteration": state.iteration - 1})
         for row in rows:
-            self.files.log.write({**row, **Evaluation(math.nan, math.nan).row()})
+            self.files.log.write({**row, **NOT_EVALUATED.row()})
 
     def _wall_s(self) -> float:
         return self.wall_before + time.monotonic() - self.begun
 
-    # --- starting, saving, continuing, ending
-
-    def _start(self) -> None:
-        options = self.options
-        self.files.beat()
-        self.env.set_mode(EnvMode.TRAIN)
-        self.env.clear_health()
-        first_row = None
-        if options.resume is None:
-            self.env.reset()
-            if self.concurrent is not None:
-                self.concurrent.begin(0, 0)
-        else:
-            self._resume(options.resume)
-            waiting = self.concurrent.row if self.concurrent is not None else None
-            first_row = int((waiting or {}).get("Iteration", self.state.iteration))
-        self.files.open_log(first_row)
-        self.files.progress.advance(self.state.iteration, self.state.samples)
-        self.files.progress.enter("compiling")
+    # --- what a checkpoint holds, and continuing from one
 
     def _before_output(self, due: bool) -> Saved:
-        """State from which a continued run goes on with the output that is due, or else with the next iteration."""
-        state = self.state
-        return self._saved(replace(state, iteration=state.iteration + (not due), pending=due))
+        """A continued run goes on with the output of this iteration if it is due, else with the next iteration."""
+        return self._saved(replace(self.state, iteration=self.state.iteration + (not due), pending=due))
+
+    def _after_output(self) -> Saved:
+        """A continued run goes on with the next iteration."""
+        return self._saved(replace(self.state, iteration=self.state.iteration + 1, pending=False))
 
     def _saved(self, state: TrainState) -> Saved:
-        """What a checkpoint holds, live tensors. A continued run begins with ``state.iteration``: with its evaluation
-        if that is pending, else with its rollout."""
+        """``state`` and, live, all tensors that what comes next depends on."""
         device, concurrent = self.dist.device, self.concurrent
         shared = {
             **asdict(replace(state, wall_s=self._wall_s())),
@@ -387,16 +423,8 @@ class Training:
     def _save(self, saved: Saved) -> None:
         self.files.save_checkpoint(*saved, self.env.num_envs)
 
-    def _interrupt(self, saved: Saved) -> None:
-        """Save what to continue from, and which signal it was."""
-        received = torch.tensor(self.signals.received or 0, device=self.dist.device)
-        self.signal = int(self.dist.max_(received).item())
-        self._save(saved)
-        self.files.save_model(self.agent.model_tensors(), self.state.iteration)
-        self.state.pending = False
-        self.state.iteration += 1  # rolled out and learned from, though a due evaluation is still to come
-
     def _resume(self, path: Path) -> None:
+        """Take over everything that :meth:`_saved` lists."""
         found = self.files.read_checkpoint(path, self.env.num_envs)
         shared, local, where = found.shared, found.local, str(found.path)
         fill_tensors(self.agent.state_dict(), shared["agent"], where)
@@ -420,6 +448,8 @@ class Training:
         if self.dist.device.type == "cuda":
             torch.cuda.set_rng_state(local["random_cuda"], self.dist.device)
 
+    # --- the end
+
     def _finish(self) -> TrainResult:
         if self.concurrent is not None and self.outcome != "interrupted":
             self._log_unevaluated()
@@ -435,6 +465,7 @@ class Training:
             outcome=self.outcome,
             samples=state.samples,
             iterations=state.iteration,
+            new_iterations=self.iterations_here,
             wall_s=time.monotonic() - self.begun,
             samples_per_s=state.samples / max(total, 1e-9),
             total_wall_s=total,

@@ -69,7 +69,7 @@ class Inputs:
 
 def read_inputs(root: Path, case: Case, engine_config: str, only: Sequence[str] = ()) -> Inputs:
     """Find and hash every input of a case: args, engine, env, agents, character, objects and all clips."""
-    env = _yaml(root, case.env_config)
+    env = {**_yaml(root, case.env_config), **dict(case.env)}
     motion, character = str(env.get("motion_file") or ""), str(env.get("char_file") or "")
     objects = [o.get("file") or o.get("asset_file") for o in env.get("objects") or [] if isinstance(o, dict)]
     clips: list[Any] = []

@@ -49,7 +49,7 @@ class Attempt:
     def train_values(self) -> list[str]:
         """``--set`` values of the training stages: the profile's, and ``steps_per_iter`` for a smaller rung."""
         profile, rung = self.settings.profile, self.rung
-        values = list(profile.train_set) if self.case.trainable else []
+        values = [*self.case.values, *(profile.train_set if self.case.trainable else ())]
         if self.case.trainable and self.settings.scale_steps and rung.num_envs < self.first_envs:
             name = "agent.steps_per_iter"
             given = [v.partition("=")[2] for v in values if v.startswith(f"{name}=")]
@@ -160,6 +160,8 @@ class Attempt:
             flags["max_episode_steps"] = [str(profile.max_episode_steps)]
         if self.case.trainable:
             flags["model_file"] = [self.settings.relative(self.model_file)]
+        if self.case.env:
+            flags["set"] = self.case.values
         return flags, {"episodes": episodes, "max_episode_steps": profile.max_episode_steps}
 
     def _test(self) -> tuple[dict, dict, float]:
@@ -177,7 +179,8 @@ class Attempt:
         flags, key = self._episodes(profile.viz_episodes)
         size = {"video_width": [str(profile.video_width)], "video_height": [str(profile.video_height)]}
         file = {"video_file": [self.settings.relative(self.folder / "viz.mp4")]}
-        values = {"set": list(profile.viz_set)} if self.case.trainable and profile.viz_set else {}
+        own = [*self.case.values, *(profile.viz_set if self.case.trainable else ())]
+        values = {"set": own} if own else {}
         return {**flags, "num_envs": ["1"], **file, **size, **values}, {**key, **size, **values}, profile.viz_timeout
 
 

@@ -4,7 +4,7 @@
 holds: when pytest dies, however it dies, the pipe closes and the guard kills everything below itself. As a child
 subreaper (prctl, Linux) it adopts processes that left the group, as torchrun's workers do, so a finished or killed
 command leaves nothing behind either. When the guard itself is killed, the system kills the command, and the next stage
-kills the rest: all processes of a stage carry its mark in their environment. SIGTERM and SIGINT are passed to the
+kills the rest: all processes of a stage carry its folder in their environment. SIGTERM and SIGINT are passed to the
 command alone, once: it tells its own children, for whom a second signal would mean "at once". Exit code: the
 command's, or 128 + signal when a signal ended it.
 """
@@ -25,10 +25,9 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script, isolated: import the package, not the files beside this one
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mimickit.util.processes import adopt_orphans, end_with_parent
+from mimickit.util.processes import WATCHED, adopt_orphans, end_with_parent
 
 KILLED = 128 + signal.SIGKILL
-MARK = "LONGCYCLE_STAGE"  # environment variable of all processes of a stage: its folder
 
 
 def descendants(pid: int, states: str = "") -> list[int]:
@@ -52,9 +51,9 @@ def descendants(pid: int, states: str = "") -> list[int]:
     return [process for process in found if process not in out]
 
 
-def marked(mark: str) -> list[int]:
-    """Living processes of this host that carry a stage's mark, whatever their parent."""
-    entry, found = f"{MARK}={mark}".encode(), []
+def processes_of(folder: Path) -> list[int]:
+    """Living processes of this host that belong to the stage in a folder, whatever their parent."""
+    entry, found = f"{WATCHED}={folder.absolute()}".encode(), []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # has ended, or belongs to somebody else
             if entry in environ.read_bytes().split(b"\0"):
@@ -67,9 +66,9 @@ def kill_descendants(pid: int) -> None:
     _kill_all(functools.partial(descendants, pid))
 
 
-def kill_marked(mark: str) -> None:
-    """SIGKILL everything that carries a stage's mark."""
-    _kill_all(functools.partial(marked, mark))
+def kill_stage(folder: Path) -> None:
+    """SIGKILL everything that belongs to the stage in a folder."""
+    _kill_all(functools.partial(processes_of, folder))
 
 
 def _kill_all(find: Callable[[], list[int]]) -> None:

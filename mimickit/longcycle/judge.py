@@ -13,6 +13,7 @@ from mimickit.longcycle.settings import Gate
 from mimickit.longcycle.stages import StageResult
 
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+GATE_SEPARATOR = "; "
 OVERFLOWS = ("contact_overflow", "constraint_overflow")
 
 
@@ -80,21 +81,33 @@ def measure(result: Mapping[str, Any], name: str) -> float | None:
 def judge_gates(gates: Sequence[Gate], result: Mapping[str, Any]) -> GateVerdict:
     """The verdict of all gates together: without gates, or with a measure missing or not finite, none passes.
 
-    A measure is the mean over all episodes of the test where its statistics name it.
+    A measure is the mean over all episodes of the test where its statistics name it. The detail names gates that fail
+    before those that hold.
     """
     if not gates:
         return GateVerdict("missing", "no learning gate in targets.yaml")
-    details, verdict = [], "pass"
+    missed, details, verdict = [], [], "pass"
     for gate in gates:
         found = sample(result, gate.measure)
         if found is None:
             verdict = "missing"
-            details.append(f"{gate.measure} is missing or not a finite number")
+            missed.append(f"{gate.measure} is missing or not a finite number")
             continue
         holds = COMPARE[gate.op](found.mean, gate.bound)
-        details.append(f"{gate.measure} {found} {gate.op if holds else 'misses ' + gate.op} {gate.bound:g}")
+        share = f" ({found.mean / gate.frozen_pose:.2f} of the frozen pose's)" if gate.frozen_pose else ""
+        words = f"{gate.op} {gate.bound:g}"
+        if holds:
+            details.append(f"{gate.measure} {found}{share} {words}")
+        else:
+            missed.append(f"{gate.measure} {found}{share} misses {words} by {gate.missed_by(found.mean)}")
         verdict = verdict if holds or verdict == "missing" else "fail"
-    return GateVerdict(verdict, ", ".join(details))
+    return GateVerdict(verdict, GATE_SEPARATOR.join([*missed, *details]))
+
+
+def gate_words(verdict: str, detail: str) -> str:
+    """A table's words on a case's gates: the verdict, and those that failed with how far they did."""
+    failed = [words for words in str(detail).split(GATE_SEPARATOR) if " misses " in words or " is missing " in words]
+    return ": ".join([verdict.replace("_", " "), *([GATE_SEPARATOR.join(failed)] if failed else [])])
 
 
 def nonfinite_values(result: Mapping[str, Any], where: str = "") -> list[str]:

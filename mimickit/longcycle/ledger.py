@@ -200,12 +200,6 @@ class Ledger:
             case = state.case(name)
             write_json(self.out / "runs" / f"{name}_args" / "attempts.json", attempts_table(name, case))
 
-    def rebuild(self) -> None:
-        """Rewrite all tables from the ledger."""
-        with file_lock(self.out / ".ledger.lock"):
-            state = self.state()
-            self.write_tables(state, state.cases)
-
     def refresh_progress(self) -> dict[str, Any]:
         """Rewrite ``progress.json`` with the running stages' newest numbers, and return it."""
         with file_lock(self.out / ".ledger.lock"):

@@ -16,13 +16,16 @@ from mimickit.longcycle.cases import Shard, parse_shard
 from mimickit.longcycle.devices import visible_cuda
 from mimickit.longcycle.roots import BASE, find_root, recorded_profile
 from mimickit.longcycle.settings import (
+    ACCEPTANCE,
     BUDGET_HOURS,
     BUDGET_SIGNALS,
+    CASE_SETS,
     DEFAULT_ENGINE,
     DEFAULT_LADDER,
     LADDERS,
     PROFILES_FILE,
     TARGETS_FILE,
+    YARDSTICK,
     Profile,
     ProfilesFile,
     Settings,
@@ -72,6 +75,8 @@ OPTIONS = {option.name: option for option in (
     Option("longcycle-profile", str, "full or smoke (default: full with a CUDA device, else smoke)", metavar="NAME"),
     Option(FILE_OPTION, str, "options from a yaml file, names without dashes; the command line wins", metavar="FILE"),
     Option("cases", str, "cases by name, args file name or its stem (default: all)", metavar="A,B"),
+    Option("case-set", str, "acceptance: the cases of args/; yardstick: nine clips of the humanoid with three methods "
+           "beside published numbers, not judged (root: yardstick)", default=ACCEPTANCE, choices=CASE_SETS),
     Option("shard", str, "only the K-th of N equal parts of these cases, for N machines", metavar="K/N"),
     Option("budget-gpu-hours", float, "run what fits into so many GPU hours, those that need it most first; the others "
            "wait for another night", metavar="H"),
@@ -229,6 +234,9 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
     else:
         name, reason = choose_profile(values["longcycle-profile"], data.profiles, cuda)
     profile = with_sizes(data, name, values)
+    root = values["root-out"]
+    if values["case-set"] == YARDSTICK:
+        profile, root = profile.model_copy(update={"enforce_gates": False}), root or YARDSTICK
     long_mode, hours, notes = *time_budget(values), []
     if long_mode == "max_samples" and values["long-budget-hours"] is not None:
         notes.append(f"--long-budget-hours {values['long-budget-hours']:g} is for --long-mode time_budget")
@@ -241,7 +249,7 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
     pool, per_case = choose_devices(
         parse_list(values["devices-train"]), name, cuda, profile.cpu_processes, sessions)
     return Settings(
-        repo=repo, out=recorded or root_out(values["root-out"], name, parse_shard(values["shard"]), repo),
+        repo=repo, out=recorded or root_out(root, name, parse_shard(values["shard"]), repo),
         profile_name=name, profile_reason=reason, profile=profile,
         targets=load_targets(Path(values["longcycle-targets"])),
         train_env=parse_env(values["train-env"], data.train_env), viz_env=data.viz_env, pool=pool, per_case=per_case,
@@ -254,7 +262,7 @@ def make_settings(values: Mapping[str, Any], repo: Path, sessions: int) -> Setti
         long_budget_signal=values["long-budget-signal"], long_budget_grace=values["long-budget-grace-sec"],
         resume_skip_status=values["resume-skip-status"], notes=tuple(notes),
         allocation=read_allocation(values["allocation-profile-tsv"], repo, parse_variants(values["variants"])),
-        allocation_only=values["allocation-fallback"] == "strict")
+        allocation_only=values["allocation-fallback"] == "strict", case_set=values["case-set"])
 
 
 def time_budget(values: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -24,7 +24,8 @@ from mimickit.longcycle.lifecycle import case_key, reusable
 from mimickit.longcycle.options import NAME, add_options, automatic, make_settings, option_values
 from mimickit.longcycle.recorded import RecordedSession
 from mimickit.longcycle.session import CASE, CASES_PER_DEVICE, DEFERRED, Session, side_by_side
-from mimickit.longcycle.settings import Settings, parse_list
+from mimickit.longcycle.settings import YARDSTICK, Settings, parse_list
+from mimickit.longcycle.yardstick import yardstick_cases
 from mimickit.util.assets import locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
@@ -51,8 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
         values = option_values(config)
         values["cases-per-device"] = getattr(config, "workerinput", values).get(CASES_PER_DEVICE)
         settings = make_settings(values, config.rootpath, side_by_side(config))
-        cases = part(select(config.rootpath, parse_list(values["cases"]), not values["exclude-nontrainable"]),
-                     parse_shard(values["shard"]))
+        names = parse_list(values["cases"])
+        cases = part(yardstick_cases(config.rootpath, names) if settings.case_set == YARDSTICK else
+                     select(config.rootpath, names, not values["exclude-nontrainable"]), parse_shard(values["shard"]))
         if values["budget-gpu-hours"] is not None and not values["from-results"]:
             settings, cases = affordable(config, settings, cases, values["budget-gpu-hours"])
         if not values["from-results"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimickit.cases import Case
-from mimickit.longcycle.judge import Verdict
+from mimickit.longcycle.judge import Verdict, gate_words
 from mimickit.longcycle.ledger import STAGE_COLUMNS, CaseState, State, damaged_lines
 from mimickit.longcycle.settings import Settings
 from mimickit.longcycle.stages import TAIL_LINES, StageResult
@@ -98,8 +98,8 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
         verdict = "ok" if case in passed else f"**{row['failure_class']} in {row['failed_stage']}**"
         lines.append(table_line([
             case.name, *(stage_cell(row, short) for short in STAGE_COLUMNS), row["num_envs"], number(row["samples"]),
-            number(row["samples_per_s"]), number(row["test_return"]), str(row["gate_verdict"]).replace("_", " "),
-            verdict + labels(row, case.name in reused)]))
+            number(row["samples_per_s"]), number(row["test_return"]),
+            gate_words(row["gate_verdict"], row["gate_detail"]), verdict + labels(row, case.name in reused)]))
     if failed:
         lines += ["", "### Failed", ""]
         lines += [f"- **{case.name}**: {row['failed_stage']}, class `{row['failure_class']}`: "

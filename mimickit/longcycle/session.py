@@ -29,7 +29,8 @@ from mimickit.longcycle.results.history import HISTORY, append, night_of
 from mimickit.longcycle.results.live import LivePage
 from mimickit.longcycle.roots import ENVIRONMENTS, lock_session
 from mimickit.longcycle.scheduler import OneAtATime, make_scheduler, run_without_waiting
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.settings import YARDSTICK, Settings
+from mimickit.longcycle.yardstick import PAGE, write_page
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_tsv, remove_half_written, write_json, write_text, write_tsv
 from mimickit.util.processes import end_with_parent
@@ -301,6 +302,9 @@ class Session:
             terminalreporter.line("--lf: every selected case has passed already, nothing to run")
         for line in report.summary(state, cases, self.reused(state), self.settings):
             terminalreporter.line(line, red=line.startswith("FAILED"))
+        if self.settings.case_set == YARDSTICK:
+            write_page([self.settings.out], self.settings.out / PAGE)
+            terminalreporter.line(f"beside published numbers: {self.settings.relative(self.settings.out / PAGE)}")
 
     def cases_of(self, state: State) -> list[Case]:
         """The cases that the session selected."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import shlex
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from mimickit.cases import DEFAULT, TUNED_WORLDS, VARIANTS, Case
 from mimickit.config import Config, build, load_yaml
@@ -22,12 +23,14 @@ from mimickit.util.names import nearest
 FILES = SHIPPED / "tests" / "acceptance"
 PROFILES_FILE = FILES / "profiles.yaml"
 TARGETS_FILE = FILES / "targets.yaml"
+BASELINES_FILE = FILES / "baselines.yaml"
 COST_WITHOUT_TRAINING = 0.2
 PACKAGE = Path(__file__).resolve().parents[1]
 RUNNER = (sys.executable, str(PACKAGE / "run.py"))
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
 DEFAULT_LADDER, PI_PLUS, AMP_PI_PLUS = LADDERS = ("default-ladder", "pi-plus-ladder", "amp-pi-plus-ladder")
 GROUPS = {"amp_pi_plus": AMP_PI_PLUS, "add_pi_plus": PI_PLUS, "deepmimic_pi_plus_ppo": PI_PLUS}
+CASE_SETS = ACCEPTANCE, YARDSTICK = "acceptance", "yardstick"
 BUDGET_HOURS = 24.0
 BUDGET_SIGNALS = ("SIGINT", "SIGTERM")
 
@@ -93,13 +96,36 @@ class ProfilesFile(Config):
     viz_env: dict[str, str]
 
 
+def deviation(measure: str, seeds: Sequence[float]) -> float:
+    """Standard deviation of what two or more seeds reached, as gates take it: at least 2 % of their mean, or 1 % for a
+    share or a length, because three seeds may agree by chance."""
+    bounded = measure in ("survival", "test_episode_length") or measure.endswith("_rate") or "success_rate" in measure
+    return max(statistics.stdev(seeds), (0.01 if bounded else 0.02) * abs(statistics.fmean(seeds)))
+
+
 class Gate(Config):
-    """``measure op bound``: a condition on the test's result, with the source of the bound."""
+    """``measure op bound``: a condition on the test's result, and what the bound comes from.
+
+    Attributes:
+        rule, seeds, baseline: see the head of targets.yaml. source: of a bound that no seeds stand behind.
+        frozen_pose: of a limb error, that of the mean pose carried along with the reference's root, in the same unit.
+    """
 
     measure: str
     op: Literal[">=", "<=", ">", "<"]
     bound: float
-    source: str
+    rule: Literal["seeds", "half_way", "provisional", "fixed"] = "fixed"
+    seeds: tuple[float, ...] = ()
+    baseline: dict[str, float] = Field(default_factory=dict)
+    frozen_pose: float | None = None
+    source: str = ""
+
+    def missed_by(self, value: float) -> str:
+        """How far a value lies on the wrong side of the bound, in deviations of the seeds too where those are known."""
+        miss = abs(self.bound - value)
+        if len(self.seeds) < 2:
+            return f"{miss:.3g}"
+        return f"{miss:.3g}, {miss / deviation(self.measure, self.seeds):.1f} deviations of the seeds"
 
     @property
     def upwards(self) -> bool:
@@ -108,7 +134,10 @@ class Gate(Config):
 
 
 class Target(Config):
+    """What a case has to reach, and how it is trained; ``open``: half-skilled policies that no gate stops."""
+
     gates: tuple[Gate, ...] = ()
+    open: tuple[str, ...] = ()
     env_ladder: tuple[PositiveInt, ...] | None = None
     tuned_envs: PositiveInt | None = None
     cost: PositiveFloat = 1.0
@@ -147,6 +176,7 @@ class Settings:
         notes: further remarks for the header.
         deferred: cases that the budget of GPU hours leaves for another night.
         variants: the ``--variants`` option; empty: all.
+        case_set: one of ``CASE_SETS``.
     """
 
     repo: Path
@@ -176,6 +206,7 @@ class Settings:
     allocation: Mapping[str, Allocation] = field(default_factory=dict)
     allocation_only: bool = False
     notes: tuple[str, ...] = ()
+    case_set: str = ACCEPTANCE
     deferred: tuple[str, ...] = ()
 
     @property

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimickit.longcycle import guard
-from mimickit.util.alive import WAITING, WATCHED
+from mimickit.util.alive import WAITING
 from mimickit.util.failures import EXIT_USER_ERROR, FAILURE_CLASSES, classify, read_failures, root_cause
 from mimickit.util.files import read_json
 from mimickit.util.manifest import describe_file
+from mimickit.util.processes import WATCHED
 
 Outcome = Literal["ok", "failed", "interrupted", "not_run"]
 POLL = 0.05  # s
@@ -166,10 +167,10 @@ def run_stage(spec: StageSpec, record: Callable[[StageResult], None],
             time.sleep(0.5)
             stop(process, spec.grace)
         kill(process)
-        guard.kill_marked(mark(spec))  # what a killed guard left; the files are judged afterwards
+        guard.kill_stage(spec.out_dir)  # what a killed guard left; the files are judged afterwards
     except BaseException as interruption:
         stop(process, spec.grace)
-        guard.kill_marked(mark(spec))
+        guard.kill_stage(spec.out_dir)
         finish("interrupted", "", f"stopped by {str(interruption) or type(interruption).__name__}")
         raise
     if ending is not None:
@@ -205,17 +206,12 @@ def end_budget(process: subprocess.Popen, budget: TimeBudget, stop_requested: Ca
     return FORCE_KILL
 
 
-def mark(spec: StageSpec) -> str:
-    """What all processes of a stage carry in their environment (:mod:`mimickit.longcycle.guard`)."""
-    return str(spec.out_dir.absolute())
-
-
 def start(spec: StageSpec) -> subprocess.Popen:
     """Start the guard, which starts the command."""
     with spec.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, *spec.argv], cwd=spec.cwd,
-            env={**os.environ, **spec.env, WATCHED: str(spec.out_dir), guard.MARK: mark(spec)},
+            env={**os.environ, **spec.env, WATCHED: str(spec.out_dir.absolute())},
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -226,7 +222,7 @@ def exit_code(returncode: int) -> int:
 
 def prepare(spec: StageSpec) -> None:
     """Make the folder; remove what an earlier run of the stage left: processes, result, failures, heartbeats."""
-    guard.kill_marked(mark(spec))
+    guard.kill_stage(spec.out_dir)
     spec.out_dir.mkdir(parents=True, exist_ok=True)
     spec.result_file.unlink(missing_ok=True)
     (spec.out_dir / "progress.json").unlink(missing_ok=True)

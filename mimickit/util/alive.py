@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mimickit.util.files import write_json
 from mimickit.util.logging import Heartbeat
+from mimickit.util.processes import WATCHED
 
-WATCHED = "MIMICKIT_HEARTBEAT"  # environment variable: the run folder of a process that is watched from its start
 PERIOD = 1.0  # s
 WAITING = "waiting for kernels"  # a phase that counts for no patience: another process compiles them
 BUSY = 0.01  # of a core: with less a process waits for something

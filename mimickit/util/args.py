@@ -16,7 +16,7 @@ from typing import Any
 
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
-from mimickit.util.names import nearest
+from mimickit.util.names import missing_file, nearest
 from mimickit.util.options import OPTIONS, parse
 from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
 
@@ -103,7 +103,7 @@ class Args:
             except UserError as error:
                 wrong.append(str(error))
         if wrong:
-            raise UserError("; ".join(wrong) + "; --help lists all flags")
+            raise UserError("; ".join(wrong) + "; mimickit train --help and mimickit test --help list all flags")
 
 
 def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -148,7 +148,7 @@ def read_arg_file(path: str | Path) -> list[str]:
         if "\0" in text:
             raise UnicodeError
     except FileNotFoundError:
-        raise AssetMissingError(f"args file not found: {path} (the shipped ones are in args/)") from None
+        raise AssetMissingError(f"args file not found: {missing_file(path)} (the shipped ones are in args/)") from None
     except UnicodeError:
         raise UserError(f"--arg_file {path}: not a text file; args files hold flags and values, like those in args/"
                         ) from None

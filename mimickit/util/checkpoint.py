@@ -44,6 +44,7 @@ from mimickit.util.manifest import (
     read_manifest,
     write_manifest,
 )
+from mimickit.util.names import missing_file
 from mimickit.util.run_folder import source_folder
 
 KEEP = 2
@@ -279,7 +280,7 @@ def read_model(path: Path) -> dict[str, torch.Tensor]:
         model = path / "model.pt"
         raise UserError(f"{path} is a folder, not a model file" + (f": give {model}" if model.is_file() else ""))
     if not path.is_file():
-        raise AssetMissingError(f"model file not found: {path}")
+        raise AssetMissingError(f"model file not found: {missing_file(path)}")
     loaded = _load(path, "model file")
     if damaged := _damaged_part(path):
         raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong")

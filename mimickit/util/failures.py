@@ -65,12 +65,6 @@ class NonFiniteError(MimicKitError):
     failure_class: FailureClass = "nan"
 
 
-class SolverOverflowError(MimicKitError):
-    """The solver dropped contacts or constraints because a buffer was too small."""
-
-    failure_class: FailureClass = "overflow"
-
-
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _NO_MEMORY = re.compile(
     r"out of memory|failed to (cuda )?(m|c)?alloc|can(no|')t allocate memory|bad_alloc|alloc_failed")

@@ -196,8 +196,9 @@ class _Wandb:
 
 
 def print_row(row: Mapping[str, Number], progress: Progress) -> None:
-    """Print one iteration: a line of progress, then the numbers with 3 significant digits in a compact table."""
-    cells = [f"{name} {_short(value)}" for name, value in row.items()]
+    """Print one iteration: a line of progress, then the numbers with 3 significant digits in a compact table; what was
+    not measured (NaN) is left out."""
+    cells = [f"{name} {_short(value)}" for name, value in row.items() if not math.isnan(value)]
     width = max(len(cell) for cell in cells) + 2
     per_line = max(1, min(4, shutil.get_terminal_size((120, 24)).columns // width))
     lines = ["".join(f"{c:<{width}}" for c in cells[i:i + per_line]).rstrip() for i in range(0, len(cells), per_line)]

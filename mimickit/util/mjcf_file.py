@@ -11,6 +11,7 @@ import numpy as np
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import write_text
 from mimickit.util.logging import warn_once
+from mimickit.util.names import missing_file
 from mimickit.util.reading import (
     MAX_BODIES,
     MAX_MODEL_BYTES,
@@ -21,6 +22,7 @@ from mimickit.util.reading import (
     read_bytes,
 )
 from mimickit.util.urdf_file import mjcf_of_urdf
+from mimickit.util.xml_numbers import MOST, as_text, read_numbers
 
 _USD = ("USD twins of characters are made for Isaac Lab, which reads gains and torque limits from elsewhere; use the "
         "MJCF file beside it")
@@ -71,8 +73,8 @@ def _parse(path: Path) -> ET.Element:
     try:
         text = read_bytes(path, MAX_MODEL_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
-        raise AssetMissingError(f"model file not found: {path} (data/assets/README.md says where models come from)"
-                                ) from None
+        raise AssetMissingError(f"model file not found: {missing_file(path)} (data/assets/README.md says where models "
+                                "come from)") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not readable as text: {error}") from None
     for word in ("<!DOCTYPE", "<!ENTITY"):
@@ -139,24 +141,14 @@ def repair_inertias(root: ET.Element, path: Path) -> None:
             for key, count in (("diaginertia", 3), ("fullinertia", 6)):
                 if (text := inertial.get(key)) is None:
                     continue
-                given = _numbers(text, count, key, where, path)
+                given = read_numbers(text, count, f"{path}: {where}", key, MOST)
                 used = _possible(given)
                 if used is None:
                     raise UserError(f"{path}: {where} has {key}=\"{text[:200]}\"; its moments must not be negative")
                 if used is not given:
-                    inertial.set(key, " ".join(repr(float(value)) for value in used))
+                    inertial.set(key, as_text(used))
                     warn_once(f"{path}: {where} has {key}=\"{text[:200]}\": a moment exceeds the sum of the two "
                               f"others; used is {' '.join(f'{value:g}' for value in used)}")
-
-
-def _numbers(text: str, count: int, key: str, where: str, path: Path) -> np.ndarray:
-    try:
-        values = np.array([float(part) for part in text.split()])
-    except ValueError:
-        values = np.array([np.nan])
-    if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > 1e9:
-        raise UserError(f"{path}: {where} has {key}=\"{text[:200]}\"; needed are {count} finite numbers")
-    return values
 
 
 def _possible(given: np.ndarray) -> np.ndarray | None:

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from mimickit.util.assets import FOLDERS, SHIPPED
+
+MOST_FILES = 5000  # of a folder that are looked at
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{prefix}{close[0]}'?)" if close else ""
+
+
+def missing_file(path: str | Path) -> str:
+    """A path where no file is, for a message, with the nearest of the same ending: in its folder, here or among the
+    shipped ones; below ``args/`` and ``data/`` in any folder."""
+    path = Path(path)
+    known = [file for folder in (path.parent, SHIPPED / path.parent) for file in _files(folder, f"*{path.suffix}")]
+    if known:
+        return f"{path}{nearest(path.name, known, '' if path.parent == Path() else f'{path.parent}/')}"
+    if path.parts[:1] and path.parts[0] in FOLDERS:
+        found = islice((SHIPPED / path.parts[0]).rglob(f"*{path.suffix}"), MOST_FILES)
+        return f"{path}{nearest(str(path), (str(file.relative_to(SHIPPED)) for file in found))}"
+    return str(path)
+
+
+def _files(folder: Path, pattern: str) -> list[str]:
+    try:
+        return [file.name for file in islice(folder.glob(pattern), MOST_FILES)]
+    except (OSError, ValueError):  # not readable, or no name that a folder can have
+        return []

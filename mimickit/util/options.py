@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ UNLIMITED = 2**63 - 1
 DEFAULT = "default"  # the agent file that the args file names
 VARIANTS = ("tuned", "hiutil")  # agent files <agent>_<variant>.yaml, in order of preference
 OUT_DIR = "output/"
+BEST_EPISODES = 8  # of an evaluation that may say which policy is the best so far
 TRUE_WORDS = frozenset({"true", "t", "1", "yes", "on"})
 FALSE_WORDS = frozenset({"false", "f", "0", "no", "off"})
 
@@ -36,6 +38,7 @@ class Option:
         suffix: how a file name must end.
         many: it takes several values, and its value is a tuple.
         bare: it may be given without a value; a truth value always may.
+        only: the mode that it is for; empty: both.
     """
 
     kind: type
@@ -49,6 +52,7 @@ class Option:
     suffix: str = ""
     many: bool = False
     bare: bool = False
+    only: str = ""
 
     @property
     def form(self) -> str:
@@ -131,7 +135,8 @@ GROUPS: dict[str, dict[str, Option]] = {
         "set": Option(
             str, "override yaml keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120", (),
             value="KEY=VALUE", many=True),
-        "rand_seed": Option(int, "process r uses seed + 41 r", low=0, high=2**62, default_text="from the clock"),
+        "rand_seed": Option(int, "seed of all random numbers; process r uses seed + 41 r", low=0, high=2**62,
+                            default_text="from the clock"),
     },
     "On what": {
         "devices": Option(
@@ -143,17 +148,20 @@ GROUPS: dict[str, dict[str, Option]] = {
     "How long": {
         "max_samples": Option(
             int, "stop training after this many samples, of all processes and all runs that it continues", UNLIMITED,
-            low=1, high=UNLIMITED, default_text="no limit"),
+            low=1, high=UNLIMITED, default_text="no limit", only="train"),
         "max_iters": Option(
             int, "stop after this many iterations of this process, with an evaluation and a checkpoint", low=1,
-            high=UNLIMITED),
-        "time_budget_hours": Option(float, "stop after this many hours of this process", low=0.0),
+            high=UNLIMITED, only="train"),
+        "time_budget_hours": Option(float, "stop after this many hours of this process", low=0.0, only="train"),
         "test_episodes": Option(
-            int, "test mode: how many episodes to run", UNLIMITED, low=1, high=UNLIMITED, default_text="no limit"),
+            int, "how many episodes to run", UNLIMITED, low=1, high=UNLIMITED, default_text="no limit", only="test"),
         "statistics_episodes": Option(
-            int, "test mode: run this many episodes for statistics and measures; test_return, test_episode_length and "
+            int, "run this many episodes for statistics and measures; test_return, test_episode_length and "
             "test_episodes stay those of the first --test_episodes of them", low=1, high=UNLIMITED,
-            default_text="--test_episodes"),
+            default_text="--test_episodes", only="test"),
+        "uninterrupted_episodes": Option(
+            int, "run this many more episodes, which no failure ends, for pos_err and time_warped_err; 0: none", low=0,
+            high=UNLIMITED, default_text="--statistics_episodes, else 0", only="test"),
         "max_episode_steps": Option(
             int, "tests and evaluations: an episode counts as ended after this many control steps. A test without "
             "--test_episodes has no such limit unless it is given", 10_000, low=1, high=2**31 - 1),
@@ -161,16 +169,18 @@ GROUPS: dict[str, dict[str, Option]] = {
     "Evaluations and checkpoints": {
         "output_samples": Option(
             int, "evaluate and save at least every N samples; whichever comes first since the last time, this or the "
-            "agent's iters_per_output", low=1, high=UNLIMITED),
-        "output_seconds": Option(float, "evaluate and save at least every so many seconds", low=0.0),
+            "agent's iters_per_output", low=1, high=UNLIMITED, only="train"),
+        "output_seconds": Option(float, "evaluate and save at least every so many seconds", low=0.0, only="train"),
         "eval_envs": Option(
             int, "evaluate without a pause: the first N worlds of each process follow the policy as it was when the "
             "evaluation began, without randomness, while the others train. When each has ended an episode, the result "
-            "is logged and the next evaluation begins. 0: training pauses and all worlds evaluate", 0, low=0,
-            high=2**31 - 1),
-        "save_int_models": Option(bool, "keep the model of every output iteration", False),
+            "is logged and the next evaluation begins. 0: training pauses and all worlds evaluate. checkpoints/best "
+            f"takes evaluations of {BEST_EPISODES} episodes or more", 0, low=0,
+            high=2**31 - 1, only="train"),
+        "save_int_models": Option(bool, "keep the model of every output iteration", False, only="train"),
         "logger": Option(
-            str, "TensorBoard or W&B besides log.txt, which is always written", "txt", choices=get_args(LoggerKind)),
+            str, "TensorBoard or W&B besides log.txt, which is always written", "txt", choices=get_args(LoggerKind),
+            only="train"),
     },
     "Where from, where to": {
         "model_file": Option(str, "start from these parameters: a model.pt of this project or of MimicKit",
@@ -179,21 +189,22 @@ GROUPS: dict[str, dict[str, Option]] = {
             str, "continue exactly, from a run folder's newest checkpoint or from one checkpoint folder. Without PATH: "
             "from --out_dir; without --out_dir: in the folder of PATH. Where the configuration has changed a warning "
             "names the keys; what the checkpoint holds stays (a fixed action_std is a parameter of the model)",
-            value="PATH", bare=True),
+            value="PATH", bare=True, only="train"),
         "overwrite": Option(
             bool, "train in a folder that holds a training: its checkpoints, models, log, result and failures are "
-            "removed once everything given has been checked", False),
+            "removed once everything given has been checked", False, only="train"),
         "out_dir": Option(str, "where everything is written", OUT_DIR, value="DIR",
                           default_text="output/<case>/<date>-<n>"),
         "result_file": Option(str, "the machine-readable result", value="FILE", default_text="<out_dir>/result.json"),
     },
-    "Windows and films (test mode)": {
-        "visualize": Option(bool, "open a window; without a display a warning says that none is opened", True),
-        "video": Option(bool, "film one episode off screen", False),
+    "Windows and films": {
+        "visualize": Option(bool, "open a window; without a display a warning says that none is opened", True,
+                            only="test"),
+        "video": Option(bool, "film one episode off screen", False, only="test"),
         "video_file": Option(str, "where the film goes, with PNG frames beside it as <name>_<frame>.png",
-                             value="FILE.mp4", suffix=".mp4", default_text="<out_dir>/viz.mp4"),
-        "video_width": Option(int, "width of the film, pixels", 854, low=64, high=8192),
-        "video_height": Option(int, "height of the film, pixels", 480, low=64, high=8192),
+                             value="FILE.mp4", suffix=".mp4", default_text="<out_dir>/viz.mp4", only="test"),
+        "video_width": Option(int, "width of the film, pixels", 854, low=64, high=8192, only="test"),
+        "video_height": Option(int, "height of the film, pixels", 480, low=64, high=8192, only="test"),
     },
 }
 OPTIONS: dict[str, Option] = {name: option for group in GROUPS.values() for name, option in group.items()}
@@ -207,18 +218,34 @@ def parse(name: str, words: Sequence[str], source: str) -> Any:
         raise UserError(f"{' '.join([f'--{name}', *words])} ({source}): {error}") from None
 
 
-def help_rows(names: Iterable[str], defaults: Mapping[str, str | None] | None = None) -> list[str]:
-    """Lines of ``--help`` about options; ``defaults``: those of a command, in words, where it has its own."""
+def help_rows(names: Iterable[str], defaults: Mapping[str, str] | None = None, short: bool = False) -> list[str]:
+    """Lines of ``--help`` about options.
+
+    Args:
+        defaults: those of a command, in words, where it has its own.
+        short: what they do alone.
+    """
     heads = {}
     for name in names:
-        own = (defaults or {}).get(name)
-        heads[name] = f"--{name} {(replace(OPTIONS[name], default_text=own) if own else OPTIONS[name]).usage}"
+        option = replace(OPTIONS[name], default_text=(defaults or {}).get(name, OPTIONS[name].default_text))
+        heads[name] = f"--{name} {option.form if short else option.usage}"
     width = min(34, max(map(len, heads.values())))
     rows = []
     for name, head in heads.items():
-        first, *others = textwrap.wrap(OPTIONS[name].help, 116 - width)
+        text = re.split(r"[;.] ", OPTIONS[name].help)[0] if short else OPTIONS[name].help
+        first, *others = textwrap.wrap(text, 116 - width)
         if len(head) > width:
             rows.append(f"  {head}")
             head = ""
         rows += [f"  {head:{width}}  {first}", *(f"  {'':{width}}  {other}" for other in others)]
     return rows
+
+
+def help_groups(mode: str, defaults: Mapping[str, str]) -> list[str]:
+    """Lines of ``--help`` about all options of a mode but those that say which case and mode it is, by group."""
+    lines = []
+    for title, options in GROUPS.items():
+        if names := [name for name, option in options.items()
+                     if option.only in ("", mode) and name not in ("arg_file", "mode")]:
+            lines += ["", f"{title}:", *help_rows(names, defaults)]
+    return lines

@@ -1,4 +1,5 @@
-"""How processes end: with the one that started them (prctl, Linux), and at once. No heavy imports."""
+"""How processes are watched, and how they end: with the one that started them (prctl, Linux), and at once. No heavy
+imports."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+WATCHED = "MIMICKIT_HEARTBEAT"  # environment variable of processes that are watched from their start: the run folder
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PRCTL = ctypes.CDLL(None).prctl
@@ -43,6 +45,17 @@ def is_alive(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z" and not Path(f"/proc/{pid}/statm").read_text().startswith("0 ")
     return False
+
+
+def end_at_interrupt() -> None:
+    """From now on Ctrl-C ends the process at once: an exception would crash the libraries that are being imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
+        signal.signal(signal.SIGINT, _end_now)
+
+
+def _end_now(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signal.SIGINT)
 
 
 def leave(code: int) -> NoReturn:

@@ -77,18 +77,6 @@ def axis_angle_to_quat(axis: Tensor, angle: Tensor) -> Tensor:
     return normalize(torch.cat([xyz, torch.cos(half).expand_as(xyz[..., :1])], dim=-1))
 
 
-def quat_to_axis_angle(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Axis [..., 3] and angle [...] in [0, pi] of quaternions [..., 4]; the identity has axis (0, 0, 1), angle 0."""
-    q = quat_pos(q)
-    length = torch.linalg.vector_norm(q[..., :3], dim=-1)
-    tiny = length <= _TINY_ANGLE
-    angle = torch.where(tiny, 0.0, 2.0 * torch.atan2(length, q[..., 3]))
-    axis = q[..., :3] / torch.where(tiny, 1.0, length).unsqueeze(-1)
-    up = torch.zeros_like(axis)
-    up[..., 2] = 1.0
-    return torch.where(tiny.unsqueeze(-1), up, axis), angle
-
-
 def quat_to_exp_map(q: Tensor) -> Tensor:
     """Exponential map [..., 3] of quaternions [..., 4]; its norm is at most pi."""
     xyz, w = q[..., :3], q[..., 3:]
@@ -108,11 +96,6 @@ def exp_map_to_quat(e: Tensor) -> Tensor:
 def quat_diff(q0: Tensor, q1: Tensor) -> Tensor:
     """World-frame difference q1 * conj(q0) [..., 4]: the rotation that takes q0 to q1."""
     return quat_mul(q1, quat_conj(q0))
-
-
-def quat_angle(q: Tensor) -> Tensor:
-    """Rotation angle [...] in [0, pi] of quaternions [..., 4]."""
-    return _angle(q[..., :3], q[..., 3])
 
 
 def quat_diff_angle(q0: Tensor, q1: Tensor) -> Tensor:
@@ -148,30 +131,6 @@ def quat_to_tan_norm(q: Tensor) -> Tensor:
     tan_norm = torch.addcmul(along, twice[..., 3:], turned)
     tan_norm[..., ::5].sub_(1.0)
     return tan_norm
-
-
-def tan_norm_to_quat(tan_norm: Tensor) -> Tensor:
-    """Unit quaternion [..., 4], w >= 0, nearest in spirit to a possibly imperfect tangent-normal pair [..., 6].
-
-    The tangent is kept and normalised, the normal is made perpendicular to it (Gram-Schmidt). A vanishing tangent
-    counts as X; a normal that vanishes or is parallel to the tangent is replaced by a perpendicular of it. All angles
-    up to pi are exact (Shepperd 1978: of four formulas the best conditioned one is used).
-    """
-    eye = torch.eye(3, dtype=tan_norm.dtype, device=tan_norm.device)
-    tangent, normal = tan_norm[..., :3], tan_norm[..., 3:]
-    size = torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
-    tangent = torch.where(size > 1e-8, tangent / size.clamp_min(_TINY_NORM), eye[0])
-    spare = torch.where(tangent[..., 2:].abs() < 0.9, eye[2], -eye[0])  # never parallel to the tangent
-    flat = _reject(normal, tangent)
-    spare = _reject(spare, tangent)
-    size = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
-    limit = 1e-6 * torch.linalg.vector_norm(normal, dim=-1, keepdim=True).clamp_min(1e-6)
-    normal = normalize(torch.where(size > limit, flat / size.clamp_min(1e-30), spare))
-    return matrix_to_quat(torch.stack([tangent, cross(normal, tangent), normal], dim=-1))
-
-
-def _reject(v: Tensor, unit: Tensor) -> Tensor:
-    return v - (v * unit).sum(dim=-1, keepdim=True) * unit
 
 
 def matrix_to_quat(m: Tensor) -> Tensor:
@@ -215,11 +174,6 @@ def in_heading(v: Tensor, angle: Tensor) -> Tensor:
 def heading_quat(q: Tensor) -> Tensor:
     """Rotation [..., 4] about +Z by the heading of q [..., 4]."""
     return yaw_quat(heading(q))
-
-
-def heading_quat_inv(q: Tensor) -> Tensor:
-    """Rotation [..., 4] about +Z that takes the heading of q [..., 4] to zero."""
-    return yaw_quat(-heading(q))
 
 
 def slerp(q0: Tensor, q1: Tensor, t: Tensor) -> Tensor:

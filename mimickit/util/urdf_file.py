@@ -16,6 +16,7 @@ import numpy as np
 
 from mimickit.util.failures import UserError
 from mimickit.util.reading import MAX_MODEL_DEPTH, at_most
+from mimickit.util.xml_numbers import MOST, as_text, read_numbers
 
 KINDS = ("revolute", "fixed")
 MESHES = (".stl", ".obj")
@@ -113,9 +114,9 @@ class _Converter:
         axis = joint.find("axis")
         direction = np.array([1.0, 0.0, 0.0]) if axis is None else self._numbers(axis, "xyz", 3, where)
         damping, friction = (self._numbers(dynamics, key, 1, where, "0")[0] for key in ("damping", "friction"))
-        ET.SubElement(body, "joint", name=joint.get("name", ""), type="hinge", axis=_text(direction),
-                      range=_text([low, high]), actuatorfrcrange=_text([-effort, effort]), damping=_text([damping]),
-                      frictionloss=_text([friction]))
+        ET.SubElement(body, "joint", name=joint.get("name", ""), type="hinge", axis=as_text(direction),
+                      range=as_text([low, high]), actuatorfrcrange=as_text([-effort, effort]),
+                      damping=as_text([damping]), frictionloss=as_text([friction]))
 
     def _add_inertial(self, body: ET.Element, inertial: ET.Element, where: str) -> None:
         mass, inertia = (found if (found := inertial.find(tag)) is not None else ET.Element(tag)
@@ -124,8 +125,8 @@ class _Converter:
                                   for key in ("ixx", "ixy", "ixz", "iyy", "iyz", "izz"))
         origin, turn = self._origin(inertial, where)
         tensor = turn @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ turn.T  # into the link's axes
-        ET.SubElement(body, "inertial", pos=_text(origin), mass=_text(self._numbers(mass, "value", 1, where, "0")),
-                      fullinertia=_text(tensor[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]))
+        ET.SubElement(body, "inertial", pos=as_text(origin), mass=as_text(self._numbers(mass, "value", 1, where, "0")),
+                      fullinertia=as_text(tensor[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]]))
 
     def _add_geom(self, body: ET.Element, collision: ET.Element, where: str) -> None:
         shape = next((shape for geometry in collision.findall("geometry") for shape in geometry), None)
@@ -146,7 +147,7 @@ class _Converter:
         else:
             raise UserError(f"{self.path}: {where} is '{kind[:80]}'; allowed are box, sphere, cylinder, capsule, mesh")
         geom.set("type", kind)
-        geom.set("size", _text(size))
+        geom.set("size", as_text(size))
 
     def _mesh(self, shape: ET.Element, where: str) -> str:
         file = shape.get("filename", "").removeprefix("file://")
@@ -155,15 +156,15 @@ class _Converter:
         if Path(file).suffix.lower() not in MESHES:
             raise UserError(f"{self.path}: {where} shows '{file[:200]}'; meshes are read from {' and '.join(MESHES)} "
                             "files")
-        scale = _text(self._numbers(shape, "scale", 3, where, "1 1 1"))
+        scale = as_text(self._numbers(shape, "scale", 3, where, "1 1 1"))
         asset = self.assets.setdefault(f"{file} {scale}", ET.Element("mesh", name=f"mesh_{len(self.assets)}", file=file,
                                                                      scale=scale))
         return asset.get("name", "")
 
     def _place(self, element: ET.Element, placed: ET.Element, where: str) -> None:
         pos, turn = self._origin(placed, where)
-        element.set("pos", _text(pos))
-        element.set("quat", _text(_quat_wxyz(turn)))
+        element.set("pos", as_text(pos))
+        element.set("quat", as_text(_quat_wxyz(turn)))
 
     def _origin(self, element: ET.Element, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] and rotation matrix [3, 3] of ``<origin>``: R = Rz(yaw) Ry(pitch) Rx(roll)."""
@@ -175,19 +176,7 @@ class _Converter:
         return self._numbers(origin, "xyz", 3, where, "0 0 0"), turn
 
     def _numbers(self, element: ET.Element, key: str, count: int, where: str, default: str = "") -> np.ndarray:
-        text = element.get(key, default)
-        try:
-            values = np.array([float(part) for part in text.split()])
-        except ValueError:
-            values = np.zeros(0)
-        if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > 1e9:
-            raise UserError(f"{self.path}: {where} has {key}=\"{text[:200]}\" in <{element.tag}>; expected "
-                            f"{count} finite number{'s' if count > 1 else ''}")
-        return values
-
-
-def _text(values: np.ndarray | list[float]) -> str:
-    return " ".join(repr(float(value)) for value in values)
+        return read_numbers(element.get(key, default), count, f"{self.path}: <{element.tag}> of {where}", key, MOST)
 
 
 def _quat_wxyz(turn: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from mimickit.learning.methods import build_agent
 from mimickit.learning.trainer import train
 from mimickit.longcycle.judge import judge_gates
 from mimickit.longcycle.settings import DEFAULT_ENGINE, load_targets
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process
@@ -27,6 +27,7 @@ NETS = {"deepmimic_go2_ppo": ("actor_net", "critic_net"), "amp_humanoid": ("acto
 ITERATIONS, NUM_ENVS = 8, 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETS)
 def test_shuffled_rewards_pass_no_gate(case, tmp_path, monkeypatch):
     monkeypatch.chdir(SHIPPED)

@@ -53,6 +53,28 @@ def test_with_shuffled_rewards_nothing_is_learned(tmp_path):
     assert result.evaluation["return"] < BY_CHANCE
 
 
+def test_lcp_learns_a_smoother_policy(tmp_path):
+    changes = {}
+    for weight in (0.0, 0.03):
+        seed_process(0, 0)
+        env, dist = ToyEnv(64), Distributed.single()
+        agent = build_agent(env, parse_agent_config({**AGENT_CONFIG, "agent_name": "LCP", "lcp_weight": weight}), dist)
+        result = train(env, agent, dist, TrainOptions(tmp_path / str(weight), max_samples=40 * 1024))
+        assert result.evaluation["return"] > LEARNED
+        x = torch.randn(512, 4, generator=torch.Generator().manual_seed(1))
+        jacobian = torch.func.vmap(torch.func.jacrev(lambda x, model=agent._model: _mean_action(model, x)))(x)
+        changes[weight] = jacobian.square().sum(dim=(1, 2)).mean().sqrt()
+        columns, _ = read_log(tmp_path / str(weight) / "log.txt")
+        assert ("Lcp_Loss" in columns) == (weight > 0.0)
+    assert changes[0.03] < 0.67 * changes[0.0], changes
+
+
+def _mean_action(model, x):
+    for layer in model._actor_layers:
+        x = layer(x)
+    return model._action_dist._mean_net(x)
+
+
 def test_two_processes_stay_equal_and_learn(tmp_path):
     in_two_processes(_train_one_rank, tmp_path)
     _, rows = read_log(tmp_path / "log.txt")

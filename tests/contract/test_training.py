@@ -239,6 +239,26 @@ def test_a_worse_evaluation_leaves_the_best_model(tmp_path):
     assert json.loads((best / "evaluation.json").read_text())["iteration"] == 4
 
 
+def test_few_episodes_do_not_tell_which_policy_is_best(tmp_path, capsys):
+    for eval_envs, written in ((7, False), (8, True)):
+        folder = tmp_path / str(eval_envs)
+        result, _, _ = run(folder, max_iters=6, agent_keys={"iters_per_output": 1}, eval_envs=eval_envs)
+        assert result.evaluation["episodes"] == eval_envs
+        assert (folder / "checkpoints/best").exists() is written
+    assert capsys.readouterr().err.count("evaluations of 7 episodes are too few to tell which policy is best") == 1
+
+
+def test_what_was_not_evaluated_is_not_shown(tmp_path, capsys):
+    """Neither before the first evaluation, nor where there are to be none."""
+    run(tmp_path / "beside", max_iters=3, eval_envs=4)
+    first, _, last = capsys.readouterr().out.split("--- ")[1:]
+    assert "Test_Return" not in first and "Test_Episodes 0" in first and "Train_Return" in first and last
+    result, _, _ = run(tmp_path / "none", max_iters=2, agent_keys={"test_episodes": 0, "iters_per_output": 1})
+    columns, rows = read_log(tmp_path / "none/log.txt")
+    assert not any(name.startswith("Test_") for name in columns) and len(rows) == 2 and result.evaluation is None
+    assert not (tmp_path / "none/checkpoints/best").exists()
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses operations that wait for a device, or bring host data to it, when they run on CUDA."""
 

@@ -32,6 +32,7 @@ class ToyEnv:
     episode_steps = 20
     fail_reward = 0.0
     succ_reward = 0.0
+    measures_uninterrupted = False
 
     def __init__(self, num_envs: int = 64, shuffle: bool = False, nan_at: int | None = None) -> None:
         self.device = torch.device("cpu")

@@ -1,6 +1,7 @@
 """One stage under the suite's watchdog, without a suite around it; and what it leaves running."""
 
 import contextlib
+import sys
 from pathlib import Path
 
 from mimickit.longcycle import stages
@@ -21,6 +22,11 @@ def run_stage(spec: stages.StageSpec) -> stages.StageResult:
     result = stages.run_stage(spec, ends.append)
     assert ends == [result]
     return result
+
+
+def run_code(folder: Path, code: str, **changes: object) -> stages.StageResult:
+    """Run Python code as a stage."""
+    return run_stage(stage_spec(folder, [sys.executable, "-c", code], **changes))
 
 
 def processes_left(fault_file: Path) -> list[int]:

@@ -34,7 +34,7 @@ import yaml
 
 from mimickit.longcycle.ladder import MEMORY, TRANSIENT
 from mimickit.longcycle.ledger import Ledger
-from mimickit.request import read_devices
+from mimickit.request_reader import read_devices
 from mimickit.util.args import Args
 from mimickit.util.failures import EXIT_USER_ERROR, UserError
 from tests.faults.faulty_run import CGROUP, ROOT, Fault

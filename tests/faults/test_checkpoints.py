@@ -30,7 +30,6 @@ sys.path.insert(0, {root!r})
 import torch
 from mimickit.util.checkpoint import CheckpointWriter, find_latest, load_checkpoint
 from mimickit.util.distributed import Distributed
-torch.set_num_threads(1)
 alone, run = Distributed.single(), Path(sys.argv[1])
 
 def save(iteration):

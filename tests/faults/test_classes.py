@@ -1,21 +1,18 @@
-"""Which class a fault gets: from exceptions as libraries raise them, and from what dying processes leave behind."""
+"""Which class a fault gets from what dying processes leave behind (exceptions: tests/unit/util/test_failures.py)."""
 
-import errno
 import itertools
 import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from mimickit.longcycle import stages
-from mimickit.util.failures import FAILURE_CLASSES, NonFiniteError, classify, read_failures, root_cause, write_failure
+from mimickit.util.failures import FAILURE_CLASSES, NonFiniteError, read_failures, root_cause, write_failure
 from tests.faults import table
 from tests.faults.faulty_run import Journal
-from tests.faults.single_stage import run_stage, stage_spec
+from tests.faults.single_stage import run_code as run
 from tests.faults.table import SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,44 +29,6 @@ GLOO = ("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed 
         "typically caused by a remote worker crashing.")
 
 
-@pytest.mark.parametrize(("error", "expected"), [
-    (RuntimeError(GLOO), "nccl"),
-    (RuntimeError("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 600000ms"), "nccl"),
-    (torch.distributed.DistBackendError("NCCL error in: ../ProcessGroupNCCL.cpp:94, unhandled system error"), "nccl"),
-    (torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1."), "nccl"),
-    (torch.distributed.DistBackendError("NCCL error: unhandled cuda error. Failed to CUDA calloc async 608 bytes"),
-     "oom_gpu"),
-    (torch.distributed.DistBackendError("NCCL error: Cuda failure 2 'out of memory'"), "oom_gpu"),
-    (torch.distributed.DistBackendError("NCCL error: Cuda failure 700 'an illegal memory access was encountered'"),
-     "cuda_fault"),
-    (torch.AcceleratorError("CUDA error: out of memory"), "oom_gpu"),
-    (torch.AcceleratorError("CUDA error: device-side assert triggered"), "cuda_fault"),
-    (torch.AcceleratorError("CUDA error: unspecified launch failure"), "cuda_fault"),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom_gpu"),
-    (RuntimeError("Graph launch error: Warp CUDA error 2: out of memory (in function graph_launch)"), "oom_gpu"),
-    (RuntimeError("Warp CUDA error 700: an illegal memory access was encountered"), "cuda_fault"),
-    (RuntimeError("Failed to allocate 4096 bytes on device 'cpu'"), "oom_host"),
-    (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom_host"),
-    (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
-    (OSError(errno.EFBIG, "File too large"), "disk"),
-    (OSError(errno.EROFS, "Read-only file system"), "disk"),
-    (FileNotFoundError(errno.ENOENT, "No such file"), "failed"),
-])
-def test_exceptions_as_libraries_raise_them(error, expected):
-    assert classify(error) == expected
-
-
-def test_an_exception_that_says_nothing_is_judged_by_its_cause():
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            raise RuntimeError("the log could not be written") from error
-    except RuntimeError as error:
-        assert classify(error) == "disk"
-    assert classify(RuntimeError("the log could not be written")) == "failed"
-
-
 def test_a_lost_connection_is_not_the_root_cause(tmp_path, monkeypatch):
     monkeypatch.setattr("mimickit.util.failures.time", SimpleNamespace(time=itertools.count(100.0).__next__))
     write_failure(tmp_path, 0, RuntimeError(GLOO))  # the survivor was quicker
@@ -84,10 +43,6 @@ def test_a_failure_that_cannot_be_written_is_told_on_stderr(tmp_path, capsys):
     (tmp_path / "failures").write_text("a file where the folder should be")
     write_failure(tmp_path, 0, RuntimeError("the error that matters"))
     assert "rank_0.json could not be written" in capsys.readouterr().err
-
-
-def run(tmp_path, code, **changes):
-    return run_stage(stage_spec(tmp_path, [sys.executable, "-c", code], **changes))
 
 
 LEAVE = """import os, signal, sys

@@ -17,7 +17,7 @@ from mimickit.anim.mjcf import load_character_model
 from mimickit.anim.motion_lib import Dataset, list_motions
 from mimickit.config import build, load_layered, load_yaml, parse_yaml
 from mimickit.envs.env_builder import make_env_config
-from mimickit.request import read_overrides
+from mimickit.request_reader import read_overrides
 from mimickit.util import logging, reading
 from mimickit.util.args import read_arg_file
 from mimickit.util.failures import AssetMissingError, UserError

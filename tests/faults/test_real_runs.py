@@ -33,7 +33,7 @@ def training(folder, *flags, fault=None, ranks=1, **changes):
     argv = [sys.executable, str(ROOT / "tests/faults/faulty_run.py"), *flags, *SIZES,
             "--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
             "--devices", *["cpu"] * ranks, "--visualize", "false", "--rand_seed", "7", "--out_dir", str(folder / "out")]
-    env = {"FAULT_FILE": str(folder / "fault.json"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {"FAULT_FILE": str(folder / "fault.json"), "CUDA_VISIBLE_DEVICES": ""}
     return stage_spec(folder, argv, cwd=ROOT, env=env, mode="train", ranks=ranks, grace=20.0, **changes)
 
 
@@ -41,6 +41,7 @@ def at(iteration, kind, rank=0):
     return Fault(kind, stage="out", rank=rank, iteration=iteration)
 
 
+@pytest.mark.slow
 def test_sigterm_and_sigkill_change_nothing(tmp_path):
     """Stopped by the suite, continued, killed, continued: the same numbers as in one go (CPU physics repeats)."""
     for name in ("whole", "parts"):
@@ -82,6 +83,7 @@ def test_sigterm_and_sigkill_change_nothing(tmp_path):
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_stage_and_leaves_nothing(tmp_path):
     result = run_stage(training(tmp_path, "--max_iters", "50", fault=at(3, "kill_rank", rank=1), ranks=2))
     assert (result.failure_class, result.rc) == ("preempted", 137), result
@@ -89,6 +91,7 @@ def test_a_killed_rank_ends_the_stage_and_leaves_nothing(tmp_path):
     assert find_latest(tmp_path / "out").name == "0000000001"
 
 
+@pytest.mark.slow
 def test_a_killed_guard_takes_launcher_and_ranks_along(tmp_path):
     """Nobody comes after it who would end what is left: each process ends with the one that started it."""
     spec = training(tmp_path, "--max_iters", "500", fault=at(3, "kill_guard", rank=1), ranks=2)

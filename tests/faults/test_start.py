@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.longcycle.test_parts import run as run_stage
+from tests.faults.single_stage import run_stage, stage_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 # The run program with a compiler that works for longer than anybody waits for a sign of life, and is then stuck.
@@ -32,8 +32,8 @@ def test_a_compiler_that_is_stuck_is_found_and_one_that_works_is_not(tmp_path, m
     flags = ["--arg_file", "args/view_motion_go2_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
              "--mode", "test", "--devices", "cpu", "--num_envs", "1", "--test_episodes", "1", "--visualize", "false",
              "--out_dir", str(tmp_path / "out")]
-    result = run_stage(tmp_path, STUCK, argv=(sys.executable, "-c", STUCK, *flags), cwd=ROOT, timeout=100.0,
-                       hang_seconds=3.5, startup_seconds=60.0)
+    result = run_stage(stage_spec(tmp_path, [sys.executable, "-c", STUCK, *flags], cwd=ROOT, hang_seconds=3.5,
+                                  startup_seconds=60.0))
     assert (result.failure_class, result.message[:38]) == ("hang", "no sign of life from rank_0 for 4 s (c"), result
-    log = (tmp_path / "test.log").read_text()
+    log = (tmp_path / "stage.log").read_text()
     assert "(compiling)" in result.message and "worked for 5 s" in log and "in stuck" in log

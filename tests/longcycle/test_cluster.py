@@ -101,6 +101,7 @@ def nightly(project):
     return run
 
 
+@pytest.mark.slow
 def test_the_nightly_job_fails_judges_and_continues(project, nightly):
     project.rules({"stage": "test", "case": CASES[1], "do": "crash"})
     assert nightly("Run the suite").returncode == 1

@@ -67,8 +67,8 @@ def test_a_night_has_what_the_root_says(tmp_path):
     found = history.night_of(root)
     assert (found.seed, found.commit[:6], found.machine, found.root) == (5, "c0ffee", "1 x NVIDIA H200", "night")
     case = found.cases[TRAINED]
-    assert not case.final_ok and case.measures["return"].ci95 == pytest.approx(180 * 0.003)
-    assert [gate.measure for gate in case.gates] == ["test_return", "test_episode_length", "body_pos_err"]
+    assert not case.final_ok and case.measures["return"].ci95 == pytest.approx(1.2 * 0.003 * case.gates[0].bound)
+    assert case.gates[0].measure == "test_return"
     assert sum(case.gpu_hours for case in found.cases.values()) == pytest.approx(found.gpu_hours, abs=1e-3)
     path = tmp_path / "history.jsonl"
     assert history.append(path, found) and not history.append(path, found), "a session stands there once"
@@ -150,7 +150,9 @@ def test_two_roots_are_compared(tmp_path, capsys, monkeypatch):
         targets, case, 0.05 if case == TRAINED else 0.2))
     assert cli.main(["compare", "a", "b"]) == 1
     text = capsys.readouterr().out
-    assert "worse   test_return                  180 → 157.5" in text and "(-12.5%), tests alone" in text
+    bound = targets[TRAINED].gates[0].bound
+    assert f"worse   test_return                  {1.2 * bound:g} → {1.05 * bound:g}" in text
+    assert "(-12.5%), tests alone" in text
     assert "same    motion_err" in text
     assert cli.main(["compare", "a", "a"]) == 0 and cli.main(["compare", "a"]) == 2
 

@@ -12,8 +12,8 @@ from mimickit.longcycle.options import OPTIONS, make_settings
 from mimickit.longcycle.settings import ladder_name
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_tsv, write_tsv
+from tests.faults.single_stage import run_code as run
 from tests.longcycle.conftest import CASES, ROOT, TRAINED
-from tests.longcycle.test_parts import run
 from tools import measure_allocation
 
 TABLE = """

@@ -16,8 +16,11 @@ from mimickit.longcycle.results.data import Root, log_tail
 from mimickit.longcycle.results.live import SHARE, LivePage
 from mimickit.longcycle.results.machine import gpus
 from mimickit.longcycle.results.pages import STATIC
+from mimickit.longcycle.settings import load_targets
 from tests.longcycle.conftest import CASES, HEAVY, ROOT, TRAINED
 from tests.longcycle.made_root import make_root, page_data
+
+BOUND = load_targets()[TRAINED].gates[0].bound  # of the return
 
 
 def film(path, frames=30):
@@ -46,9 +49,9 @@ def test_a_page_says_what_the_records_say(root, tmp_path, capsys):
     assert "<strong>2</strong><span>/3</span> passed" in index and "gate in test" in index
     assert all((root / "page" / name).is_file() for name in STATIC)
     name, parts, charts = page_data(root, TRAINED)
-    assert name == TRAINED and "test return</strong> has to be &gt;= 150" in parts["gates"]
-    assert "✓ holds</span>: 180 ± 0.54 (1024 episodes)" in parts["gates"]
-    assert "best without skill 3.9 (untrained)" in parts["gates"]
+    assert name == TRAINED and f"test return</strong> has to be &gt;= {BOUND:g}" in parts["gates"]
+    assert f"✓ holds</span>: {1.2 * BOUND:g} ± {0.0036 * BOUND:.2g} (1024 episodes)" in parts["gates"]
+    assert "best of those" in parts["gates"] and "where the bound comes from" in parts["gates"]
     assert f"--cases {TRAINED} --root-out {TRAINED}_again --longcycle-profile full --rand-seed 1" in parts["again"]
     assert "git checkout c0ffee" in parts["again"] and "0:20" in parts["stages"]
     assert charts[0]["title"] == "return of evaluations" and len(charts[0]["data"]) == 2
@@ -179,7 +182,8 @@ def test_committed_records_are_a_root(root, tmp_path, capsys):
         assert cli.main([str(root), "--commit", str(tmp_path / "results")]) == 0
     assert "1 roots, 3 cases, 3 film strips" in capsys.readouterr().out
     page = (tmp_path / "results/README.md").read_text()
-    assert re.search(rf"\| {TRAINED} \| return \| >= 150 \| 3\.\d+ \| A 180 ± 0.54 \*failed\* \|", page)
+    line = rf"\| {TRAINED} \| return \| >= {BOUND:g} \| [\d.]+ \| A {1.2 * BOUND:g} ± [\d.]+ \*failed\* \|"
+    assert re.search(line, page)
     assert "data/curves/deepmimic.png" in page
     with tarfile.open(tmp_path / "results/data/records.tar.xz") as archive:
         archive.extractall(tmp_path / "other", filter="data")

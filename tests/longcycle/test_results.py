@@ -52,7 +52,7 @@ def test_results_are_judged_by_the_present_gates_without_running(project):
     result = project.run("--from-results", "longcycle", "--cases", f"{TRAINED},{CASES[1]}")
     assert result.ret == 1
     result.stdout.fnmatch_lines([
-        f"*{TRAINED}: stage test failed, class gate: learning gate: test_return 9*misses >= 9.5",
+        f"*{TRAINED}: stage test failed, class gate: learning gate: test_return 9*misses >= 9.5 by *",
         f"FAILED   {TRAINED}: test gate:*(log: output/train/longcycle/runs/*/test.log)", "*0/2 final_ok=1*"])
     assert not project.calls() and content(project.path / "output/train/longcycle") == before
 

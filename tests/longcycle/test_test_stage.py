@@ -52,7 +52,7 @@ def test_nothing_learned_needs_no_statistics(tmp_path):
 
 @pytest.mark.parametrize(("measure", "result", "expected"), [
     ("test_return", {"test_return": 7.0}, ("pass", "test_return 9 ± 0.25 (1024 episodes) >= 8")),  # not the first ten
-    ("survival", {}, ("fail", "survival 1 (1 episode) misses >= 8")),
+    ("survival", {}, ("fail", "survival 1 (1 episode) misses >= 8 by 7")),
     ("coverage_err", {"measures": {"coverage_err": 8.5}}, ("pass", "coverage_err 8.5 >= 8")),  # has no interval
     ("broken", {"measures": {"broken": 9.0}}, ("missing", "broken is missing or not a finite number")),
 ])

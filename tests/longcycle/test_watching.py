@@ -6,7 +6,8 @@ import time
 import pytest
 
 from mimickit.longcycle import stages
-from tests.longcycle.test_parts import run, spec
+from tests.faults.single_stage import run_code as run
+from tests.faults.single_stage import stage_spec
 
 BEATS = """
 import os, pathlib, time
@@ -58,7 +59,7 @@ class Watched:
     """A stage's files and a clock, without processes."""
 
     def __init__(self, tmp_path, **changes):
-        self.spec = spec(tmp_path, "", **{"hang_seconds": 180.0, "startup_seconds": 300.0, "ranks": 2, **changes})
+        self.spec = stage_spec(tmp_path, [], **{"hang_seconds": 180.0, "startup_seconds": 300.0, "ranks": 2, **changes})
         (self.spec.out_dir / "heartbeat").mkdir(parents=True)
         self.signs, self.stamp = stages.Signs(self.spec, begin=0.0), 0
 

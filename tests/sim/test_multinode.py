@@ -39,8 +39,7 @@ def start():
                      "--engine_config", "data/engines/newton_engine.yaml", "--num_envs", "4", "--rand_seed", "7",
                      "--set", "env.episode_length=0.5", "agent.steps_per_iter=8", "agent.test_episodes=2",
                      "agent.iters_per_output=1"],
-                    cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    start_new_session=True))
+                    cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
         return agents[-2:]
 
     yield start
@@ -55,6 +54,7 @@ def progress(out):
     return json.loads(path.read_text()).get("samples", 0) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_model_and_continue_after_a_sigterm(start, tmp_path):
     out = tmp_path / "run"
     agents = start(out)

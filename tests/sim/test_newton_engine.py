@@ -16,8 +16,6 @@ from mimickit.engines.engine_config import EngineConfig, contact_capacity
 from mimickit.engines.newton_engine import NewtonEngine
 from mimickit.util.failures import AssetMissingError, UserError
 
-torch.set_num_threads(1)
-
 pytestmark = pytest.mark.sim
 
 HUMANOID = Path(__file__).resolve().parents[2] / "data" / "assets" / "humanoid" / "humanoid.xml"
@@ -171,7 +169,7 @@ def test_exponential_maps_read_back_in_positive_form(given, read):
     torch.testing.assert_close(engine.dof_pos[0, 6:9], torch.tensor(read), atol=1e-5, rtol=0)
 
 
-# --- velocities (F2 and the frame of ball joints) ------------------------------------------------------------------
+# --- velocities (and the frame of ball joints) ------------------------------------------------------------------------
 
 VELOCITY = {"pos": (0.3, -0.2, 4.0), "rot": tuple(from_exp_map(torch.tensor([0.4, -0.3, 0.9])).tolist()),
             "vel": (1.0, -0.5, 0.7), "ang_vel": (3.0, -2.0, 4.0)}
@@ -321,7 +319,7 @@ def test_torque_control_acts_on_child_axes_and_is_limited():
 
 
 def test_motors_off_ignores_commands():
-    """F17: the flag is honoured; the worlds differ in their command and in nothing else."""
+    """The flag is honoured; the worlds differ in their command and in nothing else."""
     engine = engine_for(motors=False, fixed_root=True)
     place(engine)
     engine.command[1] = 1.0
@@ -332,7 +330,7 @@ def test_motors_off_ignores_commands():
 
 
 def test_hinge_limits_hold_and_spherical_limits_are_an_option():
-    """F21: targets beyond the range of knee (0) and neck (0.8727), without and with the soft spherical limits."""
+    """Targets beyond the range of knee (0) and neck (0.8727), without and with the soft spherical limits."""
     angles = {}
     for limits in (False, True):
         engine = engine_for(fixed_root=True, self_collision=False, spherical_limits=limits)

@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import contact_capacity
+from mimickit import run
 from tools import check_motion, render_clips
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "characters.md").read_text()
-
-
-def run(project, *command):
-    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True, timeout=400,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,8 @@ def project(tmp_path_factory):
         path = folder / name[1]
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "python":
-            run(folder, "-c", text)
+            subprocess.run([sys.executable, "-c", text], cwd=folder, check=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
         else:
             path.write_text(text)
     return folder
@@ -61,22 +57,24 @@ def test_the_clip_passes_the_check(project, monkeypatch):
     assert check_motion.main(["data/motions/hopper/hopper_squat.pkl", "--char", "data/assets/hopper/hopper.xml"]) == 0
 
 
-def test_view_train_and_measure(project):
+def test_view_train_and_measure(project, monkeypatch, capfd):
+    monkeypatch.chdir(project)
     view, train, measure = commands()
+    assert (view[0], train[0], measure[:2]) == ("mimickit", "mimickit", ["python", "benchmarks/contact_capacity.py"])
     small = ["--devices", "cpu", "--visualize", "false"]
-    run(project, str(ROOT / "mimickit/run.py"), *small, *view[1:])
+    assert run.main([*small, *view[1:]]) == 0
     viewed = json.loads((project / "output/hopper_view/result.json").read_text())
     assert viewed["measures"]["pose_err"] < 1e-4 and viewed["test_episode_length"] == 150
 
-    out = run(project, str(ROOT / "mimickit/run.py"), *small, "--num_envs", "8", "--max_samples", "128",
-              "--set", "agent.steps_per_iter=16", "agent.test_episodes=8", "env.episode_length=1", *train[1:])
-    assert "contact capacity of hopper was never measured" in out
+    assert run.main([*small, "--num_envs", "8", "--max_samples", "128", "--set", "agent.steps_per_iter=16",
+                     "agent.test_episodes=8", "env.episode_length=1", *train[1:]]) == 0
+    assert "contact capacity of hopper was never measured" in capfd.readouterr().out
     trained = json.loads((project / "output/hopper/result.json").read_text())
     assert trained["samples"] == 128 and trained["contact_overflow"] == trained["constraint_overflow"] == 0
     assert trained["evaluation"]["return"] > 1.0
 
-    table = run(project, str(ROOT / measure[1]), *measure[2:], "--num-envs", "4", "--steps", "60", "--device", "cpu")
-    row = next(line.split() for line in table.splitlines() if line.startswith("hopper"))
+    assert contact_capacity.main([*measure[2:], "--num-envs", "4", "--steps", "60", "--device", "cpu"]) == 0
+    row = next(line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("hopper"))
     assert int(row[1]) > 0 and int(row[3]) > 0
 
 

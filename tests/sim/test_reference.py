@@ -6,21 +6,18 @@ A refactoring leaves ``reference.json`` as it is. A change that is meant to move
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+from mimickit import run
 from mimickit.util.logging import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = Path(__file__).with_name("reference.json")
 CASES = ["deepmimic_humanoid_ppo", "deepmimic_humanoid_awr", "amp_steering_humanoid", "add_humanoid", "ase_humanoid"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # sums in one order
 
 
 def machine():
@@ -33,13 +30,11 @@ def machine():
 
 def three_iterations(case, out):
     """Rows of log.txt, as text, and a digest of model.pt."""
-    done = subprocess.run(
-        [sys.executable, "mimickit/run.py", "--arg_file", f"args/{case}_args.txt", "--engine_config",
-         "data/engines/newton_engine.yaml", "--variant", "default", "--devices", "cpu", "--num_envs", "16",
-         "--max_iters", "3", "--rand_seed", "1", "--eval_envs", "4", "--visualize", "false", "--out_dir", str(out),
-         "--set", "agent.steps_per_iter=8", "agent.test_episodes=4", "agent.iters_per_output=1"],
-        cwd=ROOT, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.main([
+        "--arg_file", f"args/{case}_args.txt", "--engine_config", "data/engines/newton_engine.yaml",
+        "--variant", "default", "--devices", "cpu", "--num_envs", "16", "--max_iters", "3", "--rand_seed", "1",
+        "--eval_envs", "4", "--visualize", "false", "--out_dir", str(out),
+        "--set", "agent.steps_per_iter=8", "agent.test_episodes=4", "agent.iters_per_output=1"]) == 0
     header, rows = read_log(out / "log.txt")
     digest = hashlib.sha256()
     for name, tensor in sorted(torch.load(out / "model.pt", weights_only=True).items()):
@@ -49,7 +44,8 @@ def three_iterations(case, out):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_numbers_are_those_recorded(case, tmp_path):
+def test_numbers_are_those_recorded(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     recording = json.loads(RECORDING.read_text())
     found, recorded = three_iterations(case, tmp_path), recording["cases"][case]
     if recording["machine"] == machine():
@@ -62,8 +58,11 @@ def test_numbers_are_those_recorded(case, tmp_path):
 
 
 if __name__ == "__main__":
+    import os
     import tempfile
 
+    os.chdir(ROOT)
+    torch.set_num_threads(1)  # sums in one order, as conftest.py has it
     with tempfile.TemporaryDirectory() as scratch:
         cases = {case: three_iterations(case, Path(scratch) / case) for case in CASES}
     RECORDING.write_text(json.dumps({"machine": machine(), "cases": cases}, indent=1) + "\n")

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+from mimickit import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ["cuda:0"] if torch.cuda.is_available() else ["cpu"]
@@ -20,23 +23,24 @@ def command(out, *flags, devices=DEVICES):
             "agent.iters_per_output=2"]
 
 
-def run(out, *flags, devices=DEVICES, code=0):
-    done = subprocess.run(command(out, *flags, devices=devices), cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads((Path(out) / "result.json").read_text())
-
-
+@pytest.mark.slow
 def test_two_processes_train_and_one_tests_with_video(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     devices = ["cuda:0", "cuda:1"] if torch.cuda.device_count() > 1 else ["cpu", "cpu"]
-    trained = run(tmp_path / "train", "--max_samples", "128", devices=devices)
+    done = subprocess.run(command(tmp_path / "train", "--max_samples", "128", devices=devices), cwd=ROOT,
+                          capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = json.loads((tmp_path / "train/result.json").read_text())
     assert trained["world_size"] == 2 and trained["samples"] == 128 and trained["outcome"] == "completed"
     assert {p.name for p in (tmp_path / "train" / "heartbeat").iterdir()} == {"rank_0", "rank_1"}
     assert not [p for prefix in ("torchelastic_*", "mimickit-*") for p in (tmp_path / "tmp").glob(prefix)]
 
-    tested = run(tmp_path / "test", "--mode", "test", "--model_file", trained["model_file"], "--test_episodes", "4",
-                 "--video", "true", "--video_width", "160", "--video_height", "120")
+    monkeypatch.chdir(ROOT)
+    assert run.main(command(
+        tmp_path / "test", "--mode", "test", "--model_file", trained["model_file"], "--test_episodes", "4",
+        "--video", "true", "--video_width", "160", "--video_height", "120")[2:]) == 0
+    tested = json.loads((tmp_path / "test/result.json").read_text())
     assert tested["test_episodes"] == 4 and 1 <= tested["test_episode_length"] <= 15
     assert set(tested["measures"]) >= {"root_pos_err", "body_pos_err", "success_rate"}
     assert Path(tested["video"]["file"]).stat().st_size > 0 and len(tested["video"]["png"]) >= 1
@@ -61,7 +65,7 @@ def test_rollout_never_waits_for_the_device():
     from mimickit.envs.env_builder import build_env
     from mimickit.learning.methods import build_agent
     from mimickit.learning.trainer import roll_out
-    from mimickit.request import read_request
+    from mimickit.request_reader import read_request
     from mimickit.util.args import Args
     from mimickit.util.distributed import Distributed
 

@@ -6,7 +6,7 @@ from mimickit.envs.env_builder import build_env
 from mimickit.learning.evaluation import run_test
 from mimickit.learning.methods import build_agent
 from mimickit.longcycle.settings import DEFAULT_ENGINE
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED
 from mimickit.util.distributed import Distributed, seed_process

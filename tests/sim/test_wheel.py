@@ -8,12 +8,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "mimickit", "args", "data",
            "tests/acceptance")
 TINY = ["--devices", "cpu", "--num_envs", "4", "--set", "env.episode_length=0.1", "agent.steps_per_iter=4"]
 
 
+@pytest.mark.slow
 def test_from_wheel_to_policy(tmp_path):
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
     (source / "tests").mkdir(parents=True)

@@ -28,7 +28,8 @@ CASE = f"--arg_file {ARGS} --engine_config data/engines/newton_engine.yaml --dev
        "--visualize false --out_dir {tmp}/out"
 
 MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made by prepare(); words of the answer
-    ("--arg_file args/deepmimic_humanoid_args.txt", "args file not found: args/deepmimic_humanoid_args.txt"),
+    ("--arg_file args/deepmimic_humanoid_args.txt",
+     "not found: args/deepmimic_humanoid_args.txt (did you mean 'args/deepmimic_humanoid_ppo_args.txt'?)"),
     ("--arg_file", "--arg_file (command line): needs a value"),
     (f"{ARGS}", "belongs to no flag (did you mean --arg_file"),
     ("walk --num_envs 4", "'walk' (command line) belongs to no flag"),
@@ -53,6 +54,9 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--visualize maybe CASE", "--visualize maybe (command line): allowed are true and false"),
     ("--devices cuda:9 CASE", "--devices cuda:9: this machine has"),
     ("--devices gpu CASE", "--devices gpu: this machine has"),
+    ("--engine_config {tmp}/bullet.yaml CASE", "engine_name 'bullet' is not supported; supported: newton. Use"),
+    ("--env_config data/envs/none.yaml --agent_config {tmp}/none.yaml CASE", "{tmp}/none.yaml"),
+    ("--env_config {tmp}/noclip_env.yaml --set env.char_file=nobody.xml CASE", "character nobody.xml, motion data/"),
     ("--devices CASE", "--devices (command line): needs at least one value: cpu|cuda:I"),
     ("--max_samples 1e30 CASE", "must be at most"),
     ("--rand_seed -1 CASE", "--rand_seed -1 (command line): must be at least 0"),
@@ -65,6 +69,13 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--env_config {tmp}/noclip_env.yaml CASE", "motion data/motions/none.pkl"),
     ("--env_config {tmp}/broken.yaml CASE", "broken.yaml"),
     ("--agent_config data/agents/none.yaml CASE", "not found: data/agents/none.yaml"),
+    ("--agent_config data/agents/amp_humanoid_agnet.yaml CASE",
+     "(did you mean 'data/agents/amp_humanoid_agent.yaml'?)"),
+    ("--env_config data/env/amp_humanoid_env.yaml CASE", "(did you mean 'data/envs/amp_humanoid_env.yaml'?)"),
+    ("--set env.char_file=data/assets/humanoid/humanoit.xml CASE",
+     "character data/assets/humanoid/humanoit.xml (did you mean 'data/assets/humanoid/humanoid.xml'?)"),
+    ("--set env.motion_file=data/motions/humanoid/humanoid_spinkik.pkl CASE",
+     "(did you mean 'data/motions/humanoid/humanoid_spinkick.pkl'?)"),
     ("--agent_config data/envs/deepmimic_humanoid_env.yaml CASE", "missing key 'agent_name'"),
     ("--set steps_per_iter=4 CASE", "--set steps_per_iter=4: expected KEY=VALUE with a key like"),
     ("--set agent.step_per_iter=4 CASE", "unknown key 'step_per_iter' (from --set) (did you mean 'steps_per_iter'?)"),
@@ -99,6 +110,7 @@ def prepare(tmp: Path) -> None:
     for name, changes in {"misspelt": {"episode_lenght": 3}, "noclip": {"motion_file": "data/motions/none.pkl"},
                           "ragdoll": {"char_file": str(tmp / "ragdoll.xml")}}.items():
         (tmp / f"{name}_env.yaml").write_text(yaml.safe_dump(env | changes))
+    (tmp / "bullet.yaml").write_text("engine_name: bullet\nenv_spacing: 5\n")
     (tmp / "broken.yaml").write_text("env_name: [deepmimic\n")
     (tmp / "misspelt_args.txt").write_text("--num_env 8\n")
     (tmp / "clip.pkl").write_bytes(pickle.dumps({"fps": 30, "frames": [0.5]}))

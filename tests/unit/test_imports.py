@@ -1,6 +1,7 @@
 """Who may import whom, held by walking the source, and by looking at what a light import really loads."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,8 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 
 def module_files():
-    program = ("__init__.py", "__main__.py", "run.py", "request.py", "request_checks.py", "next_steps.py",
-               "commands.py", "catalog.py", "kernels.py")
+    program = ("__init__.py", "__main__.py", "run.py", "request.py", "request_checks.py", "request_reader.py",
+               "next_steps.py", "commands.py", "catalog.py", "kernels.py")
     return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in program)
 
 
@@ -52,6 +53,19 @@ def test_imports_point_one_way(path):
             assert package == own or package in ALLOWED[own] or target in ALLOWED[own], f"{path}: {own} imports {name}"
     late = {name.split(".")[0] for name in imports(tree, top_level_only=True)} & LATE_ONLY
     assert not late, f"{path}: import {late} inside the function that needs it"
+
+
+def test_no_modules_import_each_other():
+    """Not even in a circle of several, within functions or for types alone; a script that imports itself aside."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+             for path in (ROOT / "mimickit").rglob("*.py")}
+    graph = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text())
+        full = {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                for alias in node.names}
+        graph[name] = ({*imports(tree), *full} & files.keys()) - {name, "mimickit"}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle
 
 
 def loaded_by(statement):

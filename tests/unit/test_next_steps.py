@@ -3,11 +3,13 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mimickit import next_steps
-from mimickit.request import read_request
+from mimickit.request import header
+from mimickit.request_reader import read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
 
@@ -25,6 +27,11 @@ def request_in(tmp_path, monkeypatch):
     return read_request(Args.from_argv(GIVEN)).moved(tmp_path / "my run")
 
 
+def result(**values):
+    return SimpleNamespace(**{"outcome": "completed", "samples": 1_000_000, "iterations": 9, "new_iterations": 9,
+                              "samples_per_s": 2000.0, "total_wall_s": 500.0, **values})
+
+
 def read(line, what):
     """The arguments that a line's command gives."""
     label, _, command = line.partition(": ")
@@ -34,7 +41,8 @@ def read(line, what):
 
 
 def test_after_a_training(request_in):
-    model, log, test = next_steps.after_training(request_in, "completed")
+    end, model, log, test = next_steps.after_training(request_in, result())
+    assert end == "completed: 1,000,000 samples, 9 iterations, 2,000 samples/s, 500.0 s"
     assert model == f"model: {request_in.out_dir}/model.pt" and f"log: {request_in.out_dir}/log.txt" in log
     args = read(test, "test")
     (request_in.out_dir).mkdir()
@@ -44,10 +52,31 @@ def test_after_a_training(request_in):
 
 
 def test_after_an_interrupted_training(request_in):
-    _, _, go_on = next_steps.after_training(request_in, "interrupted")
+    _, _, _, go_on = next_steps.after_training(request_in, result(outcome="interrupted"))
     args = run_folder.choose(read(go_on, "continue"))
     assert args["resume"] == args["out_dir"] == str(request_in.out_dir)
     assert (args["max_samples"], args["rand_seed"], "overwrite" in args) == (1_000_000, 3, False)
+
+
+def test_a_finished_training_that_is_continued_says_so(request_in):
+    """And how to train on, in both spellings."""
+    end, _, _, go_on, test = next_steps.after_training(request_in, result(new_iterations=0))
+    assert end.startswith("already finished: 1,000,000 samples, --max_samples is 1,000,000; nothing was trained now")
+    args = run_folder.choose(read(go_on, "train on"))
+    assert (args["max_samples"], args["resume"]) == (2_000_000, str(request_in.out_dir)) and read(test, "test")
+    short = replace(request_in, args=request_in.args.named("train", "run"))
+    assert next_steps.after_training(short, result(new_iterations=0))[3].endswith("my run' --max_samples 2000000")
+
+
+def test_which_model_a_test_takes(request_in, tmp_path):
+    """The first line of a test names the newest and where the best is."""
+    best = tmp_path / "run/checkpoints/best/model.pt"
+    tested = replace(request_in, mode="test", args=request_in.args.with_value("model_file", f"{tmp_path}/run/model.pt"))
+    assert header(tested) == [f"model: {tmp_path}/run/model.pt"]
+    best.parent.mkdir(parents=True)
+    best.touch()
+    assert header(tested) == [f"model: {tmp_path}/run/model.pt (the newest; that of the best evaluation: {best})"]
+    assert header(replace(tested, args=tested.args.with_value("model_file", str(best)))) == [f"model: {best}"]
 
 
 def test_after_a_test(request_in):
@@ -60,7 +89,8 @@ def test_a_command_is_followed_by_commands(request_in):
     """Of the two spellings that name of the program which the user typed."""
     short = replace(request_in, args=request_in.args.named("train", "deepmimic_humanoid_ppo"))
     folder = shlex.quote(str(request_in.out_dir))
-    said = [line.partition(": python mimickit/run.py ")[::2] for line in next_steps.after_training(short, "budget")[2:]]
+    lines = next_steps.after_training(short, result(outcome="budget"))[3:]
+    said = [line.partition(": python mimickit/run.py ")[::2] for line in lines]
     assert said == [("continue", f"train {folder}"), ("test", f"test {folder}"),
                     ("film", f"view {folder} --video true")]
     tested = replace(request_in, args=request_in.args.named("test", "my run"))

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from mimickit import request, run
+from mimickit import request_reader, run
 from mimickit.config import load_layered
 from mimickit.learning.config import DummyConfig, parse_agent_config
 from mimickit.util.args import Args
@@ -41,25 +41,6 @@ def refused(tmp_path, monkeypatch, capsys):
         return lines[0]
 
     return main
-
-
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--rand_seed", "99999999999999999999"], "--rand_seed 99999999999999999999 (command line): must be at most"),
-    (["--master_port", "99999"], "--master_port 99999 (command line): must be at most 65535"),
-    (["--video_width", "1000000"], "--video_width 1000000 (command line): must be at most 8192"),
-    (["--max_samples", "1e30"], "--max_samples 1e30 (command line): must be at most"),
-    (["--video_file", "a.avi"], "--video_file a.avi (command line): the name must end in .mp4"),
-    (["--set"], "--set (command line): needs at least one value: KEY=VALUE"),
-])
-def test_wrong_flags(refused, flags, message):
-    assert message in refused(*flags)
-
-
-def test_what_is_not_understood_is_an_error(refused):
-    """Words without a flag, unknown flags, second values: all in one message."""
-    text = refused("walk", "--num_env", "3", "--mode", "test", "train")
-    assert [part.partition(" (command line)")[0] for part in text.split("; ")[:3]] == [
-        "error: 'walk'", "unknown flag --num_env", "--mode test train"]
 
 
 def test_a_damaged_model_is_refused(refused, tmp_path):
@@ -102,14 +83,12 @@ def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("assignments", "message"), [
-    (["agent.steps_per_itr=8"], f"{TUNED}: unknown key 'steps_per_itr' (from --set) (did you mean 'steps_per_iter'?)"),
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
      "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
-    (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, AWR, AMP, "
-                               "ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
+    (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, LCP, AWR, "
+                               "AMP, ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
     (["env.episode_length=-5"], f"{ENV}: key 'episode_length' (from --set) = -5: input should be greater than 0"),
     (["env.engine.sim_frq=240"], f"{ENV}, key 'engine': unknown key 'sim_frq' (from --set) (did you mean 'sim_freq'?)"),
-    (["env.motion_file=none.pkl"], "motion none.pkl"),
     (["engine.sim_freq=100"], "data/engines/newton_engine.yaml: sim_freq 100 must be a multiple of control_freq 30 "
                               "(with --set engine.sim_freq=100)"),
     (["agent.model=3", "agent.model.action_std=1"], "--set agent.model.action_std=1: another --set gives 'model' a "
@@ -152,7 +131,7 @@ def test_a_read_only_place_and_a_full_disk(refused, monkeypatch):
     assert "Read-only file system" in refused()
     monkeypatch.setattr(tempfile, "TemporaryFile", failing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
-        request.check_writable(Args.from_argv(CASE), "out_dir")
+        request_reader.check_writable(Args.from_argv(CASE), "out_dir")
 
 
 def warnings_of(capsys, mode, agent, info=(), argv=()):
@@ -177,12 +156,21 @@ def test_files_in_the_run_folder_stand_alone(tmp_path, monkeypatch):
     (tmp_path / "agent.yaml").write_text(f"base: {os.path.relpath(ROOT / AGENT, tmp_path)}\nsteps_per_iter: 7\n")
     argv = ["--agent_config", str(tmp_path / "agent.yaml"), "--out_dir", str(tmp_path / "out"), *CASE,
             "--set", "agent.iters_per_output=3"]
-    given = request.read_request(Args.from_argv(argv))
+    given = request_reader.read_request(Args.from_argv(argv))
     assert (given.agent.steps_per_iter, given.agent.iters_per_output) == (7, 3)
     run.save_configuration(given, None, SimpleNamespace(world_size=1))
     written = yaml.safe_load((tmp_path / "out/agent_config.yaml").read_text())
     assert written == load_layered(ROOT / AGENT) | {"steps_per_iter": 7}
     assert yaml.safe_load((tmp_path / "out/env_config.yaml").read_text()) == load_layered(ROOT / ENV)
+
+
+def test_a_start_reads_every_file_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read = []
+    monkeypatch.setattr("mimickit.config.read_bytes", lambda path, limit: read.append(Path(path).resolve())
+                        or Path(path).read_bytes())
+    request_reader.read_request(Args.from_argv(CASE))
+    assert len(read) > 5 and len(read) == len(set(read)), read
 
 
 def test_a_test_without_end_says_so(capsys, monkeypatch):

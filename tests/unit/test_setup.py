@@ -43,7 +43,7 @@ def test_a_log_file_gets_a_line_a_minute_and_no_control_characters(setup, tmp_pa
     assert done.returncode == 0 and lines[-1] == "setup: done"
     assert done.stdout.replace("\n", "").isprintable()
     assert any(line.startswith("setup: torch (some minutes the first time), 0:59  ") for line in lines), lines
-    assert sum(": done in " in line for line in lines) == 3 and len(lines) < 12, "quiet"
+    assert sum(": done in " in line for line in lines) == 4 and len(lines) < 12, "quiet"
     assert not list(tmp_path.glob("mimickit-setup.*"))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import contact_capacity, throughput
 from mimickit.anim.motion import load_motion, save_motion
@@ -16,7 +15,6 @@ from mimickit.util.failures import explains_mistakes
 from tests.faults import table
 from tools import author_vault, check_motion, convert_gmr, measure_baselines, plot_log, render_clips
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "data/motions/go2/go2_pace.pkl"
 MOTION = {"fps": 30, "root_pos": np.zeros((2, 3)), "root_rot": np.ones((2, 4)), "dof_pos": np.ones((2, 1))}

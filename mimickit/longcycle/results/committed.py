@@ -52,8 +52,8 @@ goals (red) |
 
 """
 INTRODUCTION = """Means over the episodes of the test ± half the 95 % interval, a root each (letters: the table above;
-*failed*: by the gates of that day). Gates are those of today. Without skill: the best of several policies that learned
-nothing."""
+*failed*: by the gates of that day). Gates are those of today. Half-skilled: the best of several policies that
+learned nothing, or a part of it."""
 
 
 def commit(root: Root, out: Path) -> str:
@@ -92,7 +92,7 @@ def page(history: History, yardsticks: Yardsticks, strips: Sequence[str], figure
                           str(night.commit or "")[:12], f"{passed(night)} of {len(night.cases)}",
                           f"{night.gpu_hours:.1f}"]) for i, night in enumerate(history.nights)]
     lines += ["", "## What was reached", "", INTRODUCTION, "",
-              table_line(["case", "measure", "gate", "without skill", "reached"]), table_line(["---"] * 5)]
+              table_line(["case", "measure", "gate", "half-skilled", "reached"]), table_line(["---"] * 5)]
     for case in history.cases:
         lines += case_lines(history, yardsticks, case)
     if figures:

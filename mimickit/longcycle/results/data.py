@@ -19,12 +19,11 @@ import numpy as np
 
 from mimickit.cases import TRAIN_STAGES, VIEW_STAGES
 from mimickit.config import load_yaml
-from mimickit.longcycle.bounds import BASELINES_FILE
 from mimickit.longcycle.events import EventFile
 from mimickit.longcycle.judge import STATISTICS, judge_gates, sample
 from mimickit.longcycle.ledger import LEDGER, AttemptState, CaseState, State, replay, running_stage
 from mimickit.longcycle.roots import ENVIRONMENTS, rebased
-from mimickit.longcycle.settings import Gate, Target, load_targets
+from mimickit.longcycle.settings import BASELINES_FILE, Gate, Target, load_targets
 from mimickit.util.curves import Curves, joined, read_curves
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json, read_tsv
@@ -360,10 +359,19 @@ def gate_bars(case: str, entries: Sequence[Entry], yardsticks: Yardsticks) -> li
         best = (max if gate.upwards else min)(poor, key=lambda known: known[1], default=None)
         bars.append({
             "measure": gate.measure, "op": gate.op, "bound": gate.bound, "bound_place": place(gate.bound),
-            "source": gate.source, "values": values, "best_without_skill": best,
+            "source": gate.source or origin(gate), "values": values, "best_without_skill": best,
             "without_skill": [{"policy": name, "mean": mean, "place": place(mean)} for name, mean in poor],
         })
     return bars
+
+
+def origin(gate: Gate) -> str:
+    """Where a computed bound comes from, in words."""
+    words = [f"rule {gate.rule.replace('_', ' ')}"]
+    if gate.seeds:
+        words.append(f"seeds reached {', '.join(f'{value:g}' for value in gate.seeds)}")
+    words += [f"{name.replace('_', ' ')} reaches {value:g}" for name, value in gate.baseline.items()]
+    return "; ".join(words)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from mimickit.anim.character import Character
 from mimickit.anim.mjcf import JointKind
 from mimickit.util import rotations as rot
 
-torch.set_num_threads(1)
 HUMANOID = Path(__file__).parents[3] / "data/assets/humanoid/humanoid.xml"
 TOL = 1e-5
 

@@ -158,7 +158,7 @@ def test_torque_limit_needs_to_be_switched_on(tmp_path):
 
 
 def test_untyped_joints_are_hinges_and_a_group_of_three_is_spherical(tmp_path):
-    """F20: a default-class joint without a type does not change that."""
+    """A default-class joint without a type does not change that."""
     top = '<default><default class="body"><joint armature="0.5" range="-60 60"/></default></default>'
     joints = "".join(f'<joint name="left_hip_{a}" axis="{v}"/>'
                      for a, v in (("x", "1 0 0"), ("y", "0 1 0"), ("z", "0 0 1")))
@@ -172,10 +172,6 @@ def test_includes_inside_the_folder(tmp_path):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/arm.xml").write_text('<mujoco><joint name="h" axis="1 0 0" range="-1 1"/></mujoco>')
     assert load_character_model(write(tmp_path, '<include file="parts/arm.xml"/>')).dof_names == ("h",)
-    outside = tmp_path / "inner"
-    outside.mkdir()
-    with pytest.raises(UserError, match="must lie in"):
-        load_character_model(write(outside, '<include file="../parts/arm.xml"/>'))
     with pytest.raises(AssetMissingError, match=r"nothing\.xml"):
         load_character_model(write(tmp_path, '<include file="nothing.xml"/>'))
     (tmp_path / "self.xml").write_text('<mujoco><include file="self.xml"/></mujoco>')

@@ -13,7 +13,6 @@ from mimickit.anim.motion_lib import MotionLib, list_motions, missing_motions
 from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
 
-torch.set_num_threads(1)
 HUMANOID = Path(__file__).parents[3] / "data/assets/humanoid/humanoid.xml"
 ABDOMEN_X, ELBOW = 6, 15  # columns
 
@@ -100,7 +99,7 @@ def test_frame_velocities(tmp_path, humanoid):
 
 
 def test_clamp_stands_still_outside(tmp_path, humanoid):
-    """F5: outside its length a clamped clip holds its pose, and its velocities are zero."""
+    """Outside its length a clamped clip holds its pose, and its velocities are zero."""
     still = library(tmp_path, humanoid, four_frames(LoopMode.CLAMP))
     moving = library(tmp_path, humanoid, four_frames(LoopMode.CLAMP), hold_still=False)
     for time, root_pos, z, phase, vel in [
@@ -127,7 +126,7 @@ def test_wrapped_clips_keep_moving(tmp_path, humanoid):
 
 @pytest.mark.parametrize("mode", list(LoopMode))
 def test_a_clip_of_one_frame_is_a_pose(tmp_path, humanoid, mode):
-    """F15: length 0, phase 0, no motion, nothing undefined."""
+    """Length 0, phase 0, no motion, nothing undefined."""
     rows = frames(1)
     rows[0, 0] = 0.5
     lib = library(tmp_path, humanoid, MotionClip(mode, 30.0, rows))
@@ -187,7 +186,7 @@ def test_sampled_times(tmp_path, humanoid):
 
 
 def test_turning_loops(tmp_path, humanoid):
-    """F4: by default a loop starts again in its own heading; with accumulate_yaw it goes on from where it turned to.
+    """By default a loop starts again in its own heading; with accumulate_yaw it goes on from where it turned to.
 
     The clip walks a quarter circle of radius 1 about (0, 1), so four periods come back to the start.
     """

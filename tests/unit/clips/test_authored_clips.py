@@ -21,7 +21,6 @@ from tools import author_vault
 from tools.author_sword_shield import GUARD, LEFT, RIGHT, STANCE, Fighter, attacks
 from tools.author_vault import VAULTS, in_run_frame, read_boxes
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[3]
 CLIPS = ROOT / "data/motions/sword_shield"
 DATASETS = ROOT / "data/datasets"

@@ -18,7 +18,6 @@ from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, unpack
 from mimickit.util.failures import UserError
 from tools.check_motion import main
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]
 REQUIRED = {
     "g1": ("walk", "run", "jump", "walker_turn_left0", "walker_turn_left1", "walker_turn_right0", "walker_turn_right1",

@@ -12,7 +12,6 @@ from mimickit.clips.shape import ASSETS, CHARACTERS, Shape, unpack
 from mimickit.util import rotations as rot
 from tools import convert_gmr, convert_smpl
 
-torch.set_num_threads(1)
 G1 = ASSETS / CHARACTERS["g1"]
 
 

@@ -13,7 +13,6 @@ from mimickit.clips.shape import ASSETS, CHARACTERS, GRAVITY, Shape, unpack
 from mimickit.util.failures import UserError
 from tools.gaits import GAITS, main
 
-torch.set_num_threads(1)
 CHAR = ASSETS / CHARACTERS["go2"]
 RADIUS = 0.022
 

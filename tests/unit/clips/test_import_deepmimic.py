@@ -16,7 +16,6 @@ from mimickit.util import rotations as rot
 from mimickit.util.failures import AssetMissingError, UserError
 from tools.import_deepmimic import CHARACTER, convert, list_clips, main, read_source
 
-torch.set_num_threads(1)
 MOTIONS = Path(__file__).parents[3] / "data/motions/humanoid"
 QUATS = (4, 8, 12, 16, 21, 25, 30, 35, 39)
 

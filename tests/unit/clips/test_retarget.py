@@ -29,8 +29,6 @@ from mimickit.util import rotations as rot
 from mimickit.util.failures import UserError
 from tools.retarget import main
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def human():

@@ -13,8 +13,6 @@ from mimickit.clips.vary import curve, mirror
 from mimickit.util.failures import UserError
 from tools.vary import main
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def shape():

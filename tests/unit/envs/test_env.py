@@ -11,6 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag, EnvMode
 from mimickit.envs.env import Env
+from mimickit.learning.agent import Agent
+from mimickit.learning.config import DummyConfig
+from mimickit.learning.evaluation import run_test
+from mimickit.util.distributed import Distributed
 from mimickit.util.failures import UserError
 from tests.unit.env_case import make_env, write_clip
 
@@ -313,6 +317,54 @@ def test_mixed_bodies_are_refused(env):
         check_bodies(env.engine, env.character)
 
 
+def test_nothing_interrupts_an_uninterrupted_episode(env):
+    """Lying on the ground 2 m from the reference, all along: 2 m of 15 bodies. Time still ends it."""
+    step = env.engine.step
+
+    def fall():
+        step()
+        env.engine.root_pos[:, 1] = 2.0
+        env.engine.body_pos[..., 1] += 2.0 - env.engine.body_pos[:, :1, 1]
+        env.engine.ground_contact_force[:, 0, 2] = 100.0
+
+    env.engine.step = fall
+    env.set_mode(EnvMode.UNINTERRUPTED)
+    for _ in range(3):
+        env.step(perfect_action(env))
+        assert env.done.tolist() == [DoneFlag.NULL] * 4
+    assert set(env.metrics()) == {"pos_err", "time_warped_err"}
+    assert env.metrics()["pos_err"].item() == pytest.approx(2 / 15, abs=1e-3)
+    env.steps[1] = 10_000
+    env.step(perfect_action(env))
+    assert env.done.tolist() == [0, DoneFlag.TIME, 0, 0]
+    env.set_mode(EnvMode.TEST)
+    env.step(perfect_action(env))
+    assert env.done.tolist() == [DoneFlag.FAIL] * 4 and "pos_err" not in env.metrics()
+
+
+def test_a_test_measures_interrupted_and_uninterrupted_episodes(clip):
+    torch.manual_seed(0)
+    env = make_env("deepmimic", motion_file=clip, episode_length=0.3)
+    agent = Agent(env, DummyConfig(agent_name="Dummy"), Distributed.single())
+    env.engine.step = lambda step=env.engine.step: (step(), env.engine.ground_contact_force[0, 0].fill_(9.0))
+    alone = run_test(env, agent, Distributed.single(), 4)
+    both = run_test(env, agent, Distributed.single(), 4, uninterrupted_episodes=8)
+    assert alone.test_episode_length == both.test_episode_length == (1 + 9 + 9 + 9) / 4
+    assert "pos_err" not in alone.measures and both.measures["survival"] == 0.75
+    assert both.statistics["pos_err"]["episodes"] == 8 and both.statistics["survival"]["episodes"] == 4
+    assert both.statistics["pos_err"]["mean"] == pytest.approx(both.measures["pos_err"])
+    assert 0.0 < both.measures["time_warped_err"] < both.measures["pos_err"], "the root's own place does not count"
+
+
+def test_checkpoints_with_other_measures_are_read(env):
+    state = env.state_dict()
+    del state["metrics.success_rate.count"]
+    state |= {"metrics.tracking.sums": torch.zeros(4, 3), "metrics.of_old.sums": torch.zeros(4, 1)}
+    env.step(perfect_action(env))
+    env.load_state_dict(state)
+    assert env.steps.tolist() == [0] * 4
+
+
 class Recorder(TorchDispatchMode):
     """Every operation that runs, with a note of those that would make the host wait or break a graph."""
 
@@ -347,8 +399,11 @@ def test_the_step_never_asks_the_host(name, clip):
         env._after_physics(EnvMode.TEST)
         env.metrics()
         env.health()
+        counted = recorder.kernels
+        env.before_physics(action)
+        env._after_physics(EnvMode.UNINTERRUPTED)
     assert recorder.hostile == []
-    assert recorder.kernels < 600, "each kernel costs microseconds in every step"
+    assert counted < 640, "each kernel costs microseconds in every step"
     env.step(action)
 
 

@@ -134,9 +134,9 @@ def test_environments_to_come():
 def test_engine_block_of_the_environment(tmp_path):
     data = settings("deepmimic", engine={"sim_freq": 120, "ground_contact_height": 0.15})
     file = ROOT / "data/engines/newton_engine.yaml"
-    merged = merge_engine_config(file, make_env_config(data, "e.yaml"))
-    assert (merged.sim_freq, merged.ground_contact_height, merged.control_freq) == (120, 0.15, 30)
-    assert merge_engine_config(file, make_env_config(data, "e.yaml"), {"sim_freq": 60}).sim_freq == 60
+    merged, note = merge_engine_config(file, make_env_config(data, "e.yaml"))
+    assert (merged.sim_freq, merged.ground_contact_height, merged.control_freq) == (120, 0.15, 30) and note is None
+    assert merge_engine_config(file, make_env_config(data, "e.yaml"), {"sim_freq": 60})[0].sim_freq == 60
     bad = make_env_config(data | {"engine": {"sim_frequency": 120}}, "e.yaml")
     with pytest.raises(UserError, match=r"newton_engine\.yaml with e\.yaml, key 'engine': .*sim_frequency.*sim_freq"):
         merge_engine_config(file, bad)
@@ -146,7 +146,7 @@ def test_engine_block_completes_and_redirects_the_engine_file(tmp_path):
     file = tmp_path / "engine.yaml"
     file.write_text("engine_name: isaac_gym\ncontrol_mode: pos\n")
     whole = make_env_config(settings("deepmimic", engine={"engine_name": "newton", "env_spacing": 5}), "e.yaml")
-    merged = merge_engine_config(file, whole)
+    merged, _ = merge_engine_config(file, whole)
     assert (merged.env_spacing, merged.sim_freq, merged.control_freq) == (5.0, 60, 10)
     part = make_env_config(settings("deepmimic", engine={"engine_name": "newton"}), "e.yaml")
     with pytest.raises(UserError, match="missing key 'env_spacing'"):

@@ -181,6 +181,10 @@ def test_steering_measures(tmp_path):
     env.step(hold(env))
     found = env.metrics()
     assert found["vel_err"].item() == pytest.approx(1.15, abs=1e-3)
+    thirds = {name: found[name].item() for name in found if name.startswith(("vel_err_", "success_rate_"))}
+    assert thirds == pytest.approx({  # of 0.5 to 5 m/s
+        "vel_err_slow": 0.3, "success_rate_slow": 1.0, "vel_err_medium": 2.0, "success_rate_medium": 0.0,
+        "vel_err_fast": math.nan, "success_rate_fast": math.nan}, abs=1e-3, nan_ok=True)
     assert found["success_rate"].item() == 0.5
     assert found["task_reward"].item() == pytest.approx(env.reward.mean().item(), rel=1e-5)
 
@@ -221,3 +225,11 @@ def test_wrong_ranges(tmp_path):
         steering(tmp_path, tar_speed_min=9)
     with pytest.raises(UserError, match=r"tar_change_time_min = 11\.0 exceeds tar_change_time_max = 10\.0"):
         location(tmp_path, tar_change_time_min=11)
+
+
+def test_facing_is_measured_in_degrees(tmp_path):
+    env = steering(tmp_path, num_envs=3, tar_change_time_min=100.0, tar_change_time_max=100.0)
+    env.set_mode(EnvMode.TEST)
+    goal_of(env).face.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0], [-1.0, 0.0]]))  # the clip looks along X
+    env.step(hold(env))
+    assert env.metrics()["facing_err"].item() == pytest.approx((0 + 90 + 180) / 3, abs=0.1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mimickit.envs.tracking_reward import MEASURES, reward_errors, tracking_errors, tracking_reward
+from mimickit.envs.tracking_reward import MEASURES, position_error, reward_errors, tracking_errors, tracking_reward
 from mimickit.util.means import Means
 from mimickit.util.rotations import quat_diff_angle
 from tests.unit.tracking_case import KEY, S, T, shifted
@@ -72,3 +72,10 @@ def test_means_leave_invalid_samples_out():
     assert total.tolist() == [6.0, 9.0] and count.tolist() == [2.0, 1.0]
     means.clear()
     assert all(math.isnan(v.item()) for v in means.means().values())
+
+
+def test_position_error():
+    """Of one joint: offset (0.03, -0.06, 0.03) m from the root, and of the root itself (0.05, -0.02, 0.02) m."""
+    assert position_error(S, T).tolist() == pytest.approx([(math.sqrt(0.0054) + math.sqrt(0.0033)) / 2], abs=1e-6)
+    root, body = tracking_errors(S, T)[0, [0, 2]].tolist()
+    assert position_error(S, T).item() == pytest.approx(body + root / 2, abs=1e-6), "two bodies"

@@ -1,5 +1,7 @@
 """Latents, encoder and diversity of ASE against hand-computed numbers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from mimickit.learning.ase import (
     DiversityTerm,
     Encoder,
     Latents,
+    SkillReward,
     diversity_loss,
     encoder_error,
     encoder_reward,
@@ -23,6 +26,15 @@ def test_encoder_error_and_reward():
     guess = torch.tensor([[0.8, 0.6], [-1.0, 0.0]])
     torch.testing.assert_close(encoder_error(Z, guess), torch.tensor([-0.8, 0.6]))
     torch.testing.assert_close(encoder_reward(Z, guess), torch.tensor([0.8, 0.0]))
+
+
+def test_similarity_of_a_test_is_not_cut_off_at_zero():
+    """0.8 and -0.6, of which the reward keeps 0.8 and 0."""
+    source = SkillReward.__new__(SkillReward)
+    source._latents, source._disc = SimpleNamespace(values=Z), SimpleNamespace(input_now=lambda: None)
+    source.net = lambda x: torch.tensor([[0.8, 0.6], [-1.0, 0.0]])
+    reward, similarity = source._test_values()
+    assert (reward.mean().item(), similarity.mean().item()) == (pytest.approx(0.4), pytest.approx(0.1))
 
 
 def test_diversity():

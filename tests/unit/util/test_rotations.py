@@ -7,7 +7,6 @@ import torch
 
 from mimickit.util import rotations as rot
 
-torch.set_num_threads(1)
 TOL = 1e-5
 M = (0.1, 0.2, 0.3, 0.927362)
 
@@ -42,7 +41,6 @@ def random_quats(n, seed=0):
 ])
 def test_tan_norm(q, expected):
     close(rot.quat_to_tan_norm(t(*q)), expected)
-    same_rotation(rot.tan_norm_to_quat(t(*expected)), t(*q))
 
 
 @pytest.mark.parametrize("q, angle, rest", [
@@ -53,12 +51,12 @@ def test_tan_norm(q, expected):
 def test_heading_removal(q, angle, rest):
     q = t(*q)
     close(rot.heading(q), angle)
-    close(rot.quat_pos(rot.quat_mul(rot.heading_quat_inv(q), q)), rest)
+    close(rot.quat_pos(rot.quat_mul(rot.quat_conj(rot.heading_quat(q)), q)), rest)
     same_rotation(rot.quat_mul(rot.heading_quat(q), t(*rest)), q)
 
 
 def test_heading_more():
-    close(rot.quat_rotate(rot.heading_quat_inv(t(*M)), t(1, 2, 3)), (2.033646, 0.929668, 3))
+    close(rot.quat_rotate(rot.quat_conj(rot.heading_quat(t(*M))), t(1, 2, 3)), (2.033646, 0.929668, 3))
     close(rot.heading(t(0, 0.766044, 0, 0.642788)), 3.141593)  # pitched past the vertical
     close(rot.quat_to_tan_norm(t(0, 0.173648, 0, 0.984808)), (0.939693, 0, -0.34202, 0.34202, 0, 0.939693))
 
@@ -67,7 +65,7 @@ def test_in_heading_is_the_inverse_of_a_turn():
     q, v = random_quats(20), torch.randn(20, 5, 3)
     angle = rot.heading(q)
     turned = rot.in_heading(v, angle.unsqueeze(-1))
-    close(turned, rot.quat_rotate(rot.heading_quat_inv(q).unsqueeze(-2), v))
+    close(turned, rot.quat_rotate(rot.quat_conj(rot.heading_quat(q)).unsqueeze(-2), v))
     close(rot.in_heading(t(0, 2, 3), t(math.pi / 2)[0]), (2, 0, 3))
 
 
@@ -82,15 +80,6 @@ def test_exp_map(exp_map, quat, back):
     q = rot.exp_map_to_quat(t(*exp_map))
     close(q, quat)
     close(rot.quat_to_exp_map(q), back)
-    axis, angle = rot.quat_to_axis_angle(q)
-    close(axis * angle, back)
-    close(axis.norm(), 1.0)
-
-
-def test_identity_axis_is_z():
-    axis, angle = rot.quat_to_axis_angle(t(0, 0, 0, -1))
-    close(axis, (0, 0, 1))
-    assert angle == 0
 
 
 def test_product_difference_and_angle():
@@ -123,7 +112,7 @@ def test_slerp_worked(sign):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-4, 1e-3, 1.9e-3, 2.1e-3, 1e-2, 3.0])
 def test_slerp_of_near_and_far_rotations(gap):
-    """F1: the parameter counts and the result has unit length, however close the two rotations are."""
+    """The parameter counts and the result has unit length, however close the two rotations are."""
     a, b = about((1, 0, 0), 0.1), about((1, 0, 0), 0.1 + gap)
     for s in (0.0, 0.3, 1.0):
         q = rot.slerp(a, b, t(s)[0])
@@ -147,36 +136,6 @@ def test_rotate_matches_matrix_and_conjugate_undoes_it():
     close(rot.quat_rotate(rot.quat_conj(q), rot.quat_rotate(q, v)), v)
 
 
-def test_tan_norm_round_trip_everywhere():
-    """F14: also at angles near and at pi, where the antisymmetric part of the matrix vanishes."""
-    q = random_quats(200)
-    half_turns = torch.cat([rot.normalize(torch.randn(50, 3)), torch.zeros(50, 1)], dim=-1)
-    nearly = rot.normalize(half_turns + torch.tensor([0, 0, 0, 1e-4]))
-    for quats in (q, half_turns, nearly):
-        same_rotation(rot.tan_norm_to_quat(rot.quat_to_tan_norm(quats)), quats)
-
-
-def test_tan_norm_of_imperfect_input():
-    """F14: scaled and skewed pairs become rotations which keep the tangent's direction and the plane of both."""
-    q = rot.tan_norm_to_quat(t(2, 0, 0, 0.5, 0, 3))  # skewed within the X-Z plane: identity
-    close(q, (0, 0, 0, 1))
-    generator = torch.Generator().manual_seed(1)
-    noisy = torch.randn(100, 6, generator=generator)
-    back = rot.quat_to_tan_norm(rot.tan_norm_to_quat(noisy))
-    close(back[:, :3], rot.normalize(noisy[:, :3]))
-    assert ((back[:, 3:] * noisy[:, 3:]).sum(dim=-1) > 0).all()
-
-
-@pytest.mark.parametrize("pair", [
-    (0,) * 6, (1, 0, 0, 1, 0, 0), (0, 0, 1, 0, 0, -2), (0, 0, -1, 0, 0, 0), (0, 1, 0, 0, 0, 0)])
-def test_tan_norm_of_degenerate_input_is_still_a_rotation(pair):
-    q = rot.tan_norm_to_quat(t(*pair))
-    close(q.norm(), 1.0, 1e-6)
-    tangent = t(*pair[:3])
-    if tangent.norm() > 0:
-        close(rot.quat_rotate(q, t(1, 0, 0)), tangent)
-
-
 def test_euler_is_yaw_pitch_roll():
     roll, pitch, yaw = t(0.3)[0], t(-0.5)[0], t(1.1)[0]
     product = rot.quat_mul(about((0, 0, 1), 1.1), rot.quat_mul(about((0, 1, 0), -0.5), about((1, 0, 0), 0.3)))
@@ -195,5 +154,4 @@ def test_leading_shapes_broadcast():
     assert rot.quat_mul(q, q[0]).shape == (2, 3, 4)
     assert rot.slerp(q, q.flip(0), torch.rand(2, 3)).shape == (2, 3, 4)
     assert rot.quat_to_tan_norm(q).shape == (2, 3, 6)
-    assert rot.tan_norm_to_quat(torch.randn(2, 3, 6)).shape == (2, 3, 4)
     assert rot.quat_twist_angle(q, v).shape == (2, 3)

@@ -1,1 +1,0 @@
-from tests.contract.conftest import one_thread  # noqa: F401
