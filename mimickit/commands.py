@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -78,14 +79,14 @@ COMMANDS = {
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
-    "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results",
-                      "ROOT is a folder below output/train; docs/results_page.md shows the pages."),
-    "bisect": Command("--case C --good REV --bad REV", "find the commit that made a case worse",
-                      "Trains the case in worktrees of commits between the two; docs/results_page.md explains it."),
+    "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results"),
+    "bisect": Command("--case C --good REV --bad REV", "find the commit that made a case worse"),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
     "convert-urdf": Command("ROBOT.urdf [ROBOT.xml]", "write the MJCF of a URDF file, to give its joints gains"),
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
+WITH_PARSER = {  # commands that read their own options
+    "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
 WITHOUT_STAGE = ("list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
 
 
@@ -131,14 +132,8 @@ def run_command(argv: Sequence[str]) -> int:
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
-    if name == "bisect":
-        from mimickit.longcycle.results import bisect
-
-        return bisect.main(words)
-    if name == "report":
-        from mimickit.longcycle.results import cli
-
-        return cli.main(words)
+    if name in WITH_PARSER:
+        return import_module(WITH_PARSER[name]).main(words)
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":
@@ -167,6 +162,8 @@ def help_text() -> str:
 def help_of(argv: Sequence[str]) -> str:
     """The text of ``mimickit COMMAND --help``."""
     name, command = argv[0], COMMANDS[argv[0]]
+    if name in WITH_PARSER:
+        return import_module(WITH_PARSER[name]).parser().format_help().rstrip()
     lines = [f"usage: mimickit {name} {command.usage}".rstrip(), "", f"{command.does[0].upper()}{command.does[1:]}."]
     lines += ["", *textwrap.wrap(command.more, 116)] if command.more else []
     if command.mode:

@@ -172,11 +172,12 @@ def test_mistakes(line, message):
 
 
 def test_help_and_lists(capsys):
-    for line in ("--help", "train --help", "list", "completion"):
+    for line in ("--help", "train --help", "report --help", "bisect --help", "list", "completion"):
         assert run.main(line.split()) == 0
     text = capsys.readouterr().out
     for command in commands.COMMANDS:
         assert f"mimickit {command}" in text
+    assert "--webhook URL" in text and "mimickit report compare ROOT_A ROOT_B" in text and "--good REV" in text
     assert f"{CASE}  " in text and "data/assets/g1/g1.xml" in text and "humanoid_spinkick" in text
     assert run.main(["list", "clip"]) == 2 and "(did you mean 'clips'?)" in capsys.readouterr().err
 
