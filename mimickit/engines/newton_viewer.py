@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 REFERENCE_COLOR = (0.3, 0.5, 0.1)
 GROUND_COLOR = (0.42, 0.42, 0.42)
 SKY_COLOR = (0.78, 0.79, 0.80)
-CAMERA_OFFSET = np.array([0.0, -5.0, 3.0])  # m, from the root's place on the ground
+CAMERA_OFFSET = np.array([0.0, -9.2, 4.7])  # m, from the root's place on the ground
 CAMERA_TARGET_HEIGHT = 1.0  # m
-CAMERA_FIELD_OF_VIEW = 36.0  # degrees, vertical
+CAMERA_FIELD_OF_VIEW = 20.0  # degrees, vertical: from far away, a character and its reference are seen from one side
 SHADOW_BLUR = 6.0  # width of the soft edge, Newton's units (3 by itself)
 CLOSE_UP = 1.35  # height of the picture in sizes of the character, as it stands at first: kicks and jumps need room
 SMALLEST = 0.6  # m, size of a character for this purpose
