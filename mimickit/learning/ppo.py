@@ -373,7 +373,7 @@ class PolicyAgent(Agent):
     def _actor_loss(self, index: Tensor) -> BatchLoss:
         """The objective (PPO eq. 7, or AWR's) plus weighted terms: action bounds, entropy, length of the action,
         smoothness (Chen et al. 2024, "Learning Smooth Humanoid Locomotion through Lipschitz-Constrained Policies"), the
-        method's own; means over the random actions."""
+        method's own; means over the random actions, of smoothness over all."""
         config, batch = self.config, self._rollout.minibatch(index)
         x, mask = batch["input"], batch["explore_mask"]
         # One pass of the network for the minibatch and all its variants.
@@ -392,7 +392,7 @@ class PolicyAgent(Agent):
             penalties["Action_Entropy"] = -config.action_entropy_weight, rl_math.gaussian_entropy(log_std)
         if config.action_reg_weight != 0.0:
             penalties["Action_Reg_Loss"] = config.action_reg_weight, rl_math.action_reg_loss(mean)
-        if config.lcp_weight != 0.0:  # a mean over all samples, random or not
+        if config.lcp_weight != 0.0:  # one number for all samples, which the mean over the random ones leaves as it is
             gradient = self._model.log_prob_gradient(x, batch["action"], mean, log_std)[:, :self._obs_size]
             penalties["Lcp_Loss"] = config.lcp_weight, gradient.square().sum(dim=-1).mean().expand_as(mask)
         for term, variant, variant_mean in zip(self._terms, variants, variant_means, strict=True):
