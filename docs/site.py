@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 
 from mimickit.commands import COMMANDS
 from mimickit.config import Config
+from mimickit.deploy.policy_file import PolicyFile
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.env_builder import ENVS
 from mimickit.learning.config import CONFIGS as AGENT_CONFIGS
@@ -97,7 +98,7 @@ def keys() -> str:
              "prints the values in effect, and the file that each comes from."]
     environments = [config for config, _ in ENVS.values()]
     files = {"Engine files": [EngineConfig], "Environment files": environments,
-             "Agent files": AGENT_CONFIGS.values()}
+             "Agent files": AGENT_CONFIGS.values(), "policy.json of an exported policy": [PolicyFile]}
     for title, configs in files.items():
         lines += ["", f"## {title}"]
         for cls in dict.fromkeys(cls for config in configs for cls in with_parts(config)):

@@ -19,7 +19,10 @@ from pathlib import Path
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_yaml
-from mimickit.request_reader import CONFIGURATIONS, machine_devices
+from mimickit.deploy import program
+from mimickit.deploy.program import is_policy
+from mimickit.next_steps import short
+from mimickit.request_reader import CONFIGURATIONS, check_writable, machine_devices, read_request
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
@@ -31,6 +34,7 @@ MAX_SAMPLES = 30_000_000  # every shipped case learns in this many (docs/learnin
 OUTPUT_SAMPLES, OUTPUT_SECONDS = 3_000_000, 120  # between checkpoints, at most
 WORLDS_PER_EVAL_WORLD = 64
 CPU_WORLDS = 128  # one iteration of thousands takes a CPU minutes
+SIM2SIM_EPISODES = 32
 TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # side by side, an episode each
 USED_MOST = ("num_envs", "max_samples", "devices", "out_dir", "set", "variant", "rand_seed", "test_episodes", "video",
              "overwrite")
@@ -72,6 +76,17 @@ COMMANDS = {
         "display, or with --video true, one episode is filmed from the clip's beginning.",
         "test", {"num_envs": "1", "test_episodes": "of a film 1", "out_dir": "RUN/view",
                  "visualize": "true where there is a display", "video": "true without a display"}),
+    "export": Command(
+        "RUN_OR_CASE [--flags]", "write a policy as ONNX, with what a robot needs to know to run it",
+        "RUN and CASE as for test. policy.onnx, policy.json, policy.xml and reference.npz are explained in "
+        "docs/deploy.md. Needs pip install 'mimickit[deploy]'.",
+        "test", {"out_dir": "RUN/policy"}),
+    "sim2sim": Command(
+        "RUN_OR_POLICY [--flags]", "measure an exported policy in plain MuJoCo, or watch it there",
+        "POLICY is the folder of an export. A RUN or CASE is exported first, to the folder policy below --out_dir. The "
+        "measures are those of test. --visualize true opens MuJoCo's viewer instead.",
+        "test", {"test_episodes": str(SIM2SIM_EPISODES), "devices": "one process for each core, 8 at most",
+                 "out_dir": "RUN/sim2sim, POLICY/sim2sim", "rand_seed": "0", "visualize": "false"}),
     "list": Command("[cases|characters|clips]", "show what there is"),
     "show": Command(
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
@@ -88,6 +103,7 @@ COMMANDS = {
 WITH_PARSER = {  # commands that read their own options
     "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
 WITHOUT_STAGE = ("list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
+DEPLOYING = ("export", "sim2sim")
 
 
 def is_command(argv: Sequence[str]) -> bool:
@@ -104,7 +120,7 @@ def is_command(argv: Sequence[str]) -> bool:
 
 
 def read_args(argv: Sequence[str]) -> Args:
-    """The arguments of a command line, of flags alone or of train, test, view or show.
+    """The arguments of a command line, of flags alone or of a command that takes options.
 
     Raises:
         UserError: no or an unknown case or run, or as :meth:`Args.from_argv`.
@@ -122,13 +138,14 @@ def read_args(argv: Sequence[str]) -> Args:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
     given.check()
-    args = {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
+    read = {"train": _train, "show": _train, "test": _test, "view": _view, "export": _export, "sim2sim": _sim2sim}
+    args = read[name](name, words[0], given)
     args.check()
     return args
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run a command that neither trains nor tests; returns the exit code."""
+    """Run a command that is no stage of a run; returns the exit code."""
     name, words = argv[0], list(argv[1:])
     if name == "longcycle":
         return _longcycle(words)
@@ -138,6 +155,8 @@ def run_command(argv: Sequence[str]) -> int:
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":
         print(catalog.configuration(read_args(argv)))
+    elif name in DEPLOYING:
+        _deploy(read_args(argv))
     elif name == "convert-agent":
         _convert_agent(words)
     elif name == "convert-urdf":
@@ -288,6 +307,19 @@ def _view(name: str, target: str, given: Args) -> Args:
     return _of_a_run(name, target, given, defaults, "view")
 
 
+def _export(name: str, target: str, given: Args) -> Args:
+    return _of_a_run(name, target, given, {"mode": ["test"]}, "policy")
+
+
+def _sim2sim(name: str, target: str, given: Args) -> Args:
+    defaults = {"mode": ["test"], "test_episodes": [str(SIM2SIM_EPISODES)], "visualize": ["false"], "rand_seed": ["0"]}
+    if is_policy(target):
+        folder = Path(target) if os.path.isdir(target) else Path(target).parent
+        return given.with_defaults({**defaults, "out_dir": [str(folder / "sim2sim")]}, f"mimickit {name}").named(
+            name, target)
+    return _of_a_run(name, target, given, defaults, "sim2sim")
+
+
 def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[str]], place: str) -> Args:
     """The arguments of a test of a run or a case.
 
@@ -309,9 +341,28 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
         if not model.is_file() and "model_file" not in given:
             raise UserError(f"mimickit {name} {target}: there is no model yet ({model})")
         defaults["model_file"] = [str(model)]
-    if place and defaults["video"] == ["true"] and "agent_config" in args:  # the film begins where the clip begins
+    if place and defaults.get("video") == ["true"] and "agent_config" in args:  # the film begins where the clip begins
         args = args.with_value("set", "env.rand_reset=false", *args["set"])
     return args.with_defaults(defaults, says).named(name, target)
+
+
+def _deploy(args: Args) -> None:
+    """Export a policy, or run an exported one in plain MuJoCo."""
+    name, target = args.command
+    program.need(name)
+    for flag in ("out_dir", "result_file", "video_file"):
+        check_writable(args, flag)
+    out_dir = policy = Path(args["out_dir"])
+    if name == "export" or not is_policy(target):
+        policy = out_dir if name == "export" else out_dir / "policy"
+        request = read_request(Args({flag: words for flag, words in args.values.items() if flag != "overwrite"},
+                                    args.source, command=args.command))
+        program.export(request, policy, args["overwrite"] or name == "sim2sim")
+        print(f"policy: {policy}")
+    if name == "sim2sim":
+        program.sim2sim(args, Path(target) if is_policy(target) else policy, out_dir)
+    else:
+        print(f"try it: {short('sim2sim', policy, '--video', 'true')}")
 
 
 # --- the other commands -----------------------------------------------------------------------------------------------

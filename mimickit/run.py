@@ -46,6 +46,7 @@ from mimickit.request import Request, header
 from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
+from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import (
     EXIT_FAILED,
     EXIT_OK,
@@ -61,6 +62,7 @@ from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
 from mimickit.util.options import UNLIMITED
 from mimickit.util.processes import end_with_parent
+from mimickit.util.versions import commit, versions
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
 LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
@@ -120,7 +122,7 @@ def answer(argv: list[str], place: Place) -> int:
     if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
         print(commands.help_of(argv) if command else commands.help_text())
         return EXIT_OK
-    if command in commands.WITHOUT_STAGE:
+    if command in (*commands.WITHOUT_STAGE, *commands.DEPLOYING):
         return commands.run_command(argv)
     args = commands.read_args(argv)
     first = place.rank == 0 and STARTED not in os.environ  # else said already
@@ -339,6 +341,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes without randomness in actions, print and write the result; film the first one if asked for."""
     from mimickit.envs.filming import Window
     from mimickit.learning.evaluation import run_test
+    from mimickit.learning.metrics import interval_text
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 
@@ -403,14 +406,6 @@ def sign_of_life(env: Any) -> Callable[[], None]:
     return tell
 
 
-def interval_text(summary: Mapping[str, Any] | None) -> str:
-    """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
-    if summary is None or summary["ci95"] is None:
-        return ""
-    count = summary["episodes"]
-    return f" +- {summary['ci95']:.2g} ({count} episode{'s' if count > 1 else ''})"
-
-
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:
     """A video recorder, a window, or None, as the flags and the machine allow."""
     args = request.args
@@ -452,7 +447,7 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
     effective = {
         "command_line": sys.argv, "args": {k: list(v) for k, v in request.args.values.items()},
         "rand_seed": request.seed, "world_size": dist.world_size, "versions": versions(),
-        **request.configuration(),
+        "commit": commit(SHIPPED), **request.configuration(),
     }
     write_text(request.out_dir / "run_config.yaml", yaml.safe_dump(effective, sort_keys=False, width=120))
 
@@ -460,19 +455,6 @@ def save_configuration(request: Request, env: Any, dist: Any) -> None:
 def write_result(request: Request, values: Mapping[str, Any]) -> None:
     """``result.json``: see docs/run_folder.md."""
     write_json(request.result_file, {"mode": request.mode, "ok": True, **values, "versions": versions()})
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour shows in results."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("mimickit", "torch", "newton", "warp-lang", "mujoco-warp", "mujoco", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def started_at() -> float:

@@ -136,11 +136,11 @@ class MotionLib:
         self.weights = tensor([w / sum(weights) for w in weights])
         self._cdf = (cumulative / cumulative[-1]).float().to(self.device)
         self._first = tensor([sum(counts[:i]) for i in range(len(counts))], torch.int64)
-        tables = [_frame_tables(clip, character.model) for clip in clips]
+        tables = [frame_tables(clip, character.model) for clip in clips]
         self._frames = _overlapping_rows(tables, self.device)
         self._widths = (3, 4 * (1 + character.num_joints), 6 + character.num_dofs)
-        strides = [_stride(poses, clip, accumulate_yaw) for clip, (poses, _) in zip(clips, tables)]
-        self._facts = tensor([_facts(clip) + stride.tolist() for clip, stride in zip(clips, strides)])  # [M, 5 + 6]
+        strides = [stride(poses, clip, accumulate_yaw) for clip, (poses, _) in zip(clips, tables)]
+        self._facts = tensor([_facts(clip) + step.tolist() for clip, step in zip(clips, strides)])  # [M, 5 + 6]
 
     def sample_motions(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Clip ids [count] int64, drawn with replacement by weight."""
@@ -224,7 +224,7 @@ def _overlapping_rows(tables: list[tuple[Tensor, Tensor]], device: torch.device)
     return rows.as_strided((count - 1, width + pose), (width, 1))
 
 
-def _frame_tables(clip: MotionClip, model) -> tuple[Tensor, Tensor]:
+def frame_tables(clip: MotionClip, model) -> tuple[Tensor, Tensor]:
     """Poses [F, 3 + 4 (1 + J)] and velocities [F, 6 + D] of a clip's frames, float64 on the host."""
     character = Character(model, dtype=torch.float64)
     frames = torch.from_numpy(clip.frames).double()
@@ -241,22 +241,22 @@ def _frame_tables(clip: MotionClip, model) -> tuple[Tensor, Tensor]:
     return torch.cat([root_pos, root_rot, joint_rot.flatten(1)], dim=-1), velocities
 
 
-def _stride(poses: Tensor, clip: MotionClip, accumulate_yaw: bool) -> Tensor:
+def stride(poses: Tensor, clip: MotionClip, accumulate_yaw: bool) -> Tensor:
     """What one period of a clip adds: drift [3], yaw [1] (rad), pivot [2] of that turn; zeros for CLAMP.
 
     One period maps a horizontal point x to R (x - first) + last, R turning by the yaw. That is a rotation about a
     pivot, or, when the yaw vanishes, a drift by last - first; so k periods are k yaws about the pivot, or k drifts.
     """
-    stride = torch.zeros(6, dtype=torch.float64)
+    step = torch.zeros(6, dtype=torch.float64)
     if clip.loop_mode is not LoopMode.WRAP:
-        return stride
+        return step
     first, last = poses[0, :2], poses[-1, :2]
     yaw = rot.wrap_angle(rot.heading(poses[-1, 3:7]) - rot.heading(poses[0, 3:7]))
     if not accumulate_yaw or yaw.abs() < 1e-3:
-        stride[:2] = last - first
-        return stride
+        step[:2] = last - first
+        return step
     c, s = torch.cos(yaw), torch.sin(yaw)
     turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
-    stride[3] = yaw
-    stride[4:] = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - turn, last - turn @ first)
-    return stride
+    step[3] = yaw
+    step[4:] = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - turn, last - turn @ first)
+    return step

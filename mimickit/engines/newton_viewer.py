@@ -6,11 +6,9 @@ the engine's public body poses, so that it costs the same for one world and for 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +22,7 @@ from mimickit.engines.engine_config import EngineConfig
 from mimickit.engines.kernel_cache import cache_key, compile_lock
 from mimickit.engines.newton_model import add_objects, build_world
 from mimickit.util.failures import DisplayError
-from mimickit.util.files import atomic_path
+from mimickit.util.film import Film
 
 if TYPE_CHECKING:
     from mimickit.engines.newton_engine import NewtonEngine
@@ -41,7 +39,6 @@ SMALLEST = 0.6  # m, size of a character for this purpose
 ABOVE = 1.12  # height of a character in heights of its highest body's origin
 AT_REST = 0.1  # m by which the root may rise before a close-up follows
 LINE_WIDTH = 2.0  # pixels
-MAX_RATE = "1400k"  # bits/s of a film: ten seconds stay below 2 MB
 WINDOW_KEYS = "ENTER pauses or resumes, SPACE makes one step and then pauses, ESC closes"
 
 CameraMode = Literal["track", "still"]
@@ -248,21 +245,14 @@ class VideoRecorder:
         num_png: int = 4,
         close_up: bool = False,
     ) -> None:
-        import av
+        size = width - width % 2, height - height % 2
+        self._scene = _Scene(engine, *size, True, camera_mode, show_reference, ref_offset, markers, close_up)
+        self._film = Film(path, fps, *size, num_png)
 
-        self.path = Path(path)
-        self.fps, self.width, self.height = float(fps), width - width % 2, height - height % 2
-        self.frames = 0
-        self._png = _EvenlySpaced(num_png)
-        self._scene = _Scene(engine, self.width, self.height, True, camera_mode, show_reference, ref_offset, markers,
-                             close_up)
-
-        self._stack = contextlib.ExitStack()
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps).limit_denominator(1000))
-        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
-        self._stream.options = {"crf": "22", "preset": "fast", "maxrate": MAX_RATE, "bufsize": MAX_RATE}
+    @property
+    def frames(self) -> int:
+        """How many have been captured."""
+        return self._film.frames
 
     def capture(
         self, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
@@ -277,39 +267,15 @@ class VideoRecorder:
         Returns:
             The frame, uint8 RGB [height, width, 3].
         """
-        import av
-
-        self._scene.draw(self.frames / self.fps, reference, markers, lines)
+        self._scene.draw(self._film.frames / self._film.fps, reference, markers, lines)
         image = np.ascontiguousarray(self._scene.viewer.get_frame(render_ui=False).numpy())
-        for packet in self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-            self._container.mux(packet)
-        self._png.offer(self.frames, image)
-        self.frames += 1
+        self._film.add(image)
         return image
 
     def close(self) -> dict:
-        """Finish the files.
-
-        Returns:
-            ``file``, ``frames``, ``fps``, ``width``, ``height``, ``png`` (list of files), as in ``result.json``.
-        """
-        from PIL import Image
-
-        for packet in self._stream.encode(None):
-            self._container.mux(packet)
-        self._container.close()
-        self._stack.close()
+        """Finish the files; returns as :meth:`mimickit.util.film.Film.close`."""
         self._scene.viewer.close()
-        files = []
-        for frame, image in self._png.chosen():
-            file = self.path.with_name(f"{self.path.stem}_{frame:05d}.png")
-            with atomic_path(file) as temporary:
-                Image.fromarray(image).save(temporary, format="PNG")
-            files.append(str(file))
-        return {
-            "file": str(self.path), "frames": self.frames, "fps": self.fps,
-            "width": self.width, "height": self.height, "png": files,
-        }
+        return self._film.close()
 
     def __enter__(self) -> VideoRecorder:
         return self
@@ -318,8 +284,7 @@ class VideoRecorder:
         if error is None:
             self.close()
             return
-        self._container.close()
-        self._stack.__exit__(kind, error, trace)
+        self._film.abandon(kind, error, trace)
         self._scene.viewer.close()
 
 
@@ -367,32 +332,6 @@ class LiveWindow:
     def close(self) -> None:
         """Close the window."""
         self._scene.viewer.close()
-
-
-class _EvenlySpaced:
-    """Keeps ``count`` evenly spaced items of a stream of unknown length."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._stride = 1
-        self._kept: list[tuple[int, np.ndarray]] = []
-        self._last: tuple[int, np.ndarray] | None = None
-
-    def offer(self, index: int, item: np.ndarray) -> None:
-        self._last = (index, item)
-        if index % self._stride == 0:
-            self._kept.append((index, item))
-        if len(self._kept) > 8 * max(self._count, 1):
-            self._stride *= 2
-            self._kept = [pair for pair in self._kept if pair[0] % self._stride == 0]
-
-    def chosen(self) -> list[tuple[int, np.ndarray]]:
-        if self._last is None or self._count < 1:
-            return []
-        pool = dict((*self._kept, self._last))
-        wanted = np.linspace(0, self._last[0], self._count)
-        indices = sorted({min(pool, key=lambda i: abs(i - w)) for w in wanted})
-        return [(i, pool[i]) for i in indices]
 
 
 def _picture_model(

@@ -20,6 +20,7 @@ from mimickit.envs.imitation import (
 )
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.scene import Scene, Setup
+from mimickit.envs.smoothness import smoothness_metrics
 from mimickit.envs.terms import CharState, EnvTerms, LookedUp
 from mimickit.envs.tracking_reward import tracking_metric
 
@@ -48,6 +49,7 @@ def build(config: ADDConfig, setup: Setup) -> Env:
         terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
         info={"disc_obs": lambda now: observe(history.frames()), "disc_obs_demo": demonstrations.buffer},
         memory={"history": history, "disc_obs_demo": demonstrations},
-        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
+        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene),
+                 **smoothness_metrics(scene)},
         uninterrupted=uninterrupted_metrics(config, scene),
     ))

@@ -22,6 +22,7 @@ from mimickit.envs.metrics import fall_rate
 from mimickit.envs.ref_motion import DefaultPose
 from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.similarity import MotionSimilarity
+from mimickit.envs.smoothness import smoothness_metrics
 from mimickit.envs.terms import CharState, EnvTerms, LookedUp, RefState
 from mimickit.envs.tracking_reward import tracking_metric
 
@@ -98,7 +99,8 @@ def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
         info={"disc_obs": lambda now: observe(history.frames()), "disc_demo": demonstrations.buffer},
         memory={"history": history, "disc_demo": demonstrations},
         metrics={"similarity": MotionSimilarity(history, windows, scene.num_envs, scene.dt),
-                 "fall_rate": fall_rate(scene)},
+                 "fall_rate": fall_rate(scene),
+                 **smoothness_metrics(scene)},
         uninterrupted=uninterrupted_metrics(config, scene),
     )
     if config.log_tracking_error:

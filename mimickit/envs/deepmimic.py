@@ -23,6 +23,7 @@ from mimickit.envs.imitation import (
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.ref_motion import clip_state
 from mimickit.envs.scene import AssetPath, Scene, Setup
+from mimickit.envs.smoothness import smoothness_metrics
 from mimickit.envs.terms import EnvTerms, StepState
 from mimickit.envs.tracking_reward import TERMS, reward_errors, tracking_metric, tracking_reward
 from mimickit.util.mjcf_file import read_mjcf
@@ -114,6 +115,7 @@ def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
         observations=motion_observations(config, scene),
         rewards={"tracking": tracking},
         terminations={"clip_over": CLIP_OVER, **failures(config, scene)},
-        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene)},
+        metrics={"tracking": tracking_metric(scene), "success_rate": success_rate(scene),
+                 **smoothness_metrics(scene)},
         uninterrupted=uninterrupted_metrics(config, scene),
     )

@@ -104,6 +104,7 @@ class Scene:
         config: the environment's settings.
         num_envs, device: N, and where all tensors live.
         dt: s, one control step.
+        control_mode: meaning of an action, see ``EngineConfig``.
         character: kinematics of the character.
         key_ids: [K] int64, the ``key_bodies``.
         action_low, action_high: [D] box of actions, for the control mode of the engine.
@@ -116,6 +117,7 @@ class Scene:
         self.config = config
         self.num_envs, self.device = setup.num_envs, setup.device
         self.dt = 1.0 / setup.engine_config.control_freq
+        self.control_mode = setup.engine_config.control_mode
         self.character = Character.load(config.char_file, setup.device)
         self.key_ids = self.tensor(self.body_ids("key_bodies"), torch.int64)
         self.action_low, self.action_high = map(self.tensor, action_bounds(

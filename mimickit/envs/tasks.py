@@ -142,6 +142,22 @@ def steering_reward(
     return weights[0] * moving + weights[1] * facing
 
 
+def facing_error(root_rot: Tensor, face: Tensor) -> Tensor:
+    """Angle [N] (degrees) between heading and the direction to face, [N, 2]."""
+    return torch.rad2deg(torch.acos((unit(heading(root_rot)) * face).sum(dim=-1).clamp(-1.0, 1.0)))
+
+
+def in_third(speed: Tensor, slowest: float, fastest: float, third: int) -> Tensor:
+    """Whether [N] speeds [N] are in that third, 0 to 2, of a range."""
+    low, high = (slowest + share / 3 * (fastest - slowest) for share in (third, third + 1))
+    return (speed >= (-math.inf if third == 0 else low)) & (speed < (math.inf if third == 2 else high))
+
+
+def on_course(error: Tensor, speed: Tensor) -> Tensor:
+    """Whether a velocity error [...] (m/s) is below 0.5 m/s or a quarter of the speed [...] (m/s) asked for."""
+    return error < (ON_COURSE_SHARE * speed).clamp(min=ON_COURSE_SPEED)
+
+
 # --- goals ------------------------------------------------------------------------------------------------------------
 
 
@@ -291,8 +307,7 @@ class SteeringGoal(Goal):
         of the speed asked for, whichever is more: [N, 2]."""
         wanted = self.speed.unsqueeze(-1) * self.direction
         error = torch.linalg.vector_norm(wanted - self.velocity(now), dim=-1)
-        on_course = error < (ON_COURSE_SHARE * self.speed).clamp(min=ON_COURSE_SPEED)
-        return torch.stack([error, on_course.to(error.dtype)], dim=-1)
+        return torch.stack([error, on_course(error, self.speed).to(error.dtype)], dim=-1)
 
     def measures(self, now: StepState) -> Tensor:
         """``task_reward`` and :meth:`errors`: [N, 3]."""
@@ -300,15 +315,11 @@ class SteeringGoal(Goal):
 
     def facing_error(self, now: StepState) -> Tensor:
         """``facing_err``: angle (degrees) between heading and direction to face, [N, 1]."""
-        ahead = unit(heading(now.char.root_rot))
-        return torch.rad2deg(torch.acos((ahead * self.face).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0)))
+        return facing_error(now.char.root_rot, self.face).unsqueeze(-1)
 
     def in_third(self, third: int) -> Term:
         """Whether [N] the speed asked for is in that third, 0 to 2, of the environment's range."""
-        slowest, fastest = self.speeds
-        low, high = (slowest + share / 3 * (fastest - slowest) for share in (third, third + 1))
-        low, high = (-math.inf if third == 0 else low), (math.inf if third == 2 else high)
-        return lambda now: (self.speed >= low) & (self.speed < high)
+        return lambda now: in_third(self.speed, *self.speeds, third)
 
     def _draw(self, mask: Tensor, now: StepState) -> None:
         c, time = self._config, now.time

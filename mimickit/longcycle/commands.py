@@ -13,7 +13,7 @@ from mimickit.cases import Case
 from mimickit.config import load_layered
 from mimickit.longcycle.cases import Inputs
 from mimickit.longcycle.ladder import Rung, scaled_steps
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.settings import TRANSFER, Settings
 from mimickit.longcycle.stages import StageSpec, TimeBudget
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError
@@ -83,6 +83,8 @@ class Attempt:
 
     def spec(self, stage: str, budget_used_s: float = 0.0) -> StageSpec:
         """The stage's command, environment, folders and time limits."""
+        if stage == TRANSFER:
+            return self._transfer()
         make = {"probe_train": self._probe, "long_train": self._long, "bootstrap_train": self._bootstrap,
                 "test": self._test, "viz": self._viz}[stage]
         flags, key, timeout = make()
@@ -113,6 +115,27 @@ class Attempt:
             hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds,
             ranks=len(devices), grace=profile.stop_grace, key={"fingerprint": self.fingerprint, **key},
             budget=self._budget(budget_used_s) if stage == "long_train" else None)
+
+    def _transfer(self) -> StageSpec:
+        """``mimickit sim2sim`` of the trained model, on the CPU."""
+        settings, profile = self.settings, self.settings.profile
+        out_dir = self.folder / TRANSFER
+        result_file = self.folder / "transfer.json"
+        flags = {
+            "test_episodes": str(profile.transfer_episodes), "rand_seed": str(profile.rand_seed),
+            "out_dir": settings.relative(out_dir), "result_file": settings.relative(result_file),
+            **({} if profile.max_episode_steps is None else {"max_episode_steps": str(profile.max_episode_steps)}),
+        }
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+        argv = (*settings.runner, "sim2sim", settings.relative(self.model_file), *words,
+                "--devices", *["cpu"] * profile.transfer_processes)
+        return StageSpec(
+            stage=TRANSFER, argv=argv, cwd=settings.repo, env=profile.env, out_dir=out_dir, log=self.log(TRANSFER),
+            result_file=result_file, mode="sim2sim", timeout=profile.transfer_timeout,
+            hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds, ranks=1,
+            grace=profile.stop_grace,
+            key={"fingerprint": self.fingerprint, "episodes": profile.transfer_episodes,
+                 "max_episode_steps": profile.max_episode_steps})
 
     def _budget(self, used_s: float) -> TimeBudget | None:
         settings = self.settings

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from mimickit.longcycle.devices import gpu_names
 from mimickit.longcycle.settings import Settings
 from mimickit.util.failures import UserError
+from mimickit.util.versions import commit, git, output
 
 PACKAGES = ("torch", "newton", "warp-lang", "mujoco-warp", "mujoco", "numpy", "pytest")
 IMPORTING = """
@@ -59,18 +59,6 @@ def describe(settings: Settings, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def commit(repo: Path) -> str | None:
-    """Commit of a checkout, or of the archive it was unpacked from (``git archive``, GitHub's download)."""
-    file = repo / ".git_archival.txt"
-    archived = re.fullmatch(r"node: ([0-9a-f]{40})\n", file.read_text()) if file.is_file() else None
-    return archived[1] if archived else git(repo, "rev-parse", "HEAD")
-
-
-def git(repo: Path, *command: str) -> str | None:
-    """Output of a git command in a checkout; None where the folder itself is not one."""
-    return output(["git", "-C", str(repo), *command]) if (repo / ".git").exists() else None
-
-
 def version(package: str) -> str | None:
     """Installed version of a package, None when it is not installed."""
     try:
@@ -91,14 +79,6 @@ def smallest_gpu() -> float:
     """Memory in GiB of the smallest GPU; 0 where nvidia-smi does not say."""
     told = output(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]) or ""
     return min(map(float, re.findall(r"^\d+$", told, flags=re.MULTILINE)), default=0.0) / 1024
-
-
-def output(command: list[str]) -> str | None:
-    """Standard output of a command; None when it is not installed or fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def require_modules(names: Sequence[str], python: str = sys.executable) -> None:

@@ -39,13 +39,13 @@ class Estimate:
         """Seconds of every stage of these cases. One that is already late counts as a record."""
         known = self.recorded(cases, state)
         plan = {(case.name, stage): known.get((case.name, stage), self.expected(case, stage))
-                for case in cases for stage in case.stages}
+                for case in cases for stage in self.settings.stages(case)}
         known |= {key: 1.25 * age for key, age in ages.items() if 1.25 * age > plan.get(key, age)}
         by_name = {case.name: case for case in cases}
         planned = sum(self.expected(by_name[name], stage) for name, stage in known)
         pace = sum(known.values()) / planned if planned else 1.0
         return {(case.name, stage): known.get((case.name, stage), pace * self.expected(case, stage))
-                for case in cases for stage in case.stages}
+                for case in cases for stage in self.settings.stages(case)}
 
     def left(self, cases: Sequence[Case], state: State, begun: Container[str],
              running: Mapping[tuple[str, str], float | None], ages: Mapping[tuple[str, str], float]) -> float:
@@ -66,7 +66,7 @@ class Estimate:
             ended = {stage for stage, event in attempts[-1].stages.items() if event.get("outcome") == "ok"} \
                 if attempts else set()
             rest = 0.0
-            for stage in case.stages:
+            for stage in self.settings.stages(case):
                 key = case.name, stage
                 if key in running:
                     told = running[key]
@@ -80,7 +80,7 @@ class Estimate:
 
     def basis(self, cases: Sequence[Case], state: State) -> str:
         """What the estimate is based on, in words."""
-        known, total = len(self.recorded(cases, state)), sum(len(case.stages) for case in cases)
+        known, total = len(self.recorded(cases, state)), sum(len(self.settings.stages(case)) for case in cases)
         if known == total:
             return "as long as the stages took before in this folder"
         profile = f"the times recorded for profile {self.settings.profile_name} and the costs in targets.yaml"

@@ -21,7 +21,7 @@ CHECKSUM = "crc32"
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # also as a path
 CaseName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]  # also as a folder's name
-Stage = Literal["probe_train", "long_train", "bootstrap_train", "test", "viz"]
+Stage = Literal["probe_train", "long_train", "bootstrap_train", "test", "transfer", "viz"]
 
 
 class _Data(BaseModel):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mimickit.longcycle.settings import Gate
+from mimickit.longcycle.settings import TRANSFER, Gate, Target
 from mimickit.longcycle.stages import StageResult
 
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -38,6 +38,7 @@ class Verdict:
     failure_class: str
     message: str
     gate: GateVerdict
+    transfer: GateVerdict = GateVerdict("missing", "not run")  # in plain MuJoCo
 
 
 STATISTICS = {"test_return": "return", "test_episode_length": "length"}  # their names among the statistics
@@ -140,13 +141,21 @@ def health_problem(stage: StageResult) -> tuple[str, str] | None:
     return None
 
 
-def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], gates: Sequence[Gate],
+def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], target: Target,
                enforce_gates: bool) -> Verdict:
-    """The verdict of a case from its stages; ``order`` names all it needs."""
-    test = stages.get("test")
-    gate = judge_gates(gates, test.result) if test is not None and test.ok else GateVerdict("missing", "not tested")
+    """The verdict of a case from its stages; ``order`` names them. ``transfer`` counts where the target has gates for
+    it."""
+    gate, transfer = (
+        judge_gates(gates, stages[name].result) if name in stages and stages[name].ok else GateVerdict("missing", why)
+        for name, gates, why in (("test", target.gates, "not tested"), (TRANSFER, target.transfer, "not run")))
     if not enforce_gates:
-        gate = replace(gate, verdict="not_judged")
+        gate, transfer = (replace(found, verdict="not_judged") for found in (gate, transfer))
+    order = [name for name in order if name != TRANSFER or target.transfer]
+    return replace(_judge(order, stages, gate, transfer, enforce_gates), transfer=transfer)
+
+
+def _judge(order: Sequence[str], stages: Mapping[str, StageResult], gate: GateVerdict, transfer: GateVerdict,
+           enforce_gates: bool) -> Verdict:
     for name in order:
         stage = stages.get(name, StageResult(name, "not_run"))
         if not stage.ok:
@@ -156,6 +165,8 @@ def judge_case(order: Sequence[str], stages: Mapping[str, StageResult], gates: S
             return Verdict(False, name, *problem, gate)
     if enforce_gates and gate.verdict != "pass":
         return Verdict(False, "test", "gate", f"learning gate: {gate.detail}", gate)
+    if enforce_gates and TRANSFER in order and transfer.verdict != "pass":
+        return Verdict(False, TRANSFER, "gate", f"gate of the transfer: {transfer.detail}", gate)
     return Verdict(True, "", "", "", gate)
 
 

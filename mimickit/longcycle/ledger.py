@@ -24,7 +24,7 @@ from mimickit.longcycle.devices import file_lock
 from mimickit.longcycle.events import EventFile, to_line
 from mimickit.util.files import read_json, write_json, write_tsv
 
-STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "viz": "viz"}
+STAGE_COLUMNS = {"probe": "probe_train", "long": "long_train", "test": "test", "transfer": "transfer", "viz": "viz"}
 OLD_COLUMNS = (  # of the runner of MimicKit's reference snapshot (docs/old_runner.md), which come first
 
     "case", "method", "case_type", "variant", "agent_config", "num_envs", "probe_rc", "probe_ok", "probe_timeout",
@@ -39,7 +39,8 @@ COLUMNS = (
     *OLD_COLUMNS, "learned",
     *(f"{short}_elapsed_s" for short in STAGE_COLUMNS),
     "samples", "samples_per_s", "test_return", "test_episode_length", "test_episodes", "test_measures",
-    "gate_verdict", "gate_detail",
+    "transfer_ok", "transfer_episode_length", "transfer_measures",
+    "gate_verdict", "gate_detail", "transfer_verdict", "transfer_detail",
     "viz_video", "failed_stage", "failure_class", "message", "degraded", "profile", "finished_at", "key", "session",
 )
 LEDGER = "ledger.jsonl"

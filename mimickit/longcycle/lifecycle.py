@@ -17,14 +17,14 @@ from mimickit.longcycle.devices import file_lock, lease
 from mimickit.longcycle.judge import GateVerdict, Verdict, check_viz, health_problem, judge_case
 from mimickit.longcycle.ledger import AttemptState, CaseState, Ledger
 from mimickit.longcycle.rows import case_row
-from mimickit.longcycle.settings import Settings, ladder_name
+from mimickit.longcycle.settings import TRANSFER, Settings, ladder_name
 from mimickit.longcycle.stages import StageResult, StageSpec, run_stage, with_checkpoint_policy
 from mimickit.util.files import read_json
 from mimickit.util.manifest import is_as_described
 
 NOT_REACHED = "an earlier stage failed"
-PATIENCE = {"probe_timeout", "long_timeout", "test_timeout", "viz_timeout", "hang_seconds", "startup_seconds",
-            "stop_grace"}  # no result depends on these
+PATIENCE = {"probe_timeout", "long_timeout", "test_timeout", "transfer_timeout", "viz_timeout", "transfer_processes",
+            "hang_seconds", "startup_seconds", "stop_grace"}  # no result depends on these
 
 
 class CaseRun:
@@ -80,6 +80,10 @@ class CaseRun:
         """Test what was trained; not run when training failed."""
         return self._after(trained, "test")
 
+    def transfer(self, tested: StageResult) -> StageResult | None:
+        """Run what was trained in plain MuJoCo; not run when the test failed. None: the profile has no such stage."""
+        return self._after(tested, TRANSFER) if TRANSFER in self.settings.stages(self.case) else None
+
     def view(self, tested: StageResult) -> StageResult:
         """Film one episode; not run when the test failed."""
         return self._after(tested, "viz")
@@ -90,7 +94,7 @@ class CaseRun:
             row = self.final_row = self.reused_row
             gate = GateVerdict(row["gate_verdict"], row["gate_detail"])
             return Verdict(str(row["final_ok"]) == "1", row["failed_stage"], row["failure_class"], row["message"], gate)
-        verdict = judge_case(self.case.stages, self.stages, self.settings.target(self.case.name).gates,
+        verdict = judge_case(self.settings.stages(self.case), self.stages, self.settings.target(self.case.name),
                              self.settings.profile.enforce_gates)
         known = self._attempt_state()
         trained_s = known.train_seconds if known is not None else 0.0
@@ -290,6 +294,7 @@ def case_key(settings: Settings, case: Case) -> str:
         "rungs": [astuple(rung) for rung in case_rungs(settings, case)], "scale_steps": settings.scale_steps,
         "long_mode": settings.long_mode, "budget": settings.long_budget_hours,
         "gates": [gate.model_dump() for gate in settings.target(case.name).gates],
+        "transfer": [gate.model_dump() for gate in settings.target(case.name).transfer],
     })
 
 

@@ -103,7 +103,7 @@ class SessionProgress:
         """A line for the start: how long the session will take, and what that is based on."""
         state = self.ledger.state()
         state.touched = set()  # an earlier session's
-        stages = sum(len(case.stages) for case in self.cases)
+        stages = sum(len(self.estimate.settings.stages(case)) for case in self.cases)
         seconds = self.estimate.left(self.cases, state, self.begun, {}, {})
         return (f"{len(self.cases)} case{'s' if len(self.cases) != 1 else ''}, {stages} stages, "
                 f"{self.estimate.workers} at once: about {report.duration(seconds)} "

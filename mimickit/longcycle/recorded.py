@@ -15,7 +15,7 @@ from mimickit.longcycle.ledger import CaseState, State, replay
 from mimickit.longcycle.roots import LEDGER, rebased
 from mimickit.longcycle.rows import verdict_columns
 from mimickit.longcycle.session import NOTHING, is_case
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.settings import TRANSFER, Settings
 from mimickit.longcycle.stages import StageResult
 
 NOT_RUN = "no recorded end in these results"
@@ -37,7 +37,7 @@ class RecordedCase:
         attempts = state.attempts
         rung = (self.row["variant"], int(self.row["num_envs"])) if self.row else next(reversed(attempts), None)
         events = attempts[rung].stages if rung in attempts else {}
-        self.stages = {stage: recorded_stage(stage, events.get(stage)) for stage in case.stages}
+        self.stages = {stage: recorded_stage(stage, events.get(stage)) for stage in settings.stages(case)}
         self.reused_row = self.final_row = None if self.row is None else {
             **self.row, **verdict_columns(settings, case, self.finish(), str(self.row.get("degraded")) == "1")}
 
@@ -53,6 +53,9 @@ class RecordedCase:
     def test(self, trained: StageResult) -> StageResult:
         return self.stages["test"]
 
+    def transfer(self, tested: StageResult) -> StageResult | None:
+        return self.stages.get(TRANSFER)
+
     def view(self, tested: StageResult) -> StageResult:
         return self.stages["viz"]
 
@@ -62,7 +65,7 @@ class RecordedCase:
         if self.row is None:
             stage = next((name for name in self.case.stages if not self.stages[name].ok), self.case.stages[0])
             return Verdict(False, stage, "not_run", NOT_RUN, GateVerdict("missing", "not tested"))
-        verdict = judge_case(self.case.stages, self.stages, self.settings.target(self.case.name).gates,
+        verdict = judge_case(self.settings.stages(self.case), self.stages, self.settings.target(self.case.name),
                              self.settings.profile.enforce_gates)
         profile, asked = self.row.get("profile"), self.settings.profile_name
         if verdict.final_ok and profile != asked:

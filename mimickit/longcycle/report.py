@@ -93,7 +93,8 @@ def markdown(state: State, cases: Sequence[Case], reused: set[str], settings: Se
     for case in cases:
         row, words = state.case(case.name).row, unfinished(state.case(case.name))
         if case in never or row is None:
-            lines.append(table_line([case.name, *[""] * 9, f"**not run**{f' ({words})' if words else ''}"]))
+            lines.append(table_line([case.name, *[""] * (len(head) - 2),
+                                     f"**not run**{f' ({words})' if words else ''}"]))
             continue
         verdict = "ok" if case in passed else f"**{row['failure_class']} in {row['failed_stage']}**"
         lines.append(table_line([
@@ -114,7 +115,7 @@ def table_line(cells: Sequence[Any]) -> str:
 
 def stage_cell(row: Mapping[str, Any], short: str) -> str:
     """``1:23``, ``**failed** 1:23``, or nothing for a stage that did not run."""
-    ok, seconds = str(row[f"{short}_ok"]), row[f"{short}_elapsed_s"]
+    ok, seconds = str(row.get(f"{short}_ok")), row.get(f"{short}_elapsed_s")  # older rows lack later stages
     if ok not in ("0", "1"):
         return ""
     return f"{'' if ok == '1' else '**failed** '}{duration(seconds)}"
@@ -131,7 +132,7 @@ def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str
     """JUnit properties of a case: its end, numbers, gate verdict, and the outcome and time of each stage."""
     if row is None:
         return [("outcome", "not_run")]
-    times = [seconds for short in STAGE_COLUMNS if isinstance(seconds := row[f"{short}_elapsed_s"], (int, float))]
+    times = [seconds for short in STAGE_COLUMNS if isinstance(seconds := row.get(f"{short}_elapsed_s"), (int, float))]
     found = {
         "outcome": "ok" if str(row["final_ok"]) == "1" else row["failure_class"], "failed_stage": row["failed_stage"],
         "elapsed_s": round(sum(times), 2), "samples": row["samples"], "samples_per_s": row["samples_per_s"],
@@ -140,7 +141,7 @@ def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str
     }
     for short in STAGE_COLUMNS:
         stage = case.train_stage if short == "long" else STAGE_COLUMNS[short]
-        if stage in case.stages:
+        if stage in case.stages or str(row.get(f"{short}_ok")) in ("0", "1"):
             found[stage] = {"1": "ok", "0": "failed"}.get(str(row[f"{short}_ok"]), "not_run")
             found[f"{stage}_elapsed_s"] = row[f"{short}_elapsed_s"]
     if found.get(row["failed_stage"]) == "failed":

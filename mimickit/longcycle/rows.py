@@ -10,7 +10,7 @@ from mimickit.cases import Case
 from mimickit.longcycle.commands import Attempt
 from mimickit.longcycle.judge import Verdict, measure
 from mimickit.longcycle.ledger import STAGE_COLUMNS
-from mimickit.longcycle.settings import Settings
+from mimickit.longcycle.settings import TRANSFER, Settings
 from mimickit.longcycle.stages import BUDGET_REACHED, StageResult
 
 
@@ -25,14 +25,15 @@ def case_row(attempt: Attempt, stages: Mapping[str, StageResult], verdict: Verdi
     train, relative = case.train_stage, settings.relative
     ran = {short: done for short, name in STAGE_COLUMNS.items()
            if (done := stages.get(train if short == "long" else name)) and done.outcome != "not_run"}
-    learned, tested = (stages[name].result if name in stages else {} for name in (train, "test"))
+    learned, tested, moved = (stages[name].result if name in stages else {} for name in (train, "test", TRANSFER))
     row: dict[str, Any] = {
         "case": case.file, "method": case.method, "case_type": case.case_type, "variant": attempt.rung.variant,
         "agent_config": attempt.agent_config, "num_envs": attempt.rung.num_envs, "degraded": int(attempt.degraded),
         "profile": settings.profile_name, "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "samples": learned.get("samples"), "samples_per_s": learned.get("samples_per_s"),
         **{name: tested.get(name) for name in ("test_return", "test_episode_length", "test_episodes")},
-        "test_measures": " ".join(f"{name}={measure(tested, name)}" for name in tested.get("measures") or {}),
+        "test_measures": _measures(tested),
+        "transfer_episode_length": moved.get("test_episode_length"), "transfer_measures": _measures(moved),
         **verdict_columns(settings, case, verdict, attempt.degraded),
         "out_dir": relative(attempt.folder),
         "probe_out_dir": relative(attempt.folder / "probe_train") if case.trainable else "",
@@ -67,11 +68,18 @@ def verdict_columns(settings: Settings, case: Case, verdict: Verdict, degraded: 
     judged = case.trainable and settings.profile.enforce_gates
     note = "ok" if verdict.final_ok else f"{verdict.failure_class}_in_{verdict.failed_stage}"
     return {
-        "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail, "final_ok": int(verdict.final_ok),
+        "gate_verdict": verdict.gate.verdict, "gate_detail": verdict.gate.detail,
+        "transfer_verdict": verdict.transfer.verdict, "transfer_detail": verdict.transfer.detail,
+        "final_ok": int(verdict.final_ok),
         "learned": int(verdict.gate.verdict == "pass") if judged else "-",
         "note": f"{note} degraded" if degraded else note, "failed_stage": verdict.failed_stage,
         "failure_class": verdict.failure_class, "message": verdict.message,
     }
+
+
+def _measures(result: Mapping[str, Any]) -> str:
+    """``body_pos_err=0.03 survival=1``."""
+    return " ".join(f"{name}={measure(result, name)}" for name in result.get("measures") or {})
 
 
 def _budget(settings: Settings, case: Case, ran: Mapping[str, StageResult], trained_s: float) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class Session:
     def back_stop(self) -> float:
         """Seconds after which pytest-timeout ends a case; 0 (never) where a stage has no timeout."""
         profile = self.settings.profile
-        stages = (profile.probe_timeout, profile.long_timeout, profile.test_timeout, profile.viz_timeout)
+        stages = (profile.probe_timeout, profile.long_timeout, profile.test_timeout, profile.viz_timeout,
+                  *((profile.transfer_timeout,) if profile.transfer_episodes else ()))
         return 0 if 0 in stages else 16 * sum(stages)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

@@ -25,6 +25,7 @@ PROFILES_FILE = FILES / "profiles.yaml"
 TARGETS_FILE = FILES / "targets.yaml"
 BASELINES_FILE = FILES / "baselines.yaml"
 COST_WITHOUT_TRAINING = 0.2
+TRANSFER = "transfer"  # the stage that runs the exported policy in plain MuJoCo
 PACKAGE = Path(__file__).resolve().parents[1]
 RUNNER = (sys.executable, str(PACKAGE / "run.py"))
 DEFAULT_ENGINE = "data/engines/newton_engine.yaml"
@@ -46,6 +47,8 @@ class Profile(Config):
         test_envs: episodes behind the statistics and gates of a trainable case's test, one per environment (in fewer
             environments if training had fewer). At least ``test_episodes``.
         envs_per_eval_env: long_train evaluates in one of this many environments while the others train.
+        transfer_episodes: episodes of a trainable case's policy in plain MuJoCo; 0: no stage ``transfer``.
+        transfer_processes: processes that run them, on the CPU.
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with, unless
             mimickit/cases.py has another number for the agent; ``auto``: from there; null: the args file's.
         cpu_processes: training processes where no GPU is used.
@@ -83,6 +86,9 @@ class Profile(Config):
     viz_set: tuple[str, ...]
     stage_seconds: dict[str, float]
     test_envs: int = 0
+    transfer_episodes: int = 0
+    transfer_processes: int = 1
+    transfer_timeout: float = 0.0
 
     @field_validator("tuned_envs", mode="before")
     @classmethod
@@ -138,6 +144,7 @@ class Target(Config):
 
     gates: tuple[Gate, ...] = ()
     open: tuple[str, ...] = ()
+    transfer: tuple[Gate, ...] = ()
     env_ladder: tuple[PositiveInt, ...] | None = None
     tuned_envs: PositiveInt | None = None
     cost: PositiveFloat = 1.0
@@ -223,6 +230,13 @@ class Settings:
     def stop_file(self) -> Path:
         """Exists while the session is being interrupted, which tells workers to end their stages."""
         return self.out / ".stop"
+
+    def stages(self, case: Case) -> tuple[str, ...]:
+        """The stages of a case, in order."""
+        if not (case.trainable and self.profile.transfer_episodes):
+            return case.stages
+        after = case.stages.index("test") + 1
+        return (*case.stages[:after], TRANSFER, *case.stages[after:])
 
     def target(self, case_name: str) -> Target:
         return self.targets.get(case_name, Target())

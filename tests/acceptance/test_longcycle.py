@@ -27,7 +27,12 @@ def tested(case_run, trained):
 
 
 @pytest.fixture
-def viewed(case_run, tested):
+def transferred(case_run, tested):
+    return case_run.transfer(tested)
+
+
+@pytest.fixture
+def viewed(case_run, tested, transferred):
     return case_run.view(tested)
 
 

@@ -21,7 +21,7 @@ TRAINED = "deepmimic_humanoid_ppo"
 HEAVY = ("torch", "warp", "newton", "mujoco", "pyglet")
 INNER_SECONDS = 240.0  # longer than any inner pytest takes, shorter than pytest.ini allows a test
 SMALL = {"probe_timeout": 60, "long_timeout": 60, "test_timeout": 60, "viz_timeout": 60, "env_ladder": [8],
-         "long_max_samples": 1000, "hang_seconds": 20}
+         "long_max_samples": 1000, "hang_seconds": 20, "transfer_episodes": 0}
 
 INI = """[pytest]
 testpaths = tests

@@ -163,9 +163,9 @@ def test_the_jobs_summary(project, monkeypatch):
     table = {cells[1]: cells[2:-1] for line in lines if line.startswith("|")
              for cells in [[cell.strip() for cell in line.split("|")]]}
     assert len({len(cells) for cells in table.values()}) == 1, "every line has as many cells as the head"
-    assert table["case"][:4] == ["probe", "long", "test", "viz"] and table["case"][-1] == "verdict"
+    assert table["case"][:5] == ["probe", "long", "test", "transfer", "viz"] and table["case"][-1] == "verdict"
     assert re.fullmatch(r"\d:\d\d", table[TRAINED][0]) and re.fullmatch(r"\*\*failed\*\* \d:\d\d", table[TRAINED][1])
-    assert table[TRAINED][2:4] == ["", ""] and table[TRAINED][-1] == "**oom_gpu in long_train**"
+    assert table[TRAINED][2:5] == ["", "", ""] and table[TRAINED][-1] == "**oom_gpu in long_train**"
     assert table[CASES[1]][0] == "" and table[CASES[1]][-1] == "ok"
     assert table[CASES[2]][-1] == "**not run** (interrupted_in_bootstrap_train)"
     assert lines[-1].startswith(f"- **{TRAINED}**: long_train, class `oom_gpu`: RuntimeError: CUDA out of memory")

@@ -85,10 +85,10 @@ def done(stage, **result):
 def test_final_ok_needs_everything(change, expected):
     order = ("probe_train", "long_train", "test", "viz")
     results = {name: done(name) for name in order} | change
-    verdict = judge.judge_case(order, results, [], enforce_gates=False)
+    verdict = judge.judge_case(order, results, settings.Target(), enforce_gates=False)
     assert (verdict.failed_stage, verdict.failure_class) == expected
     assert verdict.final_ok == (expected == ("", ""))
-    enforced = judge.judge_case(order, results, [], enforce_gates=True)
+    enforced = judge.judge_case(order, results, settings.Target(), enforce_gates=True)
     assert not enforced.final_ok
 
 

@@ -19,6 +19,7 @@ ALLOWED = {  # package -> packages of ours it may import, beside itself
     "learning": {"util", "config", "envs.base"},
     "gym": {"util", "envs.base"},
     "clips": {"util", "config", "anim", "engines"},
+    "deploy": {"util", "config", "anim", "engines", "envs", "learning"},
     "longcycle": {"util", "config", "cases", "engines.engine_config"},
 }
 LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybullet", "matplotlib", "scipy"}
@@ -82,6 +83,10 @@ def test_the_suite_stays_light():
     assert loaded_by("; ".join(f"import mimickit.longcycle.{m}" for m in modules)) == []
     light = ("args", "failures", "files", "manifest", "processes", "video")
     assert loaded_by("; ".join(f"import mimickit.util.{m}" for m in light)) == []
+
+
+def test_a_robot_needs_neither_torch_nor_newton():
+    assert loaded_by("import mimickit.deploy.loop, mimickit.deploy.sim2sim, mimickit.deploy.policy_file") == []
 
 
 def test_learning_does_not_load_physics():
