@@ -24,6 +24,7 @@ def check_request(request: Request) -> None:
     check_logger(args["logger"])
     check_motors(request)
     check_sizes(request)
+    check_motion_prior(request)
     if request.mode == "train" and args["resume"] is not None:
         check_resume(request, Path(args["resume"]))
     if args["model_file"] is not None:
@@ -66,6 +67,17 @@ def check_sizes(request: Request) -> None:
         check_eval_envs(request.args["eval_envs"], num_envs)
     if isinstance(agent, AdversarialConfig):
         check_replay(agent, num_envs)
+
+
+def check_motion_prior(request: Request) -> None:
+    """Raises UserError where the agent's motion prior is missing, or knows other windows than the environment makes."""
+    from mimickit.learning.config import SMPConfig
+
+    if isinstance(request.agent, SMPConfig):
+        from mimickit.prior import check_prior
+
+        trained = request.mode == "train" and "resume" not in request.args and "model_file" not in request.args
+        check_prior(request.agent, request.env, request.engine.control_freq, needs_weights=trained)
 
 
 def check_resume(request: Request, path: Path) -> None:

@@ -289,13 +289,14 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 def warn_if_pointless(request: Request, env: Any) -> None:
     """Warn about likely mistakes."""
-    from mimickit.learning.config import AdversarialConfig, DummyConfig
+    from mimickit.learning.config import AdversarialConfig, DummyConfig, SMPConfig
 
     if isinstance(request.agent, DummyConfig):
         return
     if request.mode == "test" and "model_file" not in request.args:
         warn("no --model_file: testing a policy that has learned nothing")
-    if request.mode == "train" and "disc_obs" in env.info and not isinstance(request.agent, AdversarialConfig):
+    if request.mode == "train" and "disc_obs" in env.info and not isinstance(
+            request.agent, AdversarialConfig | SMPConfig):
         warn(f"agent {request.agent.agent_name} does not use the style data of env_name {request.env.env_name}: it "
              "learns from the environment's own reward alone, which is always 0 where there is no task")
 

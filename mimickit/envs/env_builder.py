@@ -25,12 +25,13 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[EnvConfig, Setup], Env]]] = {  
     "char": (dof_test.CharConfig, dof_test.build_char),
     "char_dof_test": (dof_test.DofTestConfig, dof_test.build),
     "deepmimic": (deepmimic.DeepMimicConfig, deepmimic.build),
+    "smp": (amp.SMPConfig, amp.build_amp),
     "static_objects": (deepmimic.StaticObjectsConfig, deepmimic.build),
     "task_location": (tasks.LocationConfig, tasks.build_location),
     "task_steering": (tasks.SteeringConfig, tasks.build_steering),
     "view_motion": (view_motion.ViewMotionConfig, view_motion.build),
 }
-NOT_YET = ("smp", "task_dodgeball")  # of MimicKit, planned
+NOT_YET = ("task_dodgeball",)  # of MimicKit, planned
 
 
 def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EnvConfig:

@@ -6,25 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from mimickit.anim.character import Character
 from mimickit.anim.mjcf import CharacterModel, action_bounds
 from mimickit.anim.motion_lib import MotionLib
-from mimickit.config import Config
+from mimickit.config import AssetPath, Config
 from mimickit.engines.engine import Engine, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.terms import CharState, Term, overwrite
-from mimickit.util.assets import locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 from mimickit.util.rotations import exp_map_to_quat
 
-AssetPath = Annotated[Path, AfterValidator(locate)]  # here, or the shipped file
 MakeEngine = Callable[[WorldSpec, EngineConfig, int, torch.device], Engine]
 
 

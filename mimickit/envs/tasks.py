@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mimickit.envs.amp import PriorConfig, style_terms
+from mimickit.envs.amp import PriorConfig, style_terms, with_generated_starts
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 from mimickit.envs.metrics import StepMean
@@ -371,7 +371,7 @@ def build_steering(config: SteeringConfig, setup: Setup) -> Env:
 
 def with_goal(config: GoalConfig, scene: Scene, goal: LocationGoal | SteeringGoal, metrics: dict[str, Metric]) -> Env:
     """The terms of style, and those of a goal."""
-    terms = style_terms(config, scene)
+    terms = with_generated_starts(config, scene, style_terms(config, scene))
     terms.observations["goal"] = goal.observe
     terms.rewards = {"goal": goal.reward}
     terms.metrics = {**metrics, **terms.metrics}

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mimickit.config import Config, build, load_layered
+from mimickit.config import AssetPath, Config, build, load_layered, merge
 from mimickit.learning.normalizer import MeanStdNormalizer
 from mimickit.util.checkpoint import fill_tensors, read_model
 from mimickit.util.distributed import Distributed
@@ -63,9 +63,9 @@ class PriorConfig(Config):
     num_samples_stat: int = Field(10000, ge=2, description="windows from which the normalizer is filled")
     output_iter: int = Field(2000, ge=1, description="iterations between outputs")
     grad_clip_norm: float = Field(1.0, ge=0.0)
-    env_config: Path = Field(description="environment whose observation the windows are")
-    motion_file: Path = Field(description="clip (.pkl) or dataset (.yaml)")
-    control_freq: float = Field(gt=0.0, description="Hz, of the frames of a window")
+    env_config: AssetPath = Field(description="environment whose observation the windows are")
+    motion_file: AssetPath = Field(description="clip (.pkl) or dataset (.yaml)")
+    control_freq: int = Field(gt=0, description="Hz, of the frames of a window")
     master_port: str = Field("", description="not used", coerce_numbers_to_str=True)
 
     @model_validator(mode="after")
@@ -75,9 +75,9 @@ class PriorConfig(Config):
         return self
 
 
-def load_prior_config(path: str | Path) -> PriorConfig:
-    """Read a prior's file. Raises AssetMissingError, UserError."""
-    data = load_layered(path)
+def load_prior_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> PriorConfig:
+    """Read a prior's file; ``overrides``: keys that replace those of the file. Raises AssetMissingError, UserError."""
+    data = merge(load_layered(path), overrides or {})
     if data.get("num_class") or data.get("cfg_dropout"):
         raise UserError(f"{path}: num_class, cfg_dropout: priors of several classes are not supported; a prior here is "
                         "of all its clips")
@@ -436,13 +436,7 @@ class MotionPrior(nn.Module):
 # --- the reward -------------------------------------------------------------------------------------------------------
 
 
-def score_matching_reward(errors: Tensor, normalized: Tensor, scale: float, loss_scale: float) -> tuple[Tensor, Tensor]:
-    """Reward [B] for motion that the prior denoises well: scale exp(-loss_scale mean of ``normalized`` [B, K]); and the
-    plain mean [B] of ``errors`` [B, K] for the log."""
-    return scale * torch.exp(-loss_scale * normalized.mean(-1)), errors.mean(-1)
-
-
-def check_steps(steps: Sequence[int], config: PriorConfig, where: str) -> None:
-    """Raises UserError where diffusion steps are not among the prior's."""
-    if wrong := [step for step in steps if not 0 <= step < config.T]:
-        raise UserError(f"diffusion_steps {wrong}: the prior of {where} has steps 0 to {config.T - 1} (T = {config.T})")
+def score_matching_reward(normalized: Tensor, scale: float, loss_scale: float) -> Tensor:
+    """Reward [B] for motion that the prior denoises well, scale exp(-loss_scale mean of ``normalized``): denoising
+    errors [B, K] in units of their usual size."""
+    return scale * torch.exp(-loss_scale * normalized.mean(-1))
