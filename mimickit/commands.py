@@ -94,7 +94,8 @@ COMMANDS = {
 }
 WITH_PARSER = {  # commands that read their own options
     "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
-WITHOUT_STAGE = ("prior", "list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
+WITHOUT_STAGE = ("prior", "list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf",
+                 "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:

@@ -150,12 +150,13 @@ class Scene:
         return lambda now: values
 
     def body_ids(self, key: str) -> list[int]:
-        """Indices of the bodies that the settings list under ``key``.
+        """Indices of the bodies that the settings name under ``key``.
 
         Raises:
             UserError: a name that no body has, or that is listed twice.
         """
         model, names, where = self.character.model, getattr(self.config, key), f"{self.config.source}: key '{key}'"
+        names = (names,) if isinstance(names, str) else names
         for name in names:
             if name not in model.body_names:
                 raise UserError(
@@ -202,9 +203,10 @@ class Scene:
             stale.masked_fill_(mask.view(-1, 1, 1), 0.0)
 
     def placed(self) -> list[Tensor]:
-        """The engine's buffers that :meth:`place` reads and changes."""
+        """The engine's buffers that :meth:`place` and those who move free objects read and change."""
         names = ("reset_mask", "dof_pos", "body_vel", "body_ang_vel", "contact_force", "ground_contact_force",
-                 *(name for name in CharState._fields if name != "joint_rot"))
+                 *(name for name in CharState._fields if name != "joint_rot"),
+                 *(("object_mask", "object_pos", "object_vel") if self._world.get("free_objects") else ()))
         return [getattr(self.engine, name) for name in names]
 
 

@@ -131,8 +131,8 @@ class ScoreMatching(RewardSource):
         """Raises AssetMissingError where neither a prior's nor a policy's file gave weights. Waits once."""
         if not self._is_ready:
             if int(self.prior.obs_normalizer._count) == 0:
-                raise AssetMissingError(f"smp_prior_model {self._config.smp_prior_model}: no such prior; mimickit prior "
-                                        f"{self._config.smp_prior_cfg} trains it")
+                raise AssetMissingError(f"smp_prior_model {self._config.smp_prior_model}: no such prior; mimickit "
+                                        f"prior {self._config.smp_prior_cfg} trains it")
             self._is_ready = True
 
     def _test_values(self) -> tuple[Tensor, ...]:
