@@ -41,12 +41,13 @@ class GeneratedStarts(Reference):
         dt: s, one control step.
 
     Attributes:
+        clips: as given.
         ids, start: as of :class:`RefMotion`.
     """
 
     def __init__(self, clips: RefMotion, character: Character, dt: float) -> None:
         self.ids, self.start = clips.ids, clips.start
-        self._clips, self._character, self._dt = clips, character, dt
+        self.clips, self._character, self._dt = clips, character, dt
         self._states: CharState | None = None  # [K, S, ...]
         self._received = torch.zeros((), dtype=torch.int64, device=clips.start.device)
 
@@ -69,7 +70,7 @@ class GeneratedStarts(Reference):
         self._received += len(windows)
 
     def lookup(self, time: Tensor) -> tuple[RefState, RefState]:
-        ref, start = self._clips.lookup(time)
+        ref, start = self.clips.lookup(time)
         if self._states is None:
             return ref, start
         capacity = len(self._states.root_pos)
@@ -84,16 +85,16 @@ class GeneratedStarts(Reference):
         return ref, start._replace(frames=frames, window=window, time=begin)
 
     def reset(self, mask: Tensor, reset_state: RefState) -> None:
-        self._clips.reset(mask, reset_state)
+        self.clips.reset(mask, reset_state)
 
     def pose_of(self, env: int, time: Tensor) -> tuple[Tensor, Tensor]:
-        return self._clips.pose_of(env, time)
+        return self.clips.pose_of(env, time)
 
     def buffers(self) -> dict[str, Tensor]:
         if self._states is None:
-            return self._clips.buffers()
+            return self.clips.buffers()
         states = {f"generated.{name}": x for name, x in self._states._asdict().items()}
-        return {**self._clips.buffers(), **states, "generated.received": self._received}
+        return {**self.clips.buffers(), **states, "generated.received": self._received}
 
     def describe(self) -> str:
-        return self._clips.describe()
+        return self.clips.describe()
