@@ -41,7 +41,7 @@ from mimickit.learning.diffusion import MotionPrior, PriorConfig, load_prior_con
 from mimickit.learning.optim import FlatOptimizer
 from mimickit.util.checkpoint import fill_tensors, read_model, save_model
 from mimickit.util.distributed import Distributed, seed_process
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json, write_text
 from mimickit.util.graphs import Graphed
 from mimickit.util.logging import duration, format_row
@@ -101,11 +101,8 @@ def _no_engine(*args: Any) -> Any:
     raise AssertionError("a prior needs no physics")
 
 
-def check_prior(agent: SMPConfig, env: EnvConfig, control_freq: int, needs_weights: bool) -> None:
+def check_prior(agent: SMPConfig, env: EnvConfig, control_freq: int) -> None:
     """Make sure that the prior of an agent knows the windows of an environment.
-
-    Args:
-        needs_weights: no model file of a policy gives them.
 
     Raises:
         AssetMissingError, UserError: naming what is missing, or in what they differ.
@@ -119,9 +116,6 @@ def check_prior(agent: SMPConfig, env: EnvConfig, control_freq: int, needs_weigh
     if agent.enable_gsi and not (env.root_height_obs and not env.enable_tar_obs and not env.pose_termination):
         raise UserError(f"{env.source}: generated start states (enable_gsi) need root_height_obs true, enable_tar_obs "
                         "and pose_termination false")
-    if needs_weights and not agent.smp_prior_model.is_file():
-        raise AssetMissingError(f"smp_prior_model {agent.smp_prior_model}: no such prior yet; mimickit prior "
-                        f"{agent.smp_prior_cfg} --out_dir {agent.smp_prior_model.parent} trains it")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

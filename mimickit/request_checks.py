@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mimickit.request import Request
-from mimickit.util.failures import UserError
+from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json
 
 LOGGERS = {"tb": "tensorboardX", "wandb": "wandb"}  # --logger -> the package that it needs
@@ -70,14 +70,23 @@ def check_sizes(request: Request) -> None:
 
 
 def check_motion_prior(request: Request) -> None:
-    """Raises UserError where the agent's motion prior is missing, or knows other windows than the environment makes."""
+    """Raises UserError where the agent's motion prior knows other windows than the environment makes."""
     from mimickit.learning.config import SMPConfig
 
     if isinstance(request.agent, SMPConfig):
         from mimickit.prior import check_prior
 
-        trained = request.mode == "train" and "resume" not in request.args and "model_file" not in request.args
-        check_prior(request.agent, request.env, request.engine.control_freq, needs_weights=trained)
+        check_prior(request.agent, request.env, request.engine.control_freq)
+
+
+def check_prior_is_trained(request: Request) -> None:
+    """Raises AssetMissingError where a training needs the weights of a motion prior that nobody has trained."""
+    from mimickit.learning.config import SMPConfig
+
+    agent, given = request.agent, {"resume", "model_file"} & request.args.values.keys()
+    if isinstance(agent, SMPConfig) and request.mode == "train" and not given and not agent.smp_prior_model.is_file():
+        raise AssetMissingError(f"smp_prior_model {agent.smp_prior_model}: no such prior yet; mimickit prior "
+                                f"{agent.smp_prior_cfg} --out_dir {agent.smp_prior_model.parent} trains it")
 
 
 def check_resume(request: Request, path: Path) -> None:

@@ -43,6 +43,7 @@ watch_from_start()
 from mimickit import commands
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
 from mimickit.request import Request, header
+from mimickit.request_checks import check_prior_is_trained
 from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
@@ -135,6 +136,7 @@ def answer(argv: list[str], place: Place) -> int:
     request = read_request(args)
     for sentence in request.notes if first else ():
         warn(sentence)
+    check_prior_is_trained(request)
     request = begin(request, place.claim, place.rank)
     place.out_dir, place.begun = request.out_dir, True
     if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:

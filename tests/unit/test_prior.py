@@ -14,7 +14,7 @@ from mimickit.learning.config import parse_agent_config
 from mimickit.learning.diffusion import load_prior_config
 from mimickit.prior import check_prior, train_prior
 from mimickit.util.checkpoint import read_model
-from mimickit.util.failures import AssetMissingError, UserError
+from mimickit.util.failures import UserError
 from tests.contract.toy_style_env import agent_config
 from tests.unit.env_case import CHAR_FILE, settings, write_clip
 
@@ -100,6 +100,17 @@ def test_mistakes(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_without_a_prior_there_is_no_training_but_its_configuration_can_be_shown(tmp_path, capsys):
+    missing = ["--set", f"agent.smp_prior_model={tmp_path}/none.pt"]
+    assert run.main(["show", "smp_humanoid", *missing]) == 0
+    assert "smp_prior_model" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert run.main(["train", "smp_humanoid", "--devices", "cpu", "--out_dir", str(out), *missing]) == 2
+    text = f"none.pt: no such prior yet; mimickit prior data/priors/humanoid_spinkick.yaml --out_dir {tmp_path} trains"
+    assert text in capsys.readouterr().err
+    assert not out.exists()
+
+
 def agent(prior_file, **changes):
     return parse_agent_config(agent_config(
         "SMP", smp_prior_cfg=str(prior_file), smp_prior_model=str(prior_file.with_name("model.pt")), **changes))
@@ -111,9 +122,7 @@ def env(prior_file, **changes):
 
 
 def test_agent_prior_and_environment_must_fit(prior_file):
-    check_prior(agent(prior_file), env(prior_file), 30, needs_weights=False)
-    with pytest.raises(AssetMissingError, match=r"model\.pt: no such prior yet; mimickit prior .*\.yaml --out_dir"):
-        check_prior(agent(prior_file), env(prior_file), 30, needs_weights=True)
+    check_prior(agent(prior_file), env(prior_file), 30)
     for changes, hz, message in [
         ({"num_disc_obs_steps": 4}, 30, r"num_disc_obs_steps 4 \(the prior's: 3\)"),
         ({"disc_dof_vel_obs": True, "global_obs": False}, 30, r"global_obs False .*disc_dof_vel_obs True"),
@@ -121,6 +130,6 @@ def test_agent_prior_and_environment_must_fit(prior_file):
         ({}, 60, r"control_freq 60 \(the prior's: 30\)"),
     ]:
         with pytest.raises(UserError, match=message):
-            check_prior(agent(prior_file), env(prior_file, **changes), hz, needs_weights=False)
+            check_prior(agent(prior_file), env(prior_file, **changes), hz)
     with pytest.raises(UserError, match="enable_gsi"):
-        check_prior(agent(prior_file, enable_gsi=True), env(prior_file, pose_termination=True), 30, needs_weights=False)
+        check_prior(agent(prior_file, enable_gsi=True), env(prior_file, pose_termination=True), 30)
