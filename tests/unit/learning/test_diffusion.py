@@ -211,6 +211,18 @@ def test_errors_tell_data_from_what_is_not():
     close(errors, [[0.0] * 3, (0.01 * ratio / (1.0 - ratio)).tolist()], atol=1e-5)
 
 
+def test_a_prior_with_an_average_scores_and_samples_with_it():
+    prior, x = tiny(model_ema=True), torch.randn(2, 12)
+    torch.manual_seed(0)
+    errors, samples = prior.denoising_errors(x, torch.tensor([22])), prior.sample(3, "ddim")
+    with torch.no_grad():
+        for parameter in prior.dmodel.parameters():
+            parameter.zero_()
+    torch.manual_seed(0)
+    assert torch.equal(prior.denoising_errors(x, torch.tensor([22])), errors)
+    assert torch.equal(prior.sample(3, "ddim"), samples)
+
+
 def test_more_frames_than_positions():
     with pytest.raises(UserError, match="at most 32 frames; num_disc_obs_steps is 33"):
         DiT(33, 3, prior_config())
