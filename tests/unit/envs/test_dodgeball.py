@@ -123,6 +123,12 @@ def test_a_hit_ends_the_episode_and_the_balls_lie_aside_again(tmp_path):
     close(engine.object_pos[0], [[10.0, 10.0, 0.1], [11.0, 10.0, 0.1]])
     assert (engine.object_vel[0] == 0.0).all() and engine.object_mask.tolist() == [[True, True], [False, False]]
 
+    engine.step = engine.step.step  # a ball that keeps its speed passes
+    engine.object_pos[1, 0] = engine.root_pos[1] + torch.tensor([0.5, 0.0, 0.0])
+    engine.object_vel[1, 0] = torch.tensor([-13.0, 0.0, 1.0])
+    env.step(hold(env))
+    assert not balls.hit.any() and not env.done.any()
+
     free = dodge(tmp_path, enable_early_termination=False)
     assert "hit" not in free.terms.terminations and "hit" in env.terms.terminations
 
