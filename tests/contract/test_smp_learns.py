@@ -72,6 +72,15 @@ def prior_keys(tmp_path_factory):
     return {"smp_prior_cfg": str(folder / "prior.yaml"), "smp_prior_model": str(folder / "prior.pt")}
 
 
+def test_the_prior_of_points_generates_such_points(prior_keys):
+    prior = MotionPrior(load_prior_config(prior_keys["smp_prior_cfg"]), 1, 2)
+    prior.load(prior_keys["smp_prior_model"])
+    seed_process(1, 0)
+    points = prior.sample(4000, "ddim")
+    torch.testing.assert_close(points.mean(0), torch.tensor([1.2, -0.8]), atol=0.1, rtol=0)
+    torch.testing.assert_close(points.std(0), torch.tensor([0.3, 0.3]), atol=0.1, rtol=0)
+
+
 def build(prior_keys, num_envs=64, **keys):
     seed_process(0, 0)
     env = StyleEnv(num_envs)
