@@ -18,13 +18,13 @@ from pathlib import Path
 
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
-from mimickit.config import load_yaml
+from mimickit.config import load_layered, load_yaml, parse_yaml
 from mimickit.deploy import program
 from mimickit.deploy.program import is_policy
 from mimickit.next_steps import short
-from mimickit.request_reader import CONFIGURATIONS, check_writable, machine_devices, read_request
+from mimickit.request_reader import CONFIGURATIONS, check_writable, machine_devices, read_devices, read_request
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
-from mimickit.util.assets import SHIPPED
+from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from mimickit.util.names import nearest
 from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
@@ -38,6 +38,7 @@ SIM2SIM_EPISODES = 32
 TEST_WORLDS = {"cuda": 1024, "cpu": 32}  # side by side, an episode each
 USED_MOST = ("num_envs", "max_samples", "devices", "out_dir", "set", "variant", "rand_seed", "test_episodes", "video",
              "overwrite")
+PRIOR_OPTIONS = ("out_dir", "devices", "rand_seed", "overwrite", "set")
 NOT_CONTINUED = {"arg_file", "mode", "variant", "out_dir", "resume", "overwrite", "model_file", "result_file"}
 
 
@@ -87,6 +88,12 @@ COMMANDS = {
         "measures are those of test. --visualize true opens MuJoCo's viewer instead.",
         "test", {"test_episodes": str(SIM2SIM_EPISODES), "devices": "one process for each core, 8 at most",
                  "out_dir": "RUN/sim2sim, POLICY/sim2sim", "rand_seed": "0", "visualize": "false"}),
+    "prior": Command(
+        "CASE_OR_FILE [--flags]", "train the motion prior of an SMP case",
+        "CASE is a case of SMP: its prior is trained to where its agent file looks for it. FILE is a prior's file "
+        "(data/priors); its prior goes to --out_dir. A prior that is trained already is left as it is; one that is "
+        "not finished goes on. Options: --out_dir, --devices (one), --rand_seed, --overwrite, and --set KEY=VALUE with "
+        "keys of the prior's file, such as num_iterations=1000."),
     "list": Command("[cases|characters|clips]", "show what there is"),
     "show": Command(
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
@@ -102,7 +109,8 @@ COMMANDS = {
 }
 WITH_PARSER = {  # commands that read their own options
     "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
-WITHOUT_STAGE = ("list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
+WITHOUT_STAGE = ("prior", "list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf",
+                 "completion")
 DEPLOYING = ("export", "sim2sim")
 
 
@@ -157,6 +165,8 @@ def run_command(argv: Sequence[str]) -> int:
         print(catalog.configuration(read_args(argv)))
     elif name in DEPLOYING:
         _deploy(read_args(argv))
+    elif name == "prior":
+        _prior(words)
     elif name == "convert-agent":
         _convert_agent(words)
     elif name == "convert-urdf":
@@ -253,7 +263,7 @@ def _newest_run(case: str) -> Path:
 
 def _unknown(name: str, target: str) -> UserError:
     hint = nearest(target, [case.name for case in all_cases()])
-    what = "case" if name == "train" else "case, and no run folder"
+    what = "case" if name in ("train", "prior") else "case, and no run folder"
     return UserError(f"mimickit {name} {target}: no such {what}{hint}; mimickit list shows the cases")
 
 
@@ -377,6 +387,44 @@ def _longcycle(words: list[str]) -> int:
     if not checkout:
         command += ["-p", "mimickit.longcycle.plugin", "--rootdir=.", str(SHIPPED / "tests/acceptance")]
     return subprocess.run([*command, *words], cwd=SHIPPED if checkout else None).returncode
+
+
+def _prior(words: list[str]) -> None:
+    """Train the prior of a case or of a prior's file."""
+    if not words or words[0].startswith("-"):
+        raise UserError(f"usage: mimickit prior {COMMANDS['prior'].usage}")
+    values, stray = parse_tokens(words[1:])
+    args = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
+    args.check()
+    if wrong := sorted(values.keys() - {*PRIOR_OPTIONS}):
+        raise UserError(f"mimickit prior {words[0]}: --{wrong[0]} is not for priors; allowed are "
+                        f"{', '.join(f'--{name}' for name in PRIOR_OPTIONS)}")
+    changes = {key: parse_yaml(value, f"--set {key}") for key, _, value in (x.partition("=") for x in args["set"])}
+    device, *more = read_devices(args)
+    if more:
+        raise UserError(f"mimickit prior {words[0]}: --devices {device} {' '.join(more)}: a prior is trained on one")
+    file, out_dir = _prior_of(words[0])
+    from mimickit.learning.diffusion import load_prior_config
+    from mimickit.prior import train_prior
+
+    out_dir = Path(args["out_dir"]) if "out_dir" in args else out_dir
+    train_prior(load_prior_config(file, changes), out_dir, device, args["rand_seed"] or 0, args["overwrite"])
+    print(f"prior: {out_dir / 'model.pt'}")
+
+
+def _prior_of(target: str) -> tuple[Path, Path]:
+    """A prior's file and the folder it is trained to, of a case or of the file."""
+    if target.endswith((".yaml", ".yml")):
+        return locate(target), Path(OUT_DIR, "priors", Path(target).stem)
+    from mimickit.learning.config import SMPConfig, parse_agent_config
+
+    if (args := _case_args(target, Args({}, {}))) is None:
+        raise _unknown("prior", target)
+    file = with_variant(args)[0]["agent_config"]
+    agent = parse_agent_config(load_layered(locate(file)), file) if file else None
+    if not isinstance(agent, SMPConfig):
+        raise UserError(f"mimickit prior {target}: this case has no motion prior; those of agent_name SMP have")
+    return agent.smp_prior_cfg, agent.smp_prior_model.parent
 
 
 def _convert_agent(words: list[str]) -> None:

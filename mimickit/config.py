@@ -13,10 +13,10 @@ import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
@@ -30,6 +30,8 @@ from mimickit.util.reading import (
     at_most,
     read_bytes,
 )
+
+AssetPath = Annotated[Path, AfterValidator(locate)]  # here, or the shipped file
 
 
 class Config(BaseModel):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mimickit.request import Request
-from mimickit.util.failures import UserError
+from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json
 
 LOGGERS = {"tb": "tensorboardX", "wandb": "wandb"}  # --logger -> the package that it needs
@@ -24,6 +24,7 @@ def check_request(request: Request) -> None:
     check_logger(args["logger"])
     check_motors(request)
     check_sizes(request)
+    check_motion_prior(request)
     if request.mode == "train" and args["resume"] is not None:
         check_resume(request, Path(args["resume"]))
     if args["model_file"] is not None:
@@ -66,6 +67,26 @@ def check_sizes(request: Request) -> None:
         check_eval_envs(request.args["eval_envs"], num_envs)
     if isinstance(agent, AdversarialConfig):
         check_replay(agent, num_envs)
+
+
+def check_motion_prior(request: Request) -> None:
+    """Raises UserError where the agent's motion prior knows other windows than the environment makes."""
+    from mimickit.learning.config import SMPConfig
+
+    if isinstance(request.agent, SMPConfig):
+        from mimickit.prior import check_prior
+
+        check_prior(request.agent, request.env, request.engine.control_freq)
+
+
+def check_prior_is_trained(request: Request) -> None:
+    """Raises AssetMissingError where a training needs the weights of a motion prior that nobody has trained."""
+    from mimickit.learning.config import SMPConfig
+
+    agent, given = request.agent, {"resume", "model_file"} & request.args.values.keys()
+    if isinstance(agent, SMPConfig) and request.mode == "train" and not given and not agent.smp_prior_model.is_file():
+        raise AssetMissingError(f"smp_prior_model {agent.smp_prior_model}: no such prior yet; mimickit prior "
+                                f"{agent.smp_prior_cfg} --out_dir {agent.smp_prior_model.parent} trains it")
 
 
 def check_resume(request: Request, path: Path) -> None:

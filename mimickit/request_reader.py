@@ -53,7 +53,7 @@ def read_world(args: Args) -> World:
     assignments, env, env_files = args["set"], None, []
     changes = read_overrides(assignments)
     with naming_overrides(assignments, "env"):
-        if os.path.exists(files["env_config"]):  # before missing files: an environment to come needs none
+        if os.path.exists(files["env_config"]):  # before missing files: the likelier mistake
             env_files = layers(files["env_config"])
             env = make_env_config(merge(stacked(env_files), changes["env"]), str(files["env_config"]))
         named = [str(path) for path in files.values()] + [args[flag] for flag in ("model_file", "resume") if args[flag]]

@@ -43,6 +43,7 @@ watch_from_start()
 from mimickit import commands
 from mimickit.next_steps import PROGRAM, after_test, after_training, program
 from mimickit.request import Request, header
+from mimickit.request_checks import check_prior_is_trained
 from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
@@ -137,6 +138,7 @@ def answer(argv: list[str], place: Place) -> int:
     request = read_request(args)
     for sentence in request.notes if first else ():
         warn(sentence)
+    check_prior_is_trained(request)
     request = begin(request, place.claim, place.rank)
     place.out_dir, place.begun = request.out_dir, True
     if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
@@ -291,13 +293,14 @@ def build_stage(request: Request, dist: Any) -> tuple[Any, Any]:
 
 def warn_if_pointless(request: Request, env: Any) -> None:
     """Warn about likely mistakes."""
-    from mimickit.learning.config import AdversarialConfig, DummyConfig
+    from mimickit.learning.config import AdversarialConfig, DummyConfig, SMPConfig
 
     if isinstance(request.agent, DummyConfig):
         return
     if request.mode == "test" and "model_file" not in request.args:
         warn("no --model_file: testing a policy that has learned nothing")
-    if request.mode == "train" and "disc_obs" in env.info and not isinstance(request.agent, AdversarialConfig):
+    if request.mode == "train" and "disc_obs" in env.info and not isinstance(
+            request.agent, AdversarialConfig | SMPConfig):
         warn(f"agent {request.agent.agent_name} does not use the style data of env_name {request.env.env_name}: it "
              "learns from the environment's own reward alone, which is always 0 where there is no task")
 

@@ -37,6 +37,15 @@ class StaticObject:
 
 
 @dataclass(frozen=True)
+class FreeObject:
+    """A body that moves by physics: file (MJCF of one body), where it lies at first, colour RGB in [0, 1]."""
+
+    file: Path
+    pos: tuple[float, float, float]
+    color: tuple[float, float, float] = (0.3, 0.3, 0.3)
+
+
+@dataclass(frozen=True)
 class WorldSpec:
     """What stands in every world.
 
@@ -47,6 +56,7 @@ class WorldSpec:
         self_collision: bodies of the character collide with each other (parent and child never do).
         motors: False leaves every joint without control force (view_motion).
         objects: fixed colliding objects.
+        free_objects: K objects that move.
         color: colour of the character.
     """
 
@@ -58,11 +68,12 @@ class WorldSpec:
     self_collision: bool = True
     motors: bool = True
     objects: tuple[StaticObject, ...] = field(default_factory=tuple)
+    free_objects: tuple[FreeObject, ...] = field(default_factory=tuple)
     color: tuple[float, float, float] = (0.35, 0.45, 0.7)
 
 
 class Engine(Protocol):
-    """A batch of simulated worlds. ``N`` worlds, ``B`` bodies of the character, ``D`` dofs."""
+    """A batch of simulated worlds. ``N`` worlds, ``B`` bodies of the character, ``D`` dofs, ``K`` free objects."""
 
     device: torch.device
     num_envs: int
@@ -91,6 +102,12 @@ class Engine(Protocol):
     body_ang_vel: torch.Tensor  # [N, B, 3] rad/s, world axes
     contact_force: torch.Tensor  # [N, B, 3] N, total on each body, world axes
     ground_contact_force: torch.Tensor  # [N, B, 3] N, from the ground plane only
+
+    # free objects: written by step() and flush(), overwritten by the environment for those in object_mask
+    object_mask: torch.Tensor  # [N, K] bool: objects that go on from the next two, not turned and without spin
+    object_pos: torch.Tensor  # [N, K, 3] m, body origins
+    object_vel: torch.Tensor  # [N, K, 3] m/s, of body origins
+    object_force: torch.Tensor  # [N, K, 3] N, total contact force; output of step() only
 
     # health, accumulated on the device since clear_overflow(): worlds x control steps in which the solver dropped
     # contacts [0] or constraint rows [1]

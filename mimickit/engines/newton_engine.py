@@ -45,6 +45,8 @@ _PUBLIC = {  # the buffers of the contract, and what their last dimension is to 
     "body_vel": wp.vec3, "body_ang_vel": wp.vec3, "contact_force": wp.vec3, "ground_contact_force": wp.vec3,
     "overflow": None,
 }
+_OF_OBJECTS = {"object_mask": None, "object_pos": wp.vec3, "object_vel": wp.vec3, "object_force": wp.vec3}
+_OBJECT_CONTACTS, _OBJECT_ROWS = 4, 16  # further capacity for each free object
 
 # Bits of mujoco_warp.OverflowType that mean dropped contacts (broad phase, narrow phase, convex pairs, height field)
 # or dropped constraint rows (rows, non-zeros). The iteration-limit bits mean neither.
@@ -314,6 +316,51 @@ def _read_joints(
         dof_vel[w, d] = joint_qd[qd]
 
 
+@wp.kernel(enable_backward=False)
+def _reset_objects(
+    mask: wp.array2d[wp.bool],
+    object_pos: wp.array2d[wp.vec3],
+    object_vel: wp.array2d[wp.vec3],
+    q: wp.array[int],
+    qd: wp.array[int],
+    joints: _Joints,
+    joint_q: wp.array[float],
+    joint_qd: wp.array[float],
+):
+    """State of masked free objects; one thread a world and object."""
+    w, k = wp.tid()
+    if not mask[w, k]:
+        return
+    i = w * joints.coords_per_world + q[k]
+    j = w * joints.velocities_per_world + qd[k]
+    for axis in range(3):
+        joint_q[i + axis] = object_pos[w, k][axis]
+        joint_q[i + 3 + axis] = 0.0
+        joint_qd[j + axis] = object_vel[w, k][axis]
+        joint_qd[j + 3 + axis] = 0.0
+    joint_q[i + 6] = 1.0
+    mask[w, k] = False
+
+
+@wp.kernel(enable_backward=False)
+def _read_objects(
+    body_q: wp.array[wp.transform],
+    body_qd: wp.array[wp.spatial_vector],
+    body_com: wp.array[wp.vec3],
+    bodies_per_world: int,
+    bodies: wp.array[int],
+    object_pos: wp.array2d[wp.vec3],
+    object_vel: wp.array2d[wp.vec3],
+):
+    """Positions and origin velocities of free objects; one thread a world and object."""
+    w, k = wp.tid()
+    i = w * bodies_per_world + bodies[k]
+    r = wp.transform_get_rotation(body_q[i])
+    object_pos[w, k] = wp.transform_get_translation(body_q[i])
+    object_vel[w, k] = wp.spatial_top(body_qd[i]) - wp.cross(
+        wp.spatial_bottom(body_qd[i]), wp.quat_rotate(r, body_com[i]))
+
+
 class NewtonEngine:
     """Implements :class:`mimickit.engines.engine.Engine`; see there for shapes, units and frames.
 
@@ -356,9 +403,11 @@ class NewtonEngine:
             try:
                 self.solver = SolverMuJoCo(
                     self.model, solver="newton", integrator="implicitfast", cone="pyramidal", use_mujoco_contacts=True,
-                    njmax=capacity.njmax, nconmax=capacity.nconmax, iterations=config.solver_iterations,
-                    ls_iterations=config.solver_ls_iterations, impratio=config.impratio, tolerance=1e-8,
-                    jacobian=config.jacobian, kinematic_switchable_roots=False,
+                    njmax=capacity.njmax + _OBJECT_ROWS * self._num_objects,
+                    nconmax=capacity.nconmax + _OBJECT_CONTACTS * self._num_objects,
+                    iterations=config.solver_iterations, ls_iterations=config.solver_ls_iterations,
+                    impratio=config.impratio, tolerance=1e-8, jacobian=config.jacobian,
+                    kinematic_switchable_roots=False,
                 )
             except ValueError as error:  # MuJoCo's compiler, which names the body
                 raise UserError(f"{spec.char_file}: the solver refuses it: {' '.join(str(error).split())}") from error
@@ -380,6 +429,11 @@ class NewtonEngine:
         return str(self.device)
 
     @property
+    def _num_objects(self) -> int:
+        """K."""
+        return len(self.spec.free_objects)
+
+    @property
     def _each_joint(self) -> tuple[int, int]:
         """A thread for each world and joint."""
         return self.num_envs, len(self._facts.layout.kind)
@@ -399,6 +453,8 @@ class NewtonEngine:
         self.dof_pos, self.dof_vel = zeros(n, d), zeros(n, d)
         self.body_pos, self.body_rot = zeros(n, b, 3), zeros(n, b, 4)
         self.body_vel, self.body_ang_vel = zeros(n, b, 3), zeros(n, b, 3)
+        self.object_mask = zeros(n, self._num_objects, dtype=torch.bool)
+        self.object_pos, self.object_vel = zeros(n, self._num_objects, 3), zeros(n, self._num_objects, 3)
         self.overflow = zeros(2, dtype=torch.int64)
         self.state = self.model.state()
         self.control = self.model.control()
@@ -410,9 +466,13 @@ class NewtonEngine:
         self._has_targets = mode == "pos"
         self._drive = _DRIVES[mode]
         self._drives = self._drive != 0 or self.config.spherical_limits
-        self._public = {name: getattr(self, name) for name in _PUBLIC}
+        public = _PUBLIC | (_OF_OBJECTS if self._num_objects else {})
+        self._public = {name: getattr(self, name) for name in public}
         self._wp = {"mask": wp.from_torch(self._reset_mask),
-                    **{name: wp.from_torch(self._public[name], dtype=dtype) for name, dtype in _PUBLIC.items()}}
+                    **{name: wp.from_torch(self._public[name], dtype=dtype) for name, dtype in public.items()}}
+        self._free_bodies, self._free_q, self._free_qd = (
+            wp.array(getattr(self._facts, name), dtype=int, device=self._wp_device)
+            for name in ("free_bodies", "free_q", "free_qd"))
         # everything besides the public buffers that a step reads and writes
         self._persistent = {
             "joint_q": wp.to_torch(self.state.joint_q),
@@ -423,16 +483,18 @@ class NewtonEngine:
     def _allocate_contacts(self) -> None:
         """The contact sensor, whose own arrays are the public buffers of forces."""
         n, b, stride = self.num_envs, len(self.body_names), self._facts.bodies_per_world
+        sensing = [*range(b), *self._facts.free_bodies.tolist()]
         self._sensor = SensorContact(
-            self.model, sensing_bodies=[w * stride + i for w in range(n) for i in range(b)],
+            self.model, sensing_bodies=[w * stride + i for w in range(n) for i in sensing],
             counterpart_shapes=[self._ground_shape()], request_contact_attributes=False,
         )
         self._contacts = Contacts(self.solver.get_max_contact_count(), 0, device=self._wp_device)
         self._observables = self.solver.observables(
             kinds=self._sensor.solver_observable_kinds, contacts=self._contacts
         )
-        self.contact_force = wp.to_torch(self._sensor.total_force).view(n, b, 3)
-        self.ground_contact_force = wp.to_torch(self._sensor.force_matrix).view(n, b, 3)
+        total = wp.to_torch(self._sensor.total_force).view(n, len(sensing), 3)
+        self.contact_force, self.object_force = total[:, :b], total[:, b:]
+        self.ground_contact_force = wp.to_torch(self._sensor.force_matrix).view(n, len(sensing), 3)[:, :b]
 
     def _make_joints(self) -> _Joints:
         joints, layout, facts = _Joints(), self._facts.layout, self._facts
@@ -485,6 +547,11 @@ class NewtonEngine:
         self._launch(_reset_joints, self._each_joint, [
             b["mask"], b["dof_pos"], b["dof_vel"], self._joints, self.state.joint_q, self.state.joint_qd,
         ])
+        if self._num_objects:
+            self._launch(_reset_objects, (self.num_envs, self._num_objects), [
+                b["object_mask"], b["object_pos"], b["object_vel"], self._free_q, self._free_qd, self._joints,
+                self.state.joint_q, self.state.joint_qd,
+            ])
         self._launch(_clear_contacts, (self.num_envs, len(self.body_names)), [
             b["mask"], b["contact_force"], b["ground_contact_force"],
         ])
@@ -507,6 +574,11 @@ class NewtonEngine:
         self._launch(_read_joints, self._each_joint, [
             self.state.joint_q, self.state.joint_qd, self._joints, b["dof_pos"], b["dof_vel"],
         ])
+        if self._num_objects:
+            self._launch(_read_objects, (self.num_envs, self._num_objects), [
+                self.state.body_q, self.state.body_qd, self.model.body_com, self._facts.bodies_per_world,
+                self._free_bodies, b["object_pos"], b["object_vel"],
+            ])
 
     def _capture(self, function: Callable[[], None]) -> wp.Graph:
         with wp.ScopedCapture(device=self._wp_device, force_module_load=False) as capture:
@@ -623,6 +695,6 @@ def _check_control(config: EngineConfig, layout: JointLayout, spec: WorldSpec) -
 
 def engine_key(spec: WorldSpec, config: EngineConfig, num_envs: int, device: str) -> str:
     """Kernels depend on the model's sizes, on the settings, on the kind of device, and on one world or several."""
-    files = [Path(f).read_bytes() for f in (spec.char_file, *(o.file for o in spec.objects))]
+    files = [Path(f).read_bytes() for f in (spec.char_file, *(o.file for o in (*spec.objects, *spec.free_objects)))]
     architecture = "cpu" if device == "cpu" else f"sm_{wp.get_device(device).arch}"
     return cache_key(files, spec.fixed_root, spec.self_collision, spec.motors, config, num_envs == 1, architecture)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import newton
@@ -17,7 +17,7 @@ import numpy as np
 import warp as wp
 from newton.solvers import SolverMuJoCo
 
-from mimickit.engines.engine import StaticObject, WorldSpec
+from mimickit.engines.engine import FreeObject, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.mjcf_file import read_mjcf
@@ -62,6 +62,9 @@ class WorldFacts:
     layout: JointLayout
     body_names: tuple[str, ...]  # of the character, depth first
     bodies_per_world: int  # the character's and those of objects, which follow
+    free_bodies: np.ndarray  # [K] of free objects: their bodies, and where their state begins in Newton's layout
+    free_q: np.ndarray
+    free_qd: np.ndarray
     total_mass: float  # kg
     stiffness: np.ndarray  # [D] N m/rad
     damping: np.ndarray  # [D] N m s/rad
@@ -77,7 +80,8 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
         AssetMissingError: a character or object file does not exist.
         UserError: a file cannot be used (kinds of joints, body order, pose sizes).
     """
-    missing = [str(f) for f in (spec.char_file, *(o.file for o in spec.objects)) if not os.path.exists(f)]
+    missing = [str(file) for file in (spec.char_file, *(o.file for o in (*spec.objects, *spec.free_objects)))
+               if not os.path.exists(file)]
     if missing:
         raise AssetMissingError(f"missing model files: {', '.join(missing)}")
     builder = _new_builder()
@@ -100,9 +104,29 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
     _set_control(builder, config, spec.motors)
     _paint(builder, 0, spec.color)
     add_objects(builder, spec.objects)
+    free = [_add_free_object(builder, item) for item in spec.free_objects]
+    layout = replace(layout, coords_per_world=len(builder.joint_q), velocities_per_world=len(builder.joint_qd))
     facts = WorldFacts(layout=layout, body_names=body_names, bodies_per_world=len(builder.body_label), lower=lower,
-                       upper=upper, **gains)
+                       upper=upper, **gains, **{name: np.array([place[i] for place in free], np.int32) for i, name
+                                                in enumerate(("free_bodies", "free_q", "free_qd"))})
     return builder, facts
+
+
+def _add_free_object(builder: newton.ModelBuilder, item: FreeObject) -> tuple[int, int, int]:
+    """Add an object that moves, behind those already there; its body, and where its coordinates and velocities begin.
+
+    Raises:
+        UserError: not exactly one body.
+    """
+    place = len(builder.body_label), len(builder.joint_q), len(builder.joint_qd)
+    first_shape = len(builder.shape_color)
+    _add_mjcf(builder, item.file, _read_mjcf(item.file), item.pos, (0.0, 0.0, 0.0, 1.0), self_collision=False,
+              floating=True)
+    if len(builder.body_label) != place[0] + 1 or len(builder.joint_q) != place[1] + 7:
+        raise UserError(f"{item.file}: an object that moves has one body and no joints")
+    builder.joint_q[place[1]:] = [*item.pos, 0.0, 0.0, 0.0, 1.0]
+    _paint(builder, first_shape, item.color)
+    return place
 
 
 def replicate(world: newton.ModelBuilder, num_envs: int, device: str) -> newton.Model:

@@ -340,10 +340,10 @@ def _picture_model(
     """Ground, character, optional reference character, markers, objects; bodies in this order."""
     scene = newton.ModelBuilder()
     scene.add_ground_plane(color=GROUND_COLOR)
-    builder, _ = build_world(replace(spec, objects=()), config)
+    builder, _ = build_world(replace(spec, objects=(), free_objects=()), config)
     scene.add_builder(builder)
     if show_reference:
-        builder, _ = build_world(replace(spec, objects=(), color=REFERENCE_COLOR), config)
+        builder, _ = build_world(replace(spec, objects=(), free_objects=(), color=REFERENCE_COLOR), config)
         scene.add_builder(builder)
     add_objects(scene, (*markers, *spec.objects))
     return scene.finalize(device="cpu")

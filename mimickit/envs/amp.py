@@ -1,9 +1,10 @@
-"""``amp`` and ``ase``: move in the style of the clips. The reward for style is the learning method's; the environment
-provides windows of states for its discriminator.
+"""``amp``, ``smp`` and ``ase``: move in the style of the clips. The reward for style is the learning method's; the
+environment provides windows of states for its discriminator or motion prior.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mimickit.envs.disc_obs import ClipWindows, History, prior_observation
 from mimickit.envs.env import Env
+from mimickit.envs.generated import GeneratedStarts
 from mimickit.envs.imitation import (
     AdversarialConfig,
     clip_reference,
@@ -43,6 +45,12 @@ class AMPConfig(PriorConfig):
     env_name: Literal["amp"]
 
 
+class SMPConfig(PriorConfig):
+    """``smp``: style alone, as a motion prior sees it (docs/smp.md). The same environment as ``amp``."""
+
+    env_name: Literal["smp"]
+
+
 class ASEConfig(PriorConfig):
     """``ase``: many skills (Peng et al. 2022, "ASE")."""
 
@@ -57,10 +65,10 @@ class ASEConfig(PriorConfig):
         return self
 
 
-def build_amp(config: AMPConfig, setup: Setup) -> Env:
+def build_amp(config: AMPConfig | SMPConfig, setup: Setup) -> Env:
     """Style alone."""
     scene = Scene(config, setup)
-    return Env(scene, style_terms(config, scene))
+    return Env(scene, with_generated_starts(config, scene, style_terms(config, scene)))
 
 
 def build_ase(config: ASEConfig, setup: Setup) -> Env:
@@ -73,6 +81,20 @@ def build_ase(config: ASEConfig, setup: Setup) -> Env:
     return Env(scene, terms)
 
 
+def with_generated_starts(config: PriorConfig, scene: Scene, terms: EnvTerms) -> EnvTerms:
+    """The same; a learner may have episodes start from generated windows, unless something compares the character with
+    its clip or a window does not say how high the root is."""
+    if config.root_height_obs and not (config.enable_tar_obs or config.pose_termination):
+        terms.reference = terms.starts = GeneratedStarts(terms.reference, scene.character, scene.dt)
+    return terms
+
+
+def window_observation(config: PriorConfig, scene: Scene) -> Callable[[CharState], Tensor]:
+    """:func:`prior_observation` of windows [..., S, ...] as configured."""
+    return lambda frames: prior_observation(frames, scene.key_ids, config.global_obs, config.root_height_obs,
+                                            config.disc_dof_vel_obs, world_anchor=config.track_root)
+
+
 def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
     """Move like the clips: windows of states for a discriminator, no reward of the environment's own.
 
@@ -82,10 +104,7 @@ def style_terms(config: PriorConfig, scene: Scene) -> EnvTerms:
     """
     windows = ClipWindows(scene, config.num_disc_obs_steps)
     history = History(windows, scene.num_envs)
-
-    def observe(frames: CharState) -> Tensor:
-        return prior_observation(frames, scene.key_ids, config.global_obs, config.root_height_obs,
-                                 config.disc_dof_vel_obs, world_anchor=config.track_root)
+    observe = window_observation(config, scene)
 
     def demonstrate(ref: RefState, start: RefState) -> Tensor:
         return observe(start.window if config.rand_reset else windows.sample(scene.num_envs))

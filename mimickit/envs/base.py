@@ -35,6 +35,16 @@ class EnvMode(enum.Enum):
     UNINTERRUPTED = "uninterrupted"  # a test in which no failure ends an episode, but for a NaN or infinity
 
 
+class StartBuffer(Protocol):
+    """Windows of states from which episodes start, in place of the clips, once there are some."""
+
+    def open(self, capacity: int, frames: int) -> None:
+        """Keep the newest ``capacity`` windows of ``frames`` states each. Before the first step."""
+
+    def add(self, windows: torch.Tensor) -> None:
+        """Put windows [n, frames * C], like ``info["disc_obs"]``, over the oldest. Does not wait."""
+
+
 class VecEnv(Protocol):
     """``N`` environments stepped together. ``O`` observation size, ``A`` action size."""
 
@@ -52,6 +62,7 @@ class VecEnv(Protocol):
     done: torch.Tensor  # [N] int32, DoneFlag of the last step
     measures_uninterrupted: bool  # whether there is anything to measure in UNINTERRUPTED mode
     steps: torch.Tensor  # [N] int32, control steps since the last reset; those of ``obs``, so 0 right after a reset
+    starts: StartBuffer | None  # where a learner may put generated start states; None: not in this environment
     info: dict[str, torch.Tensor]  # method-specific static buffers of the state before resets, e.g. disc_obs [N, .]
 
     def step(self, action: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mimickit.config import Config
+from mimickit.config import AssetPath, Config
 from mimickit.engines.engine import StaticObject
 from mimickit.envs.env import Env
 from mimickit.envs.imitation import (
@@ -22,7 +22,7 @@ from mimickit.envs.imitation import (
 )
 from mimickit.envs.metrics import success_rate
 from mimickit.envs.ref_motion import clip_state
-from mimickit.envs.scene import AssetPath, Scene, Setup
+from mimickit.envs.scene import Scene, Setup
 from mimickit.envs.smoothness import smoothness_metrics
 from mimickit.envs.terms import EnvTerms, StepState
 from mimickit.envs.tracking_reward import TERMS, reward_errors, tracking_metric, tracking_reward

@@ -36,7 +36,7 @@ class Env:
     succ_reward = 0.0
 
     def __init__(self, scene: Scene, terms: EnvTerms) -> None:
-        self.scene, self.terms = scene, terms
+        self.scene, self.terms, self.starts = scene, terms, terms.starts
         self.engine, self.character, self.view = scene.engine, scene.character, scene.config.view
         self.device, self.num_envs, self.dt = scene.device, scene.num_envs, scene.dt
         self.action_low, self.action_high = scene.action_low, scene.action_high

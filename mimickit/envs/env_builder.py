@@ -12,7 +12,7 @@ import torch
 from mimickit.anim.motion_lib import missing_motions
 from mimickit.config import build, load_layered, merge
 from mimickit.engines.engine_config import EngineConfig, read_engine_file
-from mimickit.envs import add, amp, deepmimic, dof_test, tasks, view_motion
+from mimickit.envs import add, amp, deepmimic, dodgeball, dof_test, tasks, view_motion
 from mimickit.envs.env import Env
 from mimickit.envs.scene import EnvConfig, MakeEngine, Setup
 from mimickit.util.failures import AssetMissingError, UserError
@@ -25,12 +25,13 @@ ENVS: dict[str, tuple[type[EnvConfig], Callable[[EnvConfig, Setup], Env]]] = {  
     "char": (dof_test.CharConfig, dof_test.build_char),
     "char_dof_test": (dof_test.DofTestConfig, dof_test.build),
     "deepmimic": (deepmimic.DeepMimicConfig, deepmimic.build),
+    "smp": (amp.SMPConfig, amp.build_amp),
     "static_objects": (deepmimic.StaticObjectsConfig, deepmimic.build),
+    "task_dodgeball": (dodgeball.DodgeballConfig, dodgeball.build_dodgeball),
     "task_location": (tasks.LocationConfig, tasks.build_location),
     "task_steering": (tasks.SteeringConfig, tasks.build_steering),
     "view_motion": (view_motion.ViewMotionConfig, view_motion.build),
 }
-NOT_YET = ("smp", "task_dodgeball")  # of MimicKit, planned
 
 
 def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EnvConfig:
@@ -48,13 +49,11 @@ def load_env_config(path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def check_env_name(data: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for an environment that is missing or unknown here, or one of MimicKit's that is still to come.
-    """
+    """Raises UserError for an environment that is missing or unknown here."""
     name = data.get("env_name")
     if not isinstance(name, str) or name not in ENVS:
         given = "missing key 'env_name'" if name is None else f"env_name '{name}' is not supported"
-        hint = " yet (of MimicKit, to come)" if name in NOT_YET else nearest(str(name), ENVS)
-        raise UserError(f"{where}: {given}{hint}; supported: {', '.join(sorted(ENVS))}")
+        raise UserError(f"{where}: {given}{nearest(str(name), ENVS)}; supported: {', '.join(sorted(ENVS))}")
 
 
 def make_env_config(data: Mapping[str, Any], where: str) -> EnvConfig:

@@ -6,25 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from mimickit.anim.character import Character
 from mimickit.anim.mjcf import CharacterModel, action_bounds
 from mimickit.anim.motion_lib import MotionLib
-from mimickit.config import Config
+from mimickit.config import AssetPath, Config
 from mimickit.engines.engine import Engine, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
 from mimickit.envs.terms import CharState, Term, overwrite
-from mimickit.util.assets import locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
 from mimickit.util.rotations import exp_map_to_quat
 
-AssetPath = Annotated[Path, AfterValidator(locate)]  # here, or the shipped file
 MakeEngine = Callable[[WorldSpec, EngineConfig, int, torch.device], Engine]
 
 
@@ -154,12 +152,13 @@ class Scene:
         return lambda now: values
 
     def body_ids(self, key: str) -> list[int]:
-        """Indices of the bodies that the settings list under ``key``.
+        """Indices of the bodies that the settings name under ``key``.
 
         Raises:
             UserError: a name that no body has, or that is listed twice.
         """
         model, names, where = self.character.model, getattr(self.config, key), f"{self.config.source}: key '{key}'"
+        names = (names,) if isinstance(names, str) else names
         for name in names:
             if name not in model.body_names:
                 raise UserError(
@@ -206,9 +205,10 @@ class Scene:
             stale.masked_fill_(mask.view(-1, 1, 1), 0.0)
 
     def placed(self) -> list[Tensor]:
-        """The engine's buffers that :meth:`place` reads and changes."""
+        """The engine's buffers that :meth:`place` and those who move free objects read and change."""
         names = ("reset_mask", "dof_pos", "body_vel", "body_ang_vel", "contact_force", "ground_contact_force",
-                 *(name for name in CharState._fields if name != "joint_rot"))
+                 *(name for name in CharState._fields if name != "joint_rot"),
+                 *(("object_mask", "object_pos", "object_vel") if self._world.get("free_objects") else ()))
         return [getattr(self.engine, name) for name in names]
 
 

@@ -35,6 +35,9 @@ class StillEngine:
             "dof_pos": (n, d), "dof_vel": (n, d), "body_pos": (n, b, 3), "body_rot": (n, b, 4), "body_vel": (n, b, 3),
             "body_ang_vel": (n, b, 3), "contact_force": (n, b, 3), "ground_contact_force": (n, b, 3), "command": (n, d),
         }
+        if objects := len(spec.free_objects):
+            shapes |= {f"object_{name}": (n, objects, 3) for name in ("pos", "vel", "force")}
+            self.object_mask = torch.zeros(n, objects, dtype=torch.bool, device=self.device)
         for name, shape in shapes.items():
             setattr(self, name, torch.zeros(shape, device=self.device))
         self.root_pos += torch.tensor(spec.init_root_pos, device=self.device)

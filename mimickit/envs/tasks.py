@@ -7,19 +7,21 @@ Everything happens on the ground plane: targets, directions and velocities are h
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mimickit.envs.amp import PriorConfig, style_terms
+from mimickit.envs.amp import PriorConfig, style_terms, with_generated_starts
 from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.scene import Scene, Setup
-from mimickit.envs.terms import Lines, Marker, Memory, Metric, StepState, Term, overwrite
+from mimickit.envs.terms import Lines, Marker, Memory, Metric, StepState, Term, Termination, overwrite
 from mimickit.util.assets import locate
 from mimickit.util.rotations import heading, in_heading, normalize, yaw_quat
 
@@ -380,11 +382,23 @@ def build_steering(config: SteeringConfig, setup: Setup) -> Env:
     })
 
 
-def with_goal(config: GoalConfig, scene: Scene, goal: LocationGoal | SteeringGoal, metrics: dict[str, Metric]) -> Env:
-    """The terms of style, and those of a goal."""
-    terms = style_terms(config, scene)
+class Task(Protocol):
+    """What :func:`with_goal` needs of a memory."""
+
+    def observe(self, now: StepState) -> Tensor: ...
+
+    def reward(self, now: StepState) -> Tensor: ...
+
+    def draw(self) -> list[Marker | Lines]: ...
+
+
+def with_goal(config: PriorConfig, scene: Scene, goal: Task, metrics: dict[str, Metric],
+              ends: Mapping[str, Termination] = MappingProxyType({})) -> Env:
+    """The terms of style, and those of a goal; ``ends``: further reasons to end."""
+    terms = with_generated_starts(config, scene, style_terms(config, scene))
     terms.observations["goal"] = goal.observe
     terms.rewards = {"goal": goal.reward}
+    terms.terminations |= ends
     terms.metrics = {**metrics, **terms.metrics}
     terms.memory["goal"] = goal
     terms.drawings.append(goal.draw)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimickit.envs.base import DoneFlag
+from mimickit.envs.base import DoneFlag, StartBuffer
 from mimickit.util.distributed import Distributed
 from mimickit.util.means import Means
 
@@ -201,6 +201,7 @@ class EnvTerms:
         memory: all memories that terms and metrics use.
         drawings: what pictures show in addition.
         episode_length: s, rounded up to whole control steps; ``inf`` for none; None: the settings'.
+        starts: takes generated start states, if anything does.
         kinematic: the reference's pose replaces the simulated one in every step (viewing clips).
     """
 
@@ -214,6 +215,7 @@ class EnvTerms:
     memory: dict[str, Memory] = field(default_factory=dict)
     drawings: list[Drawing] = field(default_factory=list)
     episode_length: float | None = None
+    starts: StartBuffer | None = None
     kinematic: bool = False
 
 

@@ -242,8 +242,8 @@ def require_info(env: VecEnv, *names: str) -> list[Tensor]:
     if missing:
         raise UserError(
             f"this agent needs {', '.join(missing)}, which the environment does not provide (it has "
-            f"{', '.join(env.info) or 'nothing'}): AMP and ASE go with env_name amp, ase, task_location or "
-            f"task_steering, ADD with env_name add"
+            f"{', '.join(env.info) or 'nothing'}): AMP, ASE and SMP go with env_name amp, smp, ase, task_location "
+            f"or task_steering, ADD with env_name add"
         )
     return [env.info[name] for name in names]
 

@@ -162,12 +162,12 @@ class Agent(nn.Module):
 
 
 def _model_file(modules: nn.Module) -> dict[str, Tensor]:
-    """What of a state dictionary the model file holds: all of ``_model``, and of ``_obs_norm`` and its like the buffer
-    ``mean`` as ``_obs_norm._mean``."""
+    """What of a state dictionary the model file holds: all of ``_model`` and ``_prior_model``, and of ``_obs_norm`` and
+    its like the buffer ``mean`` as ``_obs_norm._mean``."""
     found: dict[str, Tensor] = {}
     for name, tensor in modules.state_dict().items():
         module, _, rest = name.partition(".")
-        if module == "_model":
+        if module in ("_model", "_prior_model"):
             found[name] = tensor
         elif module.startswith("_") and rest in _MODEL_BUFFERS:
             found[f"{module}._{rest}"] = tensor

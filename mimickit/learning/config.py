@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from mimickit.config import Config, build, load_layered, nearest
+from mimickit.config import AssetPath, Config, build, load_layered, nearest
 from mimickit.learning import older_layout
 from mimickit.util.failures import UserError
 from mimickit.util.files import write_text
@@ -122,9 +122,9 @@ class PolicyConfig(AgentConfig):
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> PolicyConfig:
-        for key in type(self).model_fields:
-            is_size = key.endswith("_batch_size") and not key.endswith("_eval_batch_size")
-            if is_size and getattr(self, key) > self.steps_per_iter:
+        networks = [key.removesuffix("_epochs") for key in type(self).model_fields if key.endswith("_epochs")]
+        for key in (f"{network}_batch_size" for network in networks):
+            if getattr(self, key) > self.steps_per_iter:
                 raise ValueError(f"{key} = {getattr(self, key)} exceeds steps_per_iter = {self.steps_per_iter}: a "
                                  f"minibatch cannot hold more samples per environment than the rollout")
         return self
@@ -152,6 +152,39 @@ class LCPConfig(PPOConfig):
     agent_name: Literal["LCP"]
     lcp_weight: float = Field(ge=0.0, description="of the squared gradient of the action's log-probability by the "
                                                   "observation")
+
+
+class SMPConfig(PPOConfig):
+    """``agent_name: SMP``: PPO with the reward of a motion prior."""
+
+    agent_name: Literal["SMP"]
+    task_reward_weight: float = Field(description="of the environment's reward")
+    smp_prior_cfg: AssetPath = Field(description="the prior's file: network and diffusion")
+    smp_prior_model: AssetPath = Field(description="the prior's weights (mimickit prior); not needed with a model file "
+                                                   "of the policy, which holds them")
+    smp_eval_batch_size: int = Field(ge=1, description="samples per reward pass")
+    sds_loss_scale: float = Field(ge=0.0, description="of the denoising error in the reward's exponent")
+    smp_reward_scale: float = Field(1.0, ge=0.0)
+    smp_reward_weight: float
+    diffusion_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="at which errors are "
+                                                                                               "looked at")
+    sds_normalizer_samples: float = Field(float("inf"), ge=0.0, allow_inf_nan=True, description="total samples after "
+                                          "which the usual error stays")
+    enable_gsi: bool = Field(False, description="episodes start from windows that the prior generates")
+    gsi_iters: int = Field(50, ge=1, description="iterations from one generation to the next")
+    gsi_sampler: Literal["ddpm", "ddim"] = "ddpm"
+    gsi_inference_steps: int = Field(10, ge=1, description="of ddim")
+    gsi_buffer_size: int = Field(4096, ge=1, description="windows")
+    gsi_regen_num_motions: int = Field(1024, ge=1, description="windows of a generation")
+    gsi_batch_size: int = Field(256, ge=1, description="windows at once")
+
+    @model_validator(mode="after")
+    def _buffer_holds_them(self) -> SMPConfig:
+        sizes = self.gsi_buffer_size, self.gsi_regen_num_motions, self.gsi_batch_size
+        if self.enable_gsi and sizes != tuple(sorted(sizes, reverse=True)):
+            raise ValueError(f"gsi_buffer_size = {sizes[0]}, gsi_regen_num_motions = {sizes[1]}, gsi_batch_size = "
+                             f"{sizes[2]}: none may exceed the one before")
+        return self
 
 
 class AWRConfig(PolicyConfig):
@@ -205,10 +238,7 @@ class ASEConfig(AdversarialConfig):
 
 CONFIGS: dict[str, type[AgentConfig]] = {
     "PPO": PPOConfig, "LCP": LCPConfig, "AWR": AWRConfig, "AMP": AdversarialConfig, "ADD": AdversarialConfig,
-    "ASE": ASEConfig, "Dummy": DummyConfig,
-}
-UNSUPPORTED = {
-    "SMP": "score-matching motion priors of MimicKit are not part of this project yet",
+    "ASE": ASEConfig, "SMP": SMPConfig, "Dummy": DummyConfig,
 }
 
 
@@ -290,8 +320,6 @@ def _config_class(data: Mapping[str, Any], where: str) -> type[AgentConfig]:
     name = data.get("agent_name")
     if name in CONFIGS:
         return CONFIGS[name]
-    if name in UNSUPPORTED:
-        raise UserError(f"{where}: agent_name '{name}': {UNSUPPORTED[name]}; supported: {', '.join(CONFIGS)}")
     given = f"agent_name '{name}' is not supported" if "agent_name" in data else "missing key 'agent_name'"
     raise UserError(f"{where}: {given}{nearest(str(name), CONFIGS)}; supported: {', '.join(CONFIGS)}")
 

@@ -6,9 +6,18 @@ from mimickit.envs.base import VecEnv
 from mimickit.learning.adversarial import Demonstrations, Differences, Discriminator
 from mimickit.learning.agent import Agent
 from mimickit.learning.ase import DiversityTerm, Latents, SkillReward
-from mimickit.learning.config import AdversarialConfig, AgentConfig, ASEConfig, AWRConfig, DummyConfig, PPOConfig
+from mimickit.learning.config import (
+    AdversarialConfig,
+    AgentConfig,
+    ASEConfig,
+    AWRConfig,
+    DummyConfig,
+    PPOConfig,
+    SMPConfig,
+)
 from mimickit.learning.model import hidden_dtype
 from mimickit.learning.ppo import ClippedSurrogate, PolicyAgent, WeightedRegression
+from mimickit.learning.smp import ScoreMatching
 from mimickit.util.distributed import Distributed
 
 
@@ -26,6 +35,9 @@ def build_agent(env: VecEnv, config: AgentConfig, dist: Distributed) -> Agent:
                                [DiversityTerm(config)])
         case AdversarialConfig():
             sources = [discriminator(env, config, dist)]
+            return PolicyAgent(env, config, dist, ClippedSurrogate(config), sources, config.task_reward_weight)
+        case SMPConfig():  # a frozen prior in the discriminator's place
+            sources = [ScoreMatching(env, config, dist)]
             return PolicyAgent(env, config, dist, ClippedSurrogate(config), sources, config.task_reward_weight)
         case PPOConfig():
             return PolicyAgent(env, config, dist, ClippedSurrogate(config))

@@ -89,21 +89,24 @@ class WeightedRegression:
 class RewardSource:
     """A reward computed by the learner: records along with the rollout, rewards it, then learns from it.
 
-    An iteration is ``record`` in every step, ``record_norm`` while normalizers learn, ``reward``, ``steps``, and
-    ``update_norm`` while they learn. Nothing waits for the device.
+    An iteration is ``start_iteration``, ``record`` in every step, ``record_norm`` while normalizers learn, ``reward``,
+    ``steps``, ``update_norm`` while they learn, and ``finish_iteration``. Nothing waits for the device.
 
     Attributes:
-        net: its children, named as in the model file, become part of the agent's model.
+        net: its children, named as in the model file, become part of the agent's model; None: nothing to learn.
         update: the minibatch steps of ``net``.
         modules: normalizers and optimizers, by the names under which the agent registers them.
         per_process: as of :class:`Agent`.
     """
 
-    net: nn.Module
-    update: NetworkUpdate
+    net: nn.Module | None = None
+    update: NetworkUpdate | None = None
     modules: dict[str, nn.Module]
     per_process: Mapping[str, ProcessState] = MappingProxyType({})
     test_metrics: TestMetrics
+
+    def start_iteration(self, samples: int) -> None:
+        """Prepare a rollout; ``samples`` were collected before it, over all processes."""
 
     def record(self, t: int) -> None:
         """Record what the environment says about step ``t``."""
@@ -117,10 +120,13 @@ class RewardSource:
 
     def steps(self, sampler: MinibatchSampler) -> Iterator[None]:
         """Learn from the rollout, see :meth:`NetworkUpdate.steps`."""
-        return self.update.steps(sampler)
+        return iter(()) if self.update is None else self.update.steps(sampler)
 
     def update_norm(self) -> None:
         """Fold what was recorded into the source's normalizer."""
+
+    def finish_iteration(self, samples: int) -> None:
+        """Everything has learned from the rollout; ``samples`` as in ``start_iteration``."""
 
 
 class LatentInput(ProcessState, Protocol):
@@ -220,7 +226,7 @@ class PolicyAgent(Agent):
 
     def _adopt(self, source: RewardSource) -> None:
         """Make the state of a reward source a part of this agent's."""
-        for name, part in source.net.named_children():
+        for name, part in source.net.named_children() if source.net is not None else ():
             self._model.add_module(name, part)
         for name, module in source.modules.items():
             self.add_module(name, module)
@@ -235,6 +241,8 @@ class PolicyAgent(Agent):
         if config.action_std_end is not None:  # wide noise learns sooner, narrow noise follows better
             self._model.set_std(rl_math.annealed_std(
                 samples, config.model.action_std, config.action_std_end, config.std_anneal_samples))
+        for source in self._sources:
+            source.start_iteration(samples)
         self._sampler.restart()
 
     def act(self, t: int) -> None:
@@ -299,7 +307,7 @@ class PolicyAgent(Agent):
         if self.config.kl_target > 0.0:
             metrics |= self._adapt_rate(metrics["Kl_Div"])
         for source in self._sources:
-            metrics |= source.update.metrics()
+            metrics |= source.update.metrics() if source.update is not None else {}
         if self.averaged_critic is not None:
             self.averaged_critic.update(self._model)
         # Normalizers change last: the whole iteration sees observations as the policy that acted did.
@@ -307,6 +315,8 @@ class PolicyAgent(Agent):
             self._obs_norm.update(self._dist)
             for source in self._sources:
                 source.update_norm()
+        for source in self._sources:
+            source.finish_iteration(samples)
         return metrics | target_metrics
 
     # --- 2. targets: rewards, values, returns, advantages

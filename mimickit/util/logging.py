@@ -268,7 +268,7 @@ class Progress:
         if self.samples_per_s > 0:
             parts.append(f"{_si(self.samples_per_s)} samples/s")
         if self.eta_s is not None:
-            parts.append(f"{_duration(self.eta_s)} left")
+            parts.append(f"{duration(self.eta_s)} left")
         return " | ".join(parts)
 
 
@@ -328,7 +328,8 @@ def _si(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``5m24s``, ``1h05m``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

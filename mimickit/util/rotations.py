@@ -133,6 +133,14 @@ def quat_to_tan_norm(q: Tensor) -> Tensor:
     return tan_norm
 
 
+def tan_norm_to_quat(x: Tensor) -> Tensor:
+    """Unit quaternion [..., 4], w >= 0, of tangents and normals [..., 6] that need be neither unit vectors nor at right
+    angles: the tangent's direction is kept (Gram-Schmidt)."""
+    tangent = normalize(x[..., :3])
+    normal = normalize(x[..., 3:] - (x[..., 3:] * tangent).sum(dim=-1, keepdim=True) * tangent)
+    return matrix_to_quat(torch.stack([tangent, cross(normal, tangent), normal], dim=-1))
+
+
 def matrix_to_quat(m: Tensor) -> Tensor:
     """Unit quaternion [..., 4], w >= 0, of rotation matrices [..., 3, 3] (columns are the images of X, Y, Z)."""
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(dim=-1) for row in m.unbind(dim=-2))

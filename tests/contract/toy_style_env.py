@@ -16,6 +16,10 @@ SKILL_KEYS = {
     "enc_reward_weight": 0.5, "diversity_weight": 0.01, "diversity_tar": 1.0, "latent_time_min": 0.5,
     "latent_time_max": 2.0,
 }
+PRIOR_KEYS = {
+    "smp_eval_batch_size": 512, "sds_loss_scale": 6.0, "smp_reward_weight": 1.0, "diffusion_steps": [22, 15, 8],
+    "task_reward_weight": 0.0, "smp_prior_cfg": "prior.yaml", "smp_prior_model": "prior.pt",
+}
 NET = "fc_2layers_128units"
 
 
@@ -29,6 +33,8 @@ def agent_config(method: str, **changes) -> dict:
     if method == "ASE":
         model |= {"enc_net": NET, "latent_dim": 2}
         keys |= SKILL_KEYS | {"disc_reward_weight": 0.5}
+    if method == "SMP":
+        keys |= PRIOR_KEYS
     if method == "AWR":
         for key in ("ppo_clip_ratio", "norm_adv_clip"):
             keys.pop(key)

@@ -28,6 +28,9 @@ class FakeEngine(StillEngine):
         self._restart()
         if not self.spec.fixed_root:
             self.root_pos += self.root_vel * self.control_dt
+        if self.spec.free_objects:
+            self.object_mask.zero_()
+            self.object_pos += self.object_vel * self.control_dt
         if self.spec.motors:
             self.dof_pos.copy_(self.command)
         self.contact_force.zero_()

@@ -27,7 +27,7 @@ LATE_ONLY = {"av", "PIL", "pyglet", "imageio", "tensorboardX", "wandb", "pybulle
 
 def module_files():
     program = ("__init__.py", "__main__.py", "run.py", "request.py", "request_checks.py", "request_reader.py",
-               "next_steps.py", "commands.py", "catalog.py", "kernels.py")
+               "next_steps.py", "commands.py", "catalog.py", "kernels.py", "prior.py")
     return sorted(p for p in (ROOT / "mimickit").rglob("*.py") if p.name not in program)
 
 

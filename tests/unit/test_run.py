@@ -75,18 +75,17 @@ def test_files_that_are_read_differently_are_told_once(tmp_path, monkeypatch, ca
         assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said)), said
 
 
-def test_an_environment_to_come_is_told_before_missing_files(refused, tmp_path):
-    """MimicKit's dodgeball names an agent file that it does not have."""
-    (tmp_path / "ball.yaml").write_text("env_name: task_dodgeball\n")
+def test_an_unknown_environment_is_told_before_missing_files(refused, tmp_path):
+    (tmp_path / "ball.yaml").write_text("env_name: task_dodgebal\n")
     text = refused("--env_config", str(tmp_path / "ball.yaml"), "--agent_config", "data/agents/dodgeball_agent.yaml")
-    assert "ball.yaml: env_name 'task_dodgeball' is not supported yet (of MimicKit, to come)" in text
+    assert "ball.yaml: env_name 'task_dodgebal' is not supported (did you mean 'task_dodgeball'?)" in text
 
 
 @pytest.mark.parametrize(("assignments", "message"), [
     (["agent.steps_per_iter=4", "agent.actor_optimizer.learning_rate=fast"],
      "key 'actor_optimizer.learning_rate' (from --set) = 'fast': "),
     (["agent.agent_name=PPP"], "agent_name 'PPP' is not supported (did you mean 'PPO'?); supported: PPO, LCP, AWR, "
-                               "AMP, ADD, ASE, Dummy (with --set agent.agent_name=PPP)"),
+                               "AMP, ADD, ASE, SMP, Dummy (with --set agent.agent_name=PPP)"),
     (["env.episode_length=-5"], f"{ENV}: key 'episode_length' (from --set) = -5: input should be greater than 0"),
     (["env.engine.sim_frq=240"], f"{ENV}, key 'engine': unknown key 'sim_frq' (from --set) (did you mean 'sim_freq'?)"),
     (["engine.sim_freq=100"], "data/engines/newton_engine.yaml: sim_freq 100 must be a multiple of control_freq 30 "

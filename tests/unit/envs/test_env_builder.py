@@ -127,10 +127,6 @@ def test_wrong_lengths(tmp_path):
     assert "key 'init_pose' has 33 numbers" in text and "34" in text
 
 
-def test_environments_to_come():
-    assert "env_name 'smp' is not supported yet (of MimicKit, to come); supported: add, amp" in message(env_name="smp")
-
-
 def test_engine_block_of_the_environment(tmp_path):
     data = settings("deepmimic", engine={"sim_freq": 120, "ground_contact_height": 0.15})
     file = ROOT / "data/engines/newton_engine.yaml"

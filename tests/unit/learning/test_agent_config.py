@@ -81,13 +81,13 @@ def changed(**keys):
 
 @pytest.mark.parametrize(("data", "message"), [
     (changed(agent_name="PP0"),
-     r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, LCP, AWR, AMP, ADD, ASE, Dummy"),
+     r"x\.yaml.*'PP0' is not supported.*did you mean 'PPO'.*PPO, LCP, AWR, AMP, ADD, ASE, SMP, Dummy"),
     ({"discount": 0.9}, r"missing key 'agent_name'"),
     (changed(td_lamda=0.9), r"unknown key 'td_lamda' \(did you mean 'td_lambda'\?\)"),
     ({k: v for k, v in load_layered(FILE).items() if k != "ppo_clip_ratio"}, r"missing key 'ppo_clip_ratio'"),
     (changed(actor_optimizer={"type": "Sgd", "learning_rate": 1}), r"actor_optimizer\.type.*'SGD' or 'Adam'"),
     (changed(agent_name="LCP"), r"missing key 'lcp_weight'"),
-    ({"agent_name": "SMP"}, r"x\.yaml: agent_name 'SMP': score-matching motion priors .* not part of this project"),
+    (changed(agent_name="SMP"), r"missing key 'smp_prior_cfg'"),
 ])
 def test_mistakes_are_named(data, message):
     with pytest.raises(UserError, match=message):
