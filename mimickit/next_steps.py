@@ -1,8 +1,10 @@
-"""The last lines of a run: where its files are, and the next command, ready to copy."""
+"""The last lines of a run: what a test measured, where the files are, and the next command, ready to copy."""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,6 +17,12 @@ from mimickit.util.args import COMMAND_LINE
 PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the user called the process that started this one
 ABOUT_RUN = (  # what a test shares with its training
     "arg_file", "engine_config", "env_config", "agent_config", "variant", "set")
+UNITS = {  # of a test's measures; those by speed have the unit of their name without it
+    "m": ("root_pos_err", "body_pos_err", "pos_err", "time_warped_err", "motion_err", "coverage_err", "motion_dist",
+          "goal_err"),
+    "rad": ("root_rot_err", "body_rot_err"), "rad/s": ("dof_vel_err", "root_ang_vel_err"),
+    "m/s": ("root_vel_err", "vel_err"), "degrees": ("facing_err",)}
+UNIT = {name: unit for unit, names in UNITS.items() for name in names}
 
 
 def program() -> str:
@@ -91,6 +99,35 @@ def after_training(request: Request, result: Any) -> list[str]:
             **same_case(request), "mode": ["test"], "model_file": [str(out / "model.pt")], "num_envs": ["32"],
             "test_episodes": ["32"], "visualize": ["false"], "out_dir": [str(out / "test")]}))
     return lines
+
+
+def measured(result: Any, wanted: int | None) -> list[str]:
+    """Lines about what a test measured; ``result``: its ``TestResult``, ``wanted``: episodes it was to run, if any."""
+    lines, statistics = [], result.statistics
+    if wanted is not None and not result.complete:
+        ended = result.test_episodes
+        lines = [f"interrupted: {ended:,} of {wanted:,} episodes, biased towards short ones" if ended < wanted else
+                 f"interrupted: all {wanted:,} episodes, but not those that no failure ends"]
+    for text, name, value, unit in (("Mean return", "return", result.test_return, ""),
+                                    ("Mean episode length", "length", result.test_episode_length, " control steps")):
+        summary = statistics.get(name)
+        of_these = summary is not None and summary["episodes"] == result.test_episodes
+        lines.append(f"{text}: {_with_interval(value, summary if of_these else None)}{unit}")
+    lines.append(f"Episodes: {result.test_episodes}")
+    for name, value in result.measures.items():
+        unit, summary = UNIT.get(re.sub("_(slow|medium|fast)$", "", name)), statistics.get(name)
+        count = f" ({summary['episodes']} episode{'s' * (summary['episodes'] > 1)})" if summary else ""
+        lines.append(f"{name}: {_with_interval(value, summary)}{f' {unit}' if unit else ''}{count}")
+    return lines
+
+
+def _with_interval(value: float, summary: Mapping[str, Any] | None) -> str:
+    """``0.161 +- 0.043``, to two digits of the interval; one episode has none worth telling."""
+    interval = summary["ci95"] if summary is not None and summary["episodes"] > 1 else None
+    if not interval or not math.isfinite(interval):
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(interval)))
+    return f"{value:.{digits}f} +- {interval:.{digits}f}"
 
 
 def after_test(request: Request, video: Mapping[str, Any] | None) -> list[str]:

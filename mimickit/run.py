@@ -41,7 +41,7 @@ from mimickit.util.alive import ALIVE, watch_from_start
 watch_from_start()
 
 from mimickit import commands
-from mimickit.next_steps import PROGRAM, after_test, after_training, program
+from mimickit.next_steps import PROGRAM, after_test, after_training, measured, program
 from mimickit.request import Request, header
 from mimickit.request_reader import check_writable, naming_overrides, read_request
 from mimickit.util import run_folder
@@ -379,10 +379,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.monotonic() - started_at(),
         })
-        print(f"Mean return: {result.test_return:.6g}\nMean episode length: {result.test_episode_length:.6g}\n"
-              f"Episodes: {result.test_episodes}", flush=True)
-        for name, value in result.measures.items():
-            print(f"{name}: {value:.6g}{interval_text(result.statistics.get(name))}")
+        print("\n".join(measured(result, args["test_episodes"] if "test_episodes" in args else None)))
         print("\n".join(after_test(request, video)), flush=True)
     return EXIT_OK if signals.received is None else 128 + signals.received
 
@@ -401,14 +398,6 @@ def sign_of_life(env: Any) -> Callable[[], None]:
             print(f"still running: {steps:,} control steps in {env.num_envs} worlds, {now - start:.0f} s", flush=True)
 
     return tell
-
-
-def interval_text(summary: Mapping[str, Any] | None) -> str:
-    """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
-    if summary is None or summary["ci95"] is None:
-        return ""
-    count = summary["episodes"]
-    return f" +- {summary['ci95']:.2g} ({count} episode{'s' if count > 1 else ''})"
 
 
 def open_recorder(request: Request, env: Any, dist: Any) -> Any:

@@ -85,6 +85,29 @@ def test_after_a_test(request_in):
     assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
 
 
+def test_what_a_test_measured():
+    """Units, digits as the interval allows, none of a single episode; a test that was cut short says so first."""
+    def tested(episodes, complete=True, **statistics):
+        means = {name: summary["mean"] for name, summary in statistics.items()}
+        return SimpleNamespace(test_return=means["return"], test_episode_length=38.2, test_episodes=episodes,
+                               measures={"root_pos_err": 0.160514, "vel_err_slow": 1.25, "motion_dist": 0.123456},
+                               statistics=statistics, complete=complete)
+
+    def summary(mean, interval, episodes):
+        return {"mean": mean, "ci95": interval, "episodes": episodes}
+
+    many = tested(165, False, **{"return": summary(5.31149, 0.4321, 165), "root_pos_err": summary(0.160514, 0.0431, 160)})
+    rows = ["Mean return: 5.31 +- 0.43", "Mean episode length: 38.2 control steps", "Episodes: 165",
+            "root_pos_err: 0.161 +- 0.043 m (160 episodes)", "vel_err_slow: 1.25 m/s", "motion_dist: 0.1235 m"]
+    assert next_steps.measured(many, 2000) == ["interrupted: 165 of 2,000 episodes, biased towards short ones", *rows]
+    assert next_steps.measured(many, None) == rows, "nobody said how many"
+    assert next_steps.measured(many, 165)[0] == "interrupted: all 165 episodes, but not those that no failure ends"
+    one = next_steps.measured(tested(1, **{"return": summary(60.0, 0.79, 1)}), 1)
+    assert one[:2] == ["Mean return: 60", "Mean episode length: 38.2 control steps"]
+    more = next_steps.measured(tested(10, **{"return": summary(60.0, 0.79, 1024)}), 10)
+    assert more[0] == "Mean return: 60", "the interval is that of other episodes"
+
+
 def test_a_command_is_followed_by_commands(request_in):
     """Of the two spellings that name of the program which the user typed."""
     short = replace(request_in, args=request_in.args.named("train", "deepmimic_humanoid_ppo"))
