@@ -15,9 +15,10 @@ if __name__ == "__main__":  # python mimickit/run.py: import the package, not th
     if not sys.flags.safe_path:  # with it the first entry is not the folder of this file
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    from mimickit.util.processes import end_at_interrupt, leave
+    from mimickit.util.processes import end_at_interrupt, leave, outlive_reader
 
     end_at_interrupt()
+    outlive_reader()
     from mimickit.run import main
 
     leave(main())
@@ -172,7 +173,8 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
 
 
 def forget_last_end(request: Request, rank: int) -> None:
-    """Delete stale results: those that an earlier run in this folder left.
+    """Delete what an earlier run in this folder said about its end. The result of a test stays until the new one
+    replaces it.
 
     Each process deletes its own failure file, since another's may be new. The first process also deletes those of
     processes that this run does not have.
@@ -181,7 +183,8 @@ def forget_last_end(request: Request, rank: int) -> None:
         return  # started by launch(), which has done it
     others = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 0
     if rank == 0:
-        request.result_file.unlink(missing_ok=True)
+        if request.mode == "train":
+            request.result_file.unlink(missing_ok=True)
         for file in request.out_dir.glob("failures/rank_*.json"):
             if (number := file.stem.removeprefix("rank_")).isdigit() and int(number) >= others:
                 file.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
-"""How processes are watched, and how they end: with the one that started them (prctl, Linux), and at once. No heavy
-imports."""
+"""How processes are watched, and how they end: with the one that started them (prctl, Linux), at once, but not with the
+reader of what they print. No heavy imports."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -56,6 +57,30 @@ def end_at_interrupt() -> None:
 def _end_now(*_: object) -> None:
     os.write(2, b"interrupted\n")
     os._exit(128 + signal.SIGINT)
+
+
+class _Outlet(io.FileIO):
+    """A file descriptor that leads nowhere once nobody reads it any more."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries that write there too
+            os.close(nowhere)
+            return len(data)
+
+
+def outlive_reader() -> None:
+    """From now on what nobody reads (``| head``) is lost, and the program goes on."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            stream.flush()
+            buffer = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(
+                buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering,
+                write_through=name == "stderr"))
 
 
 def leave(code: int) -> NoReturn:

@@ -258,7 +258,10 @@ def test_a_process_forgets_its_own_failure(trained, monkeypatch, rank, left):
     write_json(trained / "failures/rank_2.json", {"message": "of a run with three processes"})
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = SimpleNamespace(args=Args.from_argv([]), out_dir=trained, result_file=trained / "result.json")
+    given = SimpleNamespace(args=Args.from_argv([]), out_dir=trained, result_file=trained / "result.json", mode="test")
+    run.forget_last_end(given, rank)
+    assert (trained / "result.json").exists(), "a test's stays until there is a new one"
+    given.mode = "train"
     run.forget_last_end(given, rank)
     assert sorted(path.name for path in trained.glob("failures/*")) == left
     assert (trained / "result.json").exists() == (rank == 1)
