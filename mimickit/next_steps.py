@@ -84,6 +84,10 @@ def after_training(request: Request, result: Any) -> list[str]:
     else:
         lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} iterations, "
                  f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s"]
+    if learns and (evaluation := result.evaluation):
+        lines.append(f"last evaluation: Test_Return {evaluation['return']:.4g}, Test_Episode_Length "
+                     f"{evaluation['episode_length']:.4g}, {evaluation['episodes']} episodes; of the policy after "
+                     f"{evaluation['samples']:,} samples")
     if learns:
         lines.append(f"model: {which_model(out / 'model.pt')}")
     plot = f" (python tools/plot_log.py {shlex.quote(str(out))})" if Path("tools/plot_log.py").is_file() else ""

@@ -252,7 +252,7 @@ def test_what_was_not_evaluated_is_not_shown(tmp_path, capsys):
     """Neither before the first evaluation, nor where there are to be none."""
     run(tmp_path / "beside", max_iters=3, eval_envs=4)
     first, _, last = capsys.readouterr().out.split("--- ")[1:]
-    assert "Test_Return" not in first and "Test_Episodes 0" in first and "Train_Return" in first and last
+    assert "Test_" not in first and "Train_Return" in first and last
     result, _, _ = run(tmp_path / "none", max_iters=2, agent_keys={"test_episodes": 0, "iters_per_output": 1})
     columns, rows = read_log(tmp_path / "none/log.txt")
     assert not any(name.startswith("Test_") for name in columns) and len(rows) == 2 and result.evaluation is None
