@@ -13,6 +13,7 @@ from typing import Any
 
 from mimickit.request import Request, which_model
 from mimickit.util.args import COMMAND_LINE
+from mimickit.util.options import UNLIMITED
 
 PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the user called the process that started this one
 ABOUT_RUN = (  # what a test shares with its training
@@ -105,10 +106,10 @@ def after_training(request: Request, result: Any) -> list[str]:
     return lines
 
 
-def measured(result: Any, wanted: int | None) -> list[str]:
-    """Lines about what a test measured; ``result``: its ``TestResult``, ``wanted``: episodes it was to run, if any."""
+def measured(result: Any, wanted: int) -> list[str]:
+    """Lines about what a test measured; ``result``: its ``TestResult``, ``wanted``: episodes that it was to run."""
     lines, statistics = [], result.statistics
-    if wanted is not None and not result.complete:
+    if wanted != UNLIMITED and not result.complete:
         ended = result.test_episodes
         lines = [f"interrupted: {ended:,} of {wanted:,} episodes, biased towards short ones" if ended < wanted else
                  f"interrupted: all {wanted:,} episodes, but not those that no failure ends"]

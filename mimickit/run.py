@@ -382,8 +382,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.monotonic() - started_at(),
         })
-        wanted = None if "test_episodes" not in args else args["test_episodes"]
-        print("\n".join(measured(result, wanted)))
+        print("\n".join(measured(result, args["test_episodes"])))
         print("\n".join(after_test(request, video)), flush=True)
     return EXIT_OK if signals.received is None else 128 + signals.received
 

@@ -81,7 +81,7 @@ def test_a_run_too_short_for_one_is_evaluated_at_its_end(tmp_path, capsys, itera
     """Once, of its last policy; a continuation does what it does without. ``Test_`` numbers say of which policy."""
     result, _, _ = run(tmp_path / "run", num_envs=16, max_iters=iterations, eval_envs=4)
     per_iter, episodes = 16 * 16, AGENT_CONFIG["test_episodes"]
-    columns, rows = read_log(tmp_path / "run/log.txt")
+    rows = read_log(tmp_path / "run/log.txt")[1]
     assert (result.evaluation["samples"], result.evaluation["episodes"]) == (iterations * per_iter, episodes)
     assert [(int(row[2]), int(float(row[5]))) for row in rows][-1] == (iterations * per_iter, episodes)
     assert rows[-1][3] == repr(result.evaluation["return"])

@@ -12,6 +12,7 @@ from mimickit.request import header
 from mimickit.request_reader import read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
+from mimickit.util.options import UNLIMITED
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = shlex.split(
@@ -104,7 +105,7 @@ def test_what_a_test_measured():
     rows = ["Mean return: 5.31 +- 0.43", "Mean episode length: 38.2 control steps", "Episodes: 165",
             "root_pos_err: 0.161 +- 0.043 m (160 episodes)", "vel_err_slow: 1.25 m/s", "motion_dist: 0.1235 m"]
     assert next_steps.measured(many, 2000) == ["interrupted: 165 of 2,000 episodes, biased towards short ones", *rows]
-    assert next_steps.measured(many, None) == rows, "nobody said how many"
+    assert next_steps.measured(many, UNLIMITED) == rows, "nobody said how many"
     assert next_steps.measured(many, 165)[0] == "interrupted: all 165 episodes, but not those that no failure ends"
     one = next_steps.measured(tested(1, **{"return": summary(60.0, 0.79, 1)}), 1)
     assert one[:2] == ["Mean return: 60", "Mean episode length: 38.2 control steps"]
