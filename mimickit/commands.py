@@ -23,6 +23,7 @@ from mimickit.request_reader import CONFIGURATIONS, machine_devices
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
+from mimickit.util.manifest import numbered
 from mimickit.util.names import nearest
 from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
 from mimickit.util.run_folder import case_name, source_folder
@@ -232,6 +233,18 @@ def _newest_run(case: str) -> Path:
     return found[-1]
 
 
+def _gone(name: str, target: Path) -> UserError | None:
+    """What to say of a checkpoint that a run does not have; None if none is named."""
+    run = next((above.parent for above in target.parents if above.name == "checkpoints"), None)
+    if run is None or not run.is_dir():
+        return None
+    has = [path.name for path in numbered(run / "checkpoints")]
+    why = (f"it is written when an evaluation of {BEST_EPISODES} episodes or more is the best so far"
+           if target.relative_to(run).parts[1] == "best" else "the newest two are kept")
+    return UserError(f"mimickit {name} {target}: this run has no {target.relative_to(run)}: {why}; there is "
+                     + (", ".join(has) or "no checkpoint yet"))
+
+
 def _unknown(name: str, target: str) -> UserError:
     hint = nearest(target, [case.name for case in all_cases()])
     what = "case" if name == "train" else "case, and no run folder"
@@ -298,7 +311,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
     if not os.path.exists(target) or target.endswith(".txt"):
         args = _case_args(target, given)
         if args is None:
-            raise _unknown(name, target)
+            raise _gone(name, Path(target)) or _unknown(name, target)
         if args["mode"] == "test":  # a clip or a dof test: there is no policy
             wanted = Args({k: tuple(v) for k, v in defaults.items()}, dict.fromkeys(defaults, says))
             return args.under(wanted.under(given)).named(name, target)

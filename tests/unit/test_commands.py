@@ -129,6 +129,22 @@ def test_a_test_knows_its_training(trained, target):
     assert (fewer["num_envs"], fewer["test_episodes"]) == (8, 8)
 
 
+@pytest.mark.parametrize(("gone", "why"), [
+    ("checkpoints/best", "it is written when an evaluation of 8 episodes or more is the best so far"),
+    ("checkpoints/best/model.pt", "it is written when an evaluation of 8 episodes or more is the best so far"),
+    ("checkpoints/0000000001", "the newest two are kept"),
+])
+def test_a_checkpoint_that_a_run_does_not_have(trained, gone, why):
+    (trained / "checkpoints/best/model.pt").unlink()
+    (trained / "checkpoints/best").rmdir()
+    with pytest.raises(UserError, match=f"{trained}/{gone}: this run has no {gone}: {why}; there is no checkpoint yet"):
+        arguments(f"test {trained}/{gone}")
+    for name in ("0000000036", "0000000037"):
+        (trained / "checkpoints" / name).mkdir()
+    with pytest.raises(UserError, match="; there is 0000000037, 0000000036$"):
+        arguments(f"view {trained}/{gone}")
+
+
 def test_a_run_goes_on(trained):
     args = arguments(f"train {trained}")
     assert args["resume"] == str(trained) and "arg_file" not in args
