@@ -61,7 +61,7 @@ from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
 from mimickit.util.options import UNLIMITED
-from mimickit.util.processes import end_with_parent
+from mimickit.util.processes import INTERRUPTED, at_interrupt, end_with_parent
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
 LAUNCHER = "MIMICKIT_LAUNCHER"  # environment variable: pid of the process that launch() runs in
@@ -78,6 +78,15 @@ class Place:
     claim: run_folder.Claim
     out_dir: Path | None = None  # once it is ours to write to
     begun: bool = False  # what an earlier run said about its end is gone
+    made: bool = False  # a training's folder, which was not there before
+
+    def interrupted(self) -> str:
+        """What to say at Ctrl-C. A folder goes that was made for a training and holds nothing of it."""
+        first = self.rank == 0 and STARTED not in os.environ
+        if not (first and self.made) or (self.out_dir / "run_config.yaml").exists():
+            return INTERRUPTED
+        run_folder.abandon(self.out_dir)
+        return "interrupted before training began: nothing to continue; the same command starts it"
 
     def tell_failure(self, error: BaseException) -> None:
         if self.out_dir is not None:
@@ -93,6 +102,7 @@ class Place:
 def main(argv: list[str] | None = None) -> int:
     """Run one stage or command; returns the exit code. See ``--help``."""
     place = Place(int(os.environ.get("RANK", 0)), run_folder.Claim())
+    at_interrupt(place.interrupted)
     if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
         end_with_parent(int(os.environ[LAUNCHER]))
     try:
@@ -102,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:  # a training or test that has begun ends in its own way
-        print("interrupted", file=sys.stderr)
+        print(place.interrupted(), file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if not isinstance(error, MimicKitError | FullDiskError):  # their messages say everything
@@ -136,11 +146,15 @@ def answer(argv: list[str], place: Place) -> int:
     request = read_request(args)
     for sentence in request.notes if first else ():
         warn(sentence)
+    new = request.mode == "train" and not request.out_dir.exists()
     request = begin(request, place.claim, place.rank)
-    place.out_dir, place.begun = request.out_dir, True
+    place.out_dir, place.begun, place.made = request.out_dir, True, new
     if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
         place.claim.release()  # the process of rank 0 takes it
-        return launch([*args.command, *argv[2:]] if command else argv, request)
+        code = launch([*args.command, *argv[2:]] if command else argv, request)
+        if code == 128 + signal.SIGINT:
+            print(place.interrupted(), file=sys.stderr)
+        return code
     dist = join(request)
     request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
     place.out_dir = request.out_dir
@@ -365,7 +379,8 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if uninterrupted is None:
         uninterrupted = args["statistics_episodes"] or 0
 
-    with StopSignals() as signals:
+    says = "stopping: the result will be of the episodes that have ended" if dist.is_root else ""
+    with StopSignals(says) as signals:
         if endless and dist.is_root:
             tell = sign_of_life(env)
         result = run_test(

@@ -43,6 +43,7 @@ NOT_FINITE = (
     "gains where the simulation did, and tools/check_motion.py on the clips. --resume continues from the last "
     "checkpoint, which is sound"
 )
+STOPPING = "stopping after this iteration, with a checkpoint (once more: at once, without)"
 Saved = tuple[dict[str, Any], dict[str, Any]]  # what a checkpoint holds: shared by all processes, this one's own
 
 
@@ -105,7 +106,7 @@ def train(env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions) -
         UserError: ``options.resume`` does not fit.
         NonFiniteError: a NaN or infinity in observations, rewards or losses.
     """
-    with StopSignals() as signals:
+    with StopSignals(STOPPING if dist.is_root else "") as signals:
         training = Training(env, agent, dist, options, signals)
         try:
             return training.run()

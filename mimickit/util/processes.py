@@ -9,12 +9,15 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 WATCHED = "MIMICKIT_HEARTBEAT"  # environment variable of processes that are watched from their start: the run folder
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+INTERRUPTED = "interrupted"
+_tell: Callable[[], str] = INTERRUPTED.__str__
 _PRCTL = ctypes.CDLL(None).prctl
 
 
@@ -49,13 +52,20 @@ def is_alive(pid: int) -> bool:
 
 
 def end_at_interrupt() -> None:
-    """From now on Ctrl-C ends the process at once: an exception would crash the libraries that are being imported."""
+    """From now on Ctrl-C ends the process at once: an exception would crash the libraries that are being imported. It
+    says what :func:`at_interrupt` was given."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
         signal.signal(signal.SIGINT, _end_now)
 
 
+def at_interrupt(tell: Callable[[], str]) -> None:
+    """What to do at Ctrl-C while :func:`end_at_interrupt` holds; returns what to say."""
+    global _tell
+    _tell = tell
+
+
 def _end_now(*_: object) -> None:
-    os.write(2, b"interrupted\n")
+    os.write(2, f"{_tell()}\n".encode())
     os._exit(128 + signal.SIGINT)
 
 

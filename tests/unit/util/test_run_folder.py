@@ -267,6 +267,24 @@ def test_a_process_forgets_its_own_failure(trained, monkeypatch, rank, left):
     assert (trained / "result.json").exists() == (rank == 1)
 
 
+@pytest.mark.parametrize(("kept", "said"), [
+    ("", "interrupted before training began: nothing to continue; the same command starts it"),
+    ("run_config.yaml", "interrupted"),
+])
+def test_an_interrupted_start_leaves_no_folder(program, tmp_path, monkeypatch, kept, said):
+    def interrupt(request, dist):
+        for name in filter(None, ("progress.json", "heartbeat/rank_0", kept)):
+            (request.out_dir / name).parent.mkdir(exist_ok=True)
+            (request.out_dir / name).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_stage", interrupt)
+    code, text, _ = program("--out_dir", str(tmp_path / "case/new"))
+    assert code == 130 and text.splitlines()[-1] == said
+    assert (tmp_path / "case/new").exists() == bool(kept)
+    assert program("--out_dir", str(tmp_path / "case"))[1].endswith("interrupted\n") and (tmp_path / "case").is_dir()
+
+
 def test_a_mistake_is_noted_where_nothing_else_is(program, tmp_path):
     (tmp_path / "new").mkdir()
     assert program("--out_dir", str(tmp_path / "new"), "--set", "fps=3")[0] == 2
