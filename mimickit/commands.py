@@ -77,6 +77,7 @@ COMMANDS = {
     "show": Command(
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
         "Takes the options of train (mimickit train --help), to show their effect beforehand."),
+    "plot": Command("RUN... [--y COLUMN ...] [--out FILE]", "draw the curves of a run's log, or of several"),
     "longcycle": Command(
         "[pytest options]", "run the acceptance suite",
         "Its options are listed in docs/longcycle.md."),
@@ -87,8 +88,9 @@ COMMANDS = {
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
 WITH_PARSER = {  # commands that read their own options
-    "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
-WITHOUT_STAGE = ("list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
+    "plot": "mimickit.util.plot", "report": "mimickit.longcycle.results.cli",
+    "bisect": "mimickit.longcycle.results.bisect"}
+WITHOUT_STAGE = ("list", "show", "plot", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
 
 
 def is_command(argv: Sequence[str]) -> bool:

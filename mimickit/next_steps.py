@@ -91,8 +91,7 @@ def after_training(request: Request, result: Any) -> list[str]:
                      f"{evaluation['samples']:,} samples")
     if learns:
         lines.append(f"model: {which_model(out / 'model.pt')}")
-    plot = f" (python tools/plot_log.py {shlex.quote(str(out))})" if Path("tools/plot_log.py").is_file() else ""
-    lines.append(f"log: {out / 'log.txt'}{plot}")
+    lines.append(f"log: {out / 'log.txt'} ({short('plot', out)})")
     if more or outcome in ("interrupted", "budget"):
         go_on = {**given(request, "resume", "overwrite"), **more, "resume": []}
         lines.append(("train on: " if more else "continue: ") + (

@@ -64,6 +64,8 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--logger tensorboard CASE", "allowed are txt, tb, wandb"),
     ("--logger wandb CASE", "--logger wandb needs the package wandb: pip install wandb"),
     ("--video_file film.avi --mode test CASE", "--video_file film.avi (command line): the name must end in .mp4"),
+    ("--set env.motion_file=humanoid_walk CASE", "names a file that is not there: motion humanoid_walk (did you mean "
+     "'data/motions/humanoid/humanoid_walk.pkl'?)"),
     ("--engine_config data/engines/none.yaml CASE", "not found: data/engines/none.yaml"),
     ("--env_config {tmp}/misspelt_env.yaml CASE", "unknown key 'episode_lenght' (did you mean 'episode_length'?)"),
     ("--env_config {tmp}/noclip_env.yaml CASE", "motion data/motions/none.pkl"),
