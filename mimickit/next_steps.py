@@ -83,7 +83,8 @@ def after_training(request: Request, result: Any) -> list[str]:
         lines = [f"already finished: {result.samples:,} samples, --max_samples is {request.args['max_samples']:,}; "
                  "nothing was trained now (anew: with another --out_dir)"]
     else:
-        lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} iterations, "
+        lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} "
+                 f"iteration{'s' * (result.iterations != 1)}, "
                  f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s"]
     if learns and (evaluation := result.evaluation):
         lines.append(f"last evaluation: Test_Return {evaluation['return']:.4g}, Test_Episode_Length "

@@ -182,7 +182,10 @@ class Training:
             self._resume(options.resume)
             waiting = self.concurrent.row if self.concurrent is not None else None
             first_row = int((waiting or {}).get("Iteration", self.state.iteration))
-        self.files.open_log(first_row)
+        last_samples = options.max_samples
+        if options.max_iters is not None:
+            last_samples = min(last_samples, self.state.samples + options.max_iters * self._samples_per_iter())
+        self.files.open_log(first_row, last_samples)
         self.files.progress.advance(self.state.iteration, self.state.samples)
         self.files.progress.enter("compiling")
 
@@ -202,7 +205,7 @@ class Training:
         roll_out(self.env, self.agent, steps, self.track)
         # 2. Learn.
         learned = self.agent.update(state.samples)
-        state.samples += self.dist.world_size * self.env.num_envs * steps
+        state.samples += self._samples_per_iter()
         self.iterations_here += 1
         # 3. Agree: metrics, health and votes of all processes in one reduction, the only wait for the device.
         summary = self._summarize(learned)
@@ -212,6 +215,10 @@ class Training:
         self.files.beat()
         self.files.progress.enter("training")
         self.files.progress.advance(state.iteration, state.samples)
+
+    def _samples_per_iter(self) -> int:
+        """Of all processes."""
+        return self.dist.world_size * self.env.num_envs * self.agent.config.steps_per_iter
 
     def _summarize(self, learned: Mapping[str, Metric]) -> IterationSummary:
         votes = {**self.stop.votes(), **self.outputs.votes()}

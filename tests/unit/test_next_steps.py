@@ -46,6 +46,8 @@ def test_after_a_training(request_in):
     assert end == "completed: 1,000,000 samples, 9 iterations, 2,000 samples/s, 500.0 s"
     assert model == f"model: {request_in.out_dir}/model.pt" and f"log: {request_in.out_dir}/log.txt" in log
     args = read(test, "test")
+    assert next_steps.after_training(request_in, result(iterations=1))[0].startswith(
+        "completed: 1,000,000 samples, 1 iteration, 2,000")
     evaluation = {"return": 181.234, "episode_length": 300.0, "episodes": 64, "samples": 900_000}
     assert next_steps.after_training(request_in, result(evaluation=evaluation))[1] == (
         "last evaluation: Test_Return 181.2, Test_Episode_Length 300, 64 episodes; of the policy after 900,000 samples")
