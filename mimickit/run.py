@@ -181,7 +181,8 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
         if request.mode == "train" and request.args["overwrite"]:
             run_folder.clear(request.out_dir)
         if STARTED not in os.environ:  # else said already
-            print("\n".join([*header(request), f"run folder: {request.out_dir}"]), flush=True)
+            what = "run folder" if request.mode == "train" else "results go to"
+            print("\n".join([*header(request), f"{what}: {request.out_dir}"]), flush=True)
     forget_last_end(request, rank)
     return request
 

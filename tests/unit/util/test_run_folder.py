@@ -200,7 +200,7 @@ def test_names_of_runs(trained, tmp_path):
 def test_a_test_in_the_folder_of_a_training(program, trained):
     before = files(trained)
     code, said, request = program("--out_dir", str(trained), "--mode", "test", "--test_episodes", "1")
-    assert (code, request.out_dir) == (0, trained / "test") and f"run folder: {trained / 'test'}" in said
+    assert (code, request.out_dir) == (0, trained / "test") and f"results go to: {trained / 'test'}" in said
     assert request.result_file == trained / "test/result.json" and files(trained) == before
 
 
