@@ -124,7 +124,7 @@ def read_args(argv: Sequence[str]) -> Args:
     if "arg_file" in values:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
-    given.check()
+    given.named(name, words[0]).check()
     args = {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
     args.check()
     return args
@@ -248,7 +248,9 @@ def _gone(name: str, target: Path) -> UserError | None:
 
 
 def _unknown(name: str, target: str) -> UserError:
-    hint = nearest(target, [case.name for case in all_cases()])
+    names = [case.name for case in all_cases()]
+    begins = [known for known in names if known.startswith(target)]
+    hint = f" ({len(begins)} begin so: {', '.join(begins)})" if len(begins) > 1 else nearest(target, names)
     what = "case" if name == "train" else "case, and no run folder"
     return UserError(f"mimickit {name} {target}: no such {what}{hint}; mimickit list shows the cases")
 
@@ -258,6 +260,10 @@ def _unknown(name: str, target: str) -> UserError:
 
 def _train(name: str, target: str, given: Args) -> Args:
     if os.path.isdir(target):
+        if given["overwrite"]:
+            raise UserError(f"mimickit train {target} continues that training, and --overwrite would remove it: to "
+                            f"train anew in its folder name the case: mimickit train CASE --out_dir {target} "
+                            "--overwrite")
         args, folder, _ = _run_args(Path(target), given, OPTIONS.keys() - NOT_CONTINUED)
         resume = {} if name == "show" else {"resume": [target]}
         return args.with_defaults({"mode": ["train"], **resume}, str(folder)).named(name, target)

@@ -127,6 +127,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def answer(argv: list[str], place: Place) -> int:
     """Do what a command line asks for; returns the exit code."""
+    if argv[:1] == ["--version"]:
+        print(f"mimickit {versions()['mimickit']}")
+        return EXIT_OK
+    argv = [*argv[1:2], "--help"] if argv[:1] == ["help"] else argv
     command = argv[0] if commands.is_command(argv) else None
     if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
         print(commands.help_of(argv) if command else commands.help_text())

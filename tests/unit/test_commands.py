@@ -177,6 +177,9 @@ def test_a_film_or_a_window(trained, monkeypatch):
 @pytest.mark.parametrize(("line", "message"), [
     ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
     ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
+    ("train add_g", "mimickit train add_g: no such case (2 begin so: add_g1, add_go2); mimickit list shows"),
+    ("train amp_g1 --num_env 3", "; mimickit train --help lists all flags"),
+    ("train . --overwrite", "mimickit train . continues that training, and --overwrite would remove it"),
     ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
     ("train view_motion_g1", "this case has nothing to learn; try mimickit view view_motion_g1"),
     ("test .", ". is not the folder of a training: it has no run_config.yaml"),
@@ -195,6 +198,10 @@ def test_help_and_lists(capsys):
         assert f"mimickit {command}" in text
     assert "--webhook URL" in text and "mimickit report compare ROOT_A ROOT_B" in text and "--good REV" in text
     assert f"{CASE}  " in text and "data/assets/g1/g1.xml" in text and "humanoid_spinkick" in text
+    assert run.main(["help", "plot"]) == run.main(["help"]) == run.main(["--version"]) == 0
+    words = capsys.readouterr().out
+    assert words.startswith("usage: mimickit plot") and "mimickit train CASE_OR_RUN" in words
+    assert words.splitlines()[-1] == f"mimickit {run.versions()['mimickit']}"
     assert run.main(["list", "clip"]) == 2 and "(did you mean 'clips'?)" in capsys.readouterr().err
 
 
