@@ -78,9 +78,7 @@ COMMANDS = {
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
         "Takes the options of train (mimickit train --help), to show their effect beforehand."),
     "plot": Command("RUN... [--y COLUMN ...] [--out FILE]", "draw the curves of a run's log, or of several"),
-    "longcycle": Command(
-        "[pytest options]", "run the acceptance suite",
-        "Its options are listed in docs/longcycle.md."),
+    "longcycle": Command("[options]", "run the acceptance suite"),
     "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results"),
     "bisect": Command("--case C --good REV --bad REV", "find the commit that made a case worse"),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
@@ -88,7 +86,7 @@ COMMANDS = {
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
 WITH_PARSER = {  # commands that read their own options
-    "plot": "mimickit.util.plot", "report": "mimickit.longcycle.results.cli",
+    "longcycle": "mimickit.longcycle.options", "plot": "mimickit.util.plot", "report": "mimickit.longcycle.results.cli",
     "bisect": "mimickit.longcycle.results.bisect"}
 WITHOUT_STAGE = ("list", "show", "plot", "longcycle", "report", "bisect", "convert-agent", "convert-urdf", "completion")
 
@@ -165,6 +163,8 @@ def help_text() -> str:
 def help_of(argv: Sequence[str]) -> str:
     """The text of ``mimickit COMMAND --help``."""
     name, command = argv[0], COMMANDS[argv[0]]
+    if name == "longcycle":
+        _need_pytest()
     if name in WITH_PARSER:
         return import_module(WITH_PARSER[name]).parser().format_help().rstrip()
     lines = [f"usage: mimickit {name} {command.usage}".rstrip(), "", f"{command.does[0].upper()}{command.does[1:]}."]
@@ -340,13 +340,17 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
 
 def _longcycle(words: list[str]) -> int:
     """The acceptance suite in the checkout, or of an installed package in the working directory; pytest's exit code."""
-    if missing := [name for name in ("pytest", "pytest_timeout", "xdist") if find_spec(name) is None]:
-        raise UserError(f"mimickit longcycle: not installed: {', '.join(missing)}; pip install 'mimickit[test]'")
+    _need_pytest()
     command = [sys.executable, "-m", "pytest", "-m", "longcycle", *([] if "-n" in words else ["-n", "auto"])]
     checkout = (SHIPPED / "conftest.py").is_file()
     if not checkout:
         command += ["-p", "mimickit.longcycle.plugin", "--rootdir=.", str(SHIPPED / "tests/acceptance")]
     return subprocess.run([*command, *words], cwd=SHIPPED if checkout else None).returncode
+
+
+def _need_pytest() -> None:
+    if missing := [name for name in ("pytest", "pytest_timeout", "xdist") if find_spec(name) is None]:
+        raise UserError(f"mimickit longcycle: not installed: {', '.join(missing)}; pip install 'mimickit[test]'")
 
 
 def _convert_agent(words: list[str]) -> None:

@@ -132,7 +132,7 @@ def answer(argv: list[str], place: Place) -> int:
         return EXIT_OK
     argv = [*argv[1:2], "--help"] if argv[:1] == ["help"] else argv
     command = argv[0] if commands.is_command(argv) else None
-    if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
+    if not argv or "--help" in argv or "-h" in argv:
         print(commands.help_of(argv) if command else commands.help_text())
         return EXIT_OK
     if command in commands.WITHOUT_STAGE:

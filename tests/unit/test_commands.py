@@ -9,6 +9,7 @@ import mimickit
 from mimickit import catalog, commands, run
 from mimickit.cases import TUNED_WORLDS, all_cases, discover, tuned_worlds, with_variant
 from mimickit.commands import read_args
+from mimickit.longcycle import options as suite_options
 from mimickit.request import header
 from mimickit.request_reader import read_request
 from mimickit.util.args import Args
@@ -212,6 +213,12 @@ def test_the_list_marks_cases_outside_the_acceptance_set():
     assert rows["*"] == catalog.OUTSIDE
 
 
+def test_help_of_the_suite_is_about_its_own_options():
+    text = commands.help_of(["longcycle", "--help"])
+    assert all(f"--{name}" in text for name in suite_options.OPTIONS) and len(text.splitlines()) < 150
+    assert "--pastebin" not in text and "pytest --help" in text
+
+
 def test_help_names_every_flag():
     """That of the commands together; the first page is short and says where the others are."""
     told = [commands.help_of([name]) for name in commands.COMMANDS]
@@ -237,11 +244,11 @@ def test_the_suite_runs_in_a_checkout_or_where_one_is(monkeypatch, tmp_path, cap
     started = []
     monkeypatch.setattr(commands.subprocess, "run",
                         lambda argv, cwd: started.append((argv[1:], cwd)) or type("Done", (), {"returncode": 5}))
-    assert run.main(["longcycle", "--cases", "amp_g1", "--help"]) == 5
-    assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--help"], SHIPPED)]
+    assert run.main(["longcycle", "--cases", "amp_g1", "--lf"]) == 5
+    assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--lf"], SHIPPED)]
     monkeypatch.setattr(commands, "SHIPPED", tmp_path)
     assert run.main(["longcycle", "-n", "0"]) == 5
     assert started[1] == (["-m", "pytest", "-m", "longcycle", "-p", "mimickit.longcycle.plugin", "--rootdir=.",
                            f"{tmp_path}/tests/acceptance", "-n", "0"], None)
     monkeypatch.setattr(commands, "find_spec", lambda name: None)
-    assert run.main(["longcycle"]) == 2 and "pip install 'mimickit[test]'" in capsys.readouterr().err
+    assert run.main(["longcycle", "--help"]) == run.main(["longcycle"]) == 2 and "pip install 'mimickit[test]'" in capsys.readouterr().err
