@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from mimickit.request_reader import CONFIGURATIONS, machine_devices
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
+from mimickit.util.logging import warn
 from mimickit.util.manifest import numbered
 from mimickit.util.names import nearest
 from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
@@ -123,9 +124,18 @@ def read_args(argv: Sequence[str]) -> Args:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
     given.named(name, words[0]).check()
+    given = replace(given, remarks=_without_effect(name, given))
     args = {"train": _train, "show": _train, "test": _test, "view": _view}[name](name, words[0], given)
     args.check()
     return args
+
+
+def _without_effect(name: str, given: Args) -> tuple[str, ...]:
+    """Warnings about options of another command; those about --video and --visualize in a training come later."""
+    mode = COMMANDS[name].mode or "train"
+    return tuple(f"--{flag} is for mimickit {only}: it has no effect on mimickit {name}" for flag in given.values
+                 if (only := OPTIONS[flag].only) not in ("", mode)
+                 and (name, flag) not in (("train", "video"), ("train", "visualize")))
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -138,7 +148,10 @@ def run_command(argv: Sequence[str]) -> int:
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":
-        print(catalog.configuration(read_args(argv)))
+        args = read_args(argv)
+        for sentence in args.remarks:
+            warn(sentence)
+        print(catalog.configuration(args))
     elif name == "convert-agent":
         _convert_agent(words)
     elif name == "convert-urdf":
@@ -277,9 +290,11 @@ def _train(name: str, target: str, given: Args) -> Args:
         raise UserError(f"mimickit train {target}: this case has nothing to learn; try mimickit view {target}")
     worlds, processes = args["num_envs"], _processes(args)
     if with_variant(args)[1] == TUNED and args.source.get("num_envs") != COMMAND_LINE:
-        at_once = tuned_worlds(args["agent_config"]) if _kind(args) == "cuda" else CPU_WORLDS
-        worlds = max(1, min(worlds, at_once // processes))
-        args = args.with_value("num_envs", str(worlds), source=f"variant {TUNED}")
+        at_once, why = ((tuned_worlds(args["agent_config"]), f"variant {TUNED}") if _kind(args) == "cuda" else
+                        (CPU_WORLDS, "mimickit train, on a CPU"))
+        if worlds > at_once // processes:
+            worlds = max(1, at_once // processes)
+            args = args.with_value("num_envs", str(worlds), source=why)
     evaluating = max(worlds // WORLDS_PER_EVAL_WORLD, min(-(-BEST_EPISODES // processes), worlds // 4))
     return args.with_defaults({"mode": ["train"], "max_samples": [str(MAX_SAMPLES)], "eval_envs": [str(evaluating)],
                                "output_samples": [str(OUTPUT_SAMPLES)], "output_seconds": [str(OUTPUT_SECONDS)]},

@@ -229,6 +229,30 @@ def test_help_names_every_flag():
     assert "  --test_episodes" not in train and "  --max_samples" not in test
 
 
+def test_options_of_another_command_are_told(trained):
+    said = arguments(f"test {trained} --max_samples 100 --output_samples 5 --num_envs 4").remarks
+    assert said == ("--max_samples is for mimickit train: it has no effect on mimickit test",
+                    "--output_samples is for mimickit train: it has no effect on mimickit test")
+    assert arguments(f"train {CASE} --test_episodes 3").remarks[0].startswith("--test_episodes is for mimickit test")
+    assert not arguments(f"train {CASE} --visualize false --max_samples 3").remarks, "a training says so itself"
+
+
+def test_show_tells_them_too(capsys):
+    assert run.main(["show", CASE, "--test_episodes", "3", "--devices", "cpu"]) == 0
+    assert "warning: --test_episodes is for mimickit test: it has no effect on mimickit show" in capsys.readouterr().err
+
+
+def test_show_names_what_was_given_and_why_worlds_are_few():
+    text = catalog.configuration(arguments(
+        f"show {CASE} --devices cpu --max_episode_steps 30 --rand_seed 5 --set env.init_pose={[0.125] * 34}".replace(
+            ", ", ",")))
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in text.splitlines() if len(line.split()) > 2}
+    assert rows["key"] == ["value", "from"]
+    assert rows["max_episode_steps"] == ["30", "command line"] and rows["rand_seed"] == ["5", "command line"]
+    assert rows["num_envs"] == [str(commands.CPU_WORLDS), "mimickit train, on a CPU"]
+    assert re.search(r"  \[0\.125, 0\.125, 0\.125, \.\.\. 34 values\] +--set\n", text)
+
+
 def test_show_names_the_file_of_every_value():
     rows = {line.split()[0]: line.split()[1:] for line in catalog.configuration(arguments(
         f"show {CASE} --set env.rand_reset=false engine.sim_freq=120")).splitlines() if len(line.split()) == 3}
@@ -251,4 +275,5 @@ def test_the_suite_runs_in_a_checkout_or_where_one_is(monkeypatch, tmp_path, cap
     assert started[1] == (["-m", "pytest", "-m", "longcycle", "-p", "mimickit.longcycle.plugin", "--rootdir=.",
                            f"{tmp_path}/tests/acceptance", "-n", "0"], None)
     monkeypatch.setattr(commands, "find_spec", lambda name: None)
-    assert run.main(["longcycle", "--help"]) == run.main(["longcycle"]) == 2 and "pip install 'mimickit[test]'" in capsys.readouterr().err
+    assert run.main(["longcycle", "--help"]) == run.main(["longcycle"]) == 2
+    assert capsys.readouterr().err.count("pip install 'mimickit[test]'") == 2
