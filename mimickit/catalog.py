@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimickit.cases import all_cases, variants
+from mimickit.cases import NOT_YET, all_cases, variants
 from mimickit.config import layers, load_layered, load_yaml
+from mimickit.util.args import COMMAND_LINE
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from mimickit.util.args import Args
 
 LISTS = ("cases", "characters", "clips")
+LONGEST = 60  # characters of a list that is shown whole
 SHOWN_FLAGS = ("num_envs", "devices", "max_samples", "eval_envs", "output_samples", "output_seconds")
+
+OUTSIDE = "*  not part of the acceptance suite yet, but mimickit longcycle --cases takes it"
 
 
 def listing(what: str | None = None) -> str:
@@ -34,9 +38,11 @@ def _cases() -> list[str]:
             env = {}
         known = ", ".join(variants(case.agent_config)) if case.trainable else ""
         files = [Path(str(env.get(key, "-"))).stem for key in ("char_file", "motion_file")]
-        rows.append((case.name, case.method, *files, "yes" if case.trainable else "no", known))
+        trains = ("yes *" if case.method in NOT_YET else "yes") if case.trainable else "no"
+        rows.append((case.name, case.method, *files, trains, known))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [*lines, OUTSIDE] if any("yes *" in row for row in rows) else lines
 
 
 def _files(folder: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
@@ -86,9 +92,10 @@ def configuration(args: Args) -> str:
         found = [(str(path), present_layout(data, str(path))[0] if "agent_name" in data else data)
                  for path, data in layers(file)]
         stacks["agent"] = [*found, *given["agent"]]
-    rows = [("flags", "", "")]
-    rows += [(f"  {flag}", " ".join(request.args.values[flag]), request.args.source[flag])
-             for flag in SHOWN_FLAGS if flag in request.args]
+    rows = [("key", "value", "from"), ("", "", ""), ("flags", "", "")]
+    known = request.args.source
+    shown = dict.fromkeys([*SHOWN_FLAGS, *(flag for flag in known if known[flag] == COMMAND_LINE and flag != "set")])
+    rows += [(f"  {flag}", " ".join(request.args.values[flag]), known[flag]) for flag in shown if flag in request.args]
     if request.variant is not None:
         rows.append(("  variant", request.variant, "--variant" if "variant" in args else "tuned where there is one"))
     for part, values in request.configuration().items():
@@ -119,4 +126,6 @@ def _origin(path: Sequence[str], stack: Sequence[tuple[str, Mapping[str, Any]]])
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and len(str(value)) > LONGEST:
+        return f"[{', '.join(map(str, value[:3]))}, ... {len(value)} values]"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,8 @@ from mimickit.request_reader import CONFIGURATIONS, check_writable, machine_devi
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
+from mimickit.util.logging import warn
+from mimickit.util.manifest import numbered
 from mimickit.util.names import nearest
 from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
 from mimickit.util.run_folder import case_name, source_folder
@@ -98,9 +100,8 @@ COMMANDS = {
     "show": Command(
         "CASE_OR_RUN [--flags]", "show the configuration in effect, and which file each value comes from",
         "Takes the options of train (mimickit train --help), to show their effect beforehand."),
-    "longcycle": Command(
-        "[pytest options]", "run the acceptance suite",
-        "Its options are listed in docs/longcycle.md."),
+    "plot": Command("RUN... [--y COLUMN ...] [--out FILE]", "draw the curves of a run's log, or of several"),
+    "longcycle": Command("[options]", "run the acceptance suite"),
     "report": Command("ROOT... [--serve] [--out DIR]", "write or serve the page of the acceptance suite's results"),
     "bisect": Command("--case C --good REV --bad REV", "find the commit that made a case worse"),
     "convert-agent": Command("OLD.yaml [NEW.yaml]", "write an agent file from before February 2026 in today's layout"),
@@ -108,8 +109,9 @@ COMMANDS = {
     "completion": Command("", "print completion for bash and zsh: eval \"$(mimickit completion)\""),
 }
 WITH_PARSER = {  # commands that read their own options
-    "report": "mimickit.longcycle.results.cli", "bisect": "mimickit.longcycle.results.bisect"}
-WITHOUT_STAGE = ("prior", "list", "show", "longcycle", "report", "bisect", "convert-agent", "convert-urdf",
+    "longcycle": "mimickit.longcycle.options", "plot": "mimickit.util.plot", "report": "mimickit.longcycle.results.cli",
+    "bisect": "mimickit.longcycle.results.bisect"}
+WITHOUT_STAGE = ("prior", "list", "show", "plot", "longcycle", "report", "bisect", "convert-agent", "convert-urdf",
                  "completion")
 DEPLOYING = ("export", "sim2sim")
 
@@ -145,11 +147,20 @@ def read_args(argv: Sequence[str]) -> Args:
     if "arg_file" in values:
         raise UserError(f"mimickit {name} {words[0]}: --arg_file names a case too; give one of them")
     given = Args(values, dict.fromkeys(values, COMMAND_LINE), {COMMAND_LINE: tuple(stray)})
-    given.check()
+    given.named(name, words[0]).check()
+    given = replace(given, remarks=_without_effect(name, given))
     read = {"train": _train, "show": _train, "test": _test, "view": _view, "export": _export, "sim2sim": _sim2sim}
     args = read[name](name, words[0], given)
     args.check()
     return args
+
+
+def _without_effect(name: str, given: Args) -> tuple[str, ...]:
+    """Warnings about options of another command; those about --video and --visualize in a training come later."""
+    mode = COMMANDS[name].mode or "train"
+    return tuple(f"--{flag} is for mimickit {only}: it has no effect on mimickit {name}" for flag in given.values
+                 if (only := OPTIONS[flag].only) not in ("", mode)
+                 and (name, flag) not in (("train", "video"), ("train", "visualize")))
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -162,7 +173,10 @@ def run_command(argv: Sequence[str]) -> int:
     if name == "list":
         print(catalog.listing(_one_of(words, "list", catalog.LISTS)))
     elif name == "show":
-        print(catalog.configuration(read_args(argv)))
+        args = read_args(argv)
+        for sentence in args.remarks:
+            warn(sentence)
+        print(catalog.configuration(args))
     elif name in DEPLOYING:
         _deploy(read_args(argv))
     elif name == "prior":
@@ -191,6 +205,8 @@ def help_text() -> str:
 def help_of(argv: Sequence[str]) -> str:
     """The text of ``mimickit COMMAND --help``."""
     name, command = argv[0], COMMANDS[argv[0]]
+    if name == "longcycle":
+        _need_pytest()
     if name in WITH_PARSER:
         return import_module(WITH_PARSER[name]).parser().format_help().rstrip()
     lines = [f"usage: mimickit {name} {command.usage}".rstrip(), "", f"{command.does[0].upper()}{command.does[1:]}."]
@@ -261,8 +277,22 @@ def _newest_run(case: str) -> Path:
     return found[-1]
 
 
+def _gone(name: str, target: Path) -> UserError | None:
+    """What to say of a checkpoint that a run does not have; None if none is named."""
+    run = next((above.parent for above in target.parents if above.name == "checkpoints"), None)
+    if run is None or not run.is_dir():
+        return None
+    has = [path.name for path in numbered(run / "checkpoints")]
+    why = (f"it is written when an evaluation of {BEST_EPISODES} episodes or more is the best so far"
+           if target.relative_to(run).parts[1] == "best" else "the newest two are kept")
+    return UserError(f"mimickit {name} {target}: this run has no {target.relative_to(run)}: {why}; there is "
+                     + (", ".join(has) or "no checkpoint yet"))
+
+
 def _unknown(name: str, target: str) -> UserError:
-    hint = nearest(target, [case.name for case in all_cases()])
+    names = [case.name for case in all_cases()]
+    begins = [known for known in names if known.startswith(target)]
+    hint = f" ({len(begins)} begin so: {', '.join(begins)})" if len(begins) > 1 else nearest(target, names)
     what = "case" if name in ("train", "prior") else "case, and no run folder"
     return UserError(f"mimickit {name} {target}: no such {what}{hint}; mimickit list shows the cases")
 
@@ -272,6 +302,10 @@ def _unknown(name: str, target: str) -> UserError:
 
 def _train(name: str, target: str, given: Args) -> Args:
     if os.path.isdir(target):
+        if given["overwrite"]:
+            raise UserError(f"mimickit train {target} continues that training, and --overwrite would remove it: to "
+                            f"train anew in its folder name the case: mimickit train CASE --out_dir {target} "
+                            "--overwrite")
         args, folder, _ = _run_args(Path(target), given, OPTIONS.keys() - NOT_CONTINUED)
         resume = {} if name == "show" else {"resume": [target]}
         return args.with_defaults({"mode": ["train"], **resume}, str(folder)).named(name, target)
@@ -285,9 +319,11 @@ def _train(name: str, target: str, given: Args) -> Args:
         raise UserError(f"mimickit train {target}: this case has nothing to learn; try mimickit view {target}")
     worlds, processes = args["num_envs"], _processes(args)
     if with_variant(args)[1] == TUNED and args.source.get("num_envs") != COMMAND_LINE:
-        at_once = tuned_worlds(args["agent_config"]) if _kind(args) == "cuda" else CPU_WORLDS
-        worlds = max(1, min(worlds, at_once // processes))
-        args = args.with_value("num_envs", str(worlds), source=f"variant {TUNED}")
+        at_once, why = ((tuned_worlds(args["agent_config"]), f"variant {TUNED}") if _kind(args) == "cuda" else
+                        (CPU_WORLDS, "mimickit train, on a CPU"))
+        if worlds > at_once // processes:
+            worlds = max(1, at_once // processes)
+            args = args.with_value("num_envs", str(worlds), source=why)
     evaluating = max(worlds // WORLDS_PER_EVAL_WORLD, min(-(-BEST_EPISODES // processes), worlds // 4))
     return args.with_defaults({"mode": ["train"], "max_samples": [str(MAX_SAMPLES)], "eval_envs": [str(evaluating)],
                                "output_samples": [str(OUTPUT_SAMPLES)], "output_seconds": [str(OUTPUT_SECONDS)]},
@@ -340,7 +376,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
     if not os.path.exists(target) or target.endswith(".txt"):
         args = _case_args(target, given)
         if args is None:
-            raise _unknown(name, target)
+            raise _gone(name, Path(target)) or _unknown(name, target)
         if args["mode"] == "test":  # a clip or a dof test: there is no policy
             wanted = Args({k: tuple(v) for k, v in defaults.items()}, dict.fromkeys(defaults, says))
             return args.under(wanted.under(given)).named(name, target)
@@ -380,8 +416,7 @@ def _deploy(args: Args) -> None:
 
 def _longcycle(words: list[str]) -> int:
     """The acceptance suite in the checkout, or of an installed package in the working directory; pytest's exit code."""
-    if missing := [name for name in ("pytest", "pytest_timeout", "xdist") if find_spec(name) is None]:
-        raise UserError(f"mimickit longcycle: not installed: {', '.join(missing)}; pip install 'mimickit[test]'")
+    _need_pytest()
     command = [sys.executable, "-m", "pytest", "-m", "longcycle", *([] if "-n" in words else ["-n", "auto"])]
     checkout = (SHIPPED / "conftest.py").is_file()
     if not checkout:
@@ -425,6 +460,11 @@ def _prior_of(target: str) -> tuple[Path, Path]:
     if not isinstance(agent, SMPConfig):
         raise UserError(f"mimickit prior {target}: this case has no motion prior; those of agent_name SMP have")
     return agent.smp_prior_cfg, agent.smp_prior_model.parent
+
+
+def _need_pytest() -> None:
+    if missing := [name for name in ("pytest", "pytest_timeout", "xdist") if find_spec(name) is None]:
+        raise UserError(f"mimickit longcycle: not installed: {', '.join(missing)}; pip install 'mimickit[test]'")
 
 
 def _convert_agent(words: list[str]) -> None:

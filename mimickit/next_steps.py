@@ -1,4 +1,4 @@
-"""The last lines of a run: where its files are, and the next command, ready to copy."""
+"""The last lines of a run: what a test measured, where the files are, and the next command, ready to copy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from mimickit.request import Request, which_model
 from mimickit.util.args import COMMAND_LINE
+from mimickit.util.measures import with_interval, with_units
+from mimickit.util.options import UNLIMITED
 
 PROGRAM = "MIMICKIT_PROGRAM"  # environment variable: how the user called the process that started this one
 ABOUT_RUN = (  # what a test shares with its training
@@ -74,12 +76,16 @@ def after_training(request: Request, result: Any) -> list[str]:
         lines = [f"already finished: {result.samples:,} samples, --max_samples is {request.args['max_samples']:,}; "
                  "nothing was trained now (anew: with another --out_dir)"]
     else:
-        lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} iterations, "
+        lines = [f"{outcome}: {result.samples:,} samples, {result.iterations} "
+                 f"iteration{'s' * (result.iterations != 1)}, "
                  f"{result.samples_per_s:,.0f} samples/s, {result.total_wall_s:.1f} s"]
+    if learns and (evaluation := result.evaluation):
+        lines.append(f"last evaluation: Test_Return {evaluation['return']:.4g}, Test_Episode_Length "
+                     f"{evaluation['episode_length']:.4g}, {evaluation['episodes']} episodes; of the policy after "
+                     f"{evaluation['samples']:,} samples")
     if learns:
         lines.append(f"model: {which_model(out / 'model.pt')}")
-    plot = f" (python tools/plot_log.py {shlex.quote(str(out))})" if Path("tools/plot_log.py").is_file() else ""
-    lines.append(f"log: {out / 'log.txt'}{plot}")
+    lines.append(f"log: {out / 'log.txt'} ({short('plot', out)})")
     if more or outcome in ("interrupted", "budget"):
         go_on = {**given(request, "resume", "overwrite"), **more, "resume": []}
         lines.append(("train on: " if more else "continue: ") + (
@@ -91,6 +97,21 @@ def after_training(request: Request, result: Any) -> list[str]:
             **same_case(request), "mode": ["test"], "model_file": [str(out / "model.pt")], "num_envs": ["32"],
             "test_episodes": ["32"], "visualize": ["false"], "out_dir": [str(out / "test")]}))
     return lines
+
+
+def measured(result: Any, wanted: int) -> list[str]:
+    """Lines about what a test measured; ``result``: its ``TestResult``, ``wanted``: episodes that it was to run."""
+    lines, statistics = [], result.statistics
+    if wanted != UNLIMITED and not result.complete:
+        ended = result.test_episodes
+        lines = [f"interrupted: {ended:,} of {wanted:,} episodes, biased towards short ones" if ended < wanted else
+                 f"interrupted: all {wanted:,} episodes, but not those that no failure ends"]
+    for text, name, value, unit in (("Mean return", "return", result.test_return, ""),
+                                    ("Mean episode length", "length", result.test_episode_length, " control steps")):
+        summary = statistics.get(name)
+        of_these = summary is not None and summary["episodes"] == result.test_episodes
+        lines.append(f"{text}: {with_interval(value, summary if of_these else None)}{unit}")
+    return [*lines, f"Episodes: {result.test_episodes}", *with_units(result.measures, statistics)]
 
 
 def after_test(request: Request, video: Mapping[str, Any] | None) -> list[str]:

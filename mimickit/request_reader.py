@@ -155,6 +155,9 @@ def read_devices(args: Args) -> tuple[str, ...]:
         return ("cuda:0" if "cuda:0" in here else "cpu",)
     devices = tuple("cuda:0" if name == "cuda" else name for name in given)
     for name in devices:
+        if not re.fullmatch(r"cpu|cuda:\d+", name):
+            raise UserError(f"--devices {name}: allowed are cpu, and cuda:I for GPU I; this machine has "
+                            f"{', '.join(here)}")
         if name not in here:
             raise UserError(f"--devices {name}: this machine has {', '.join(here)}"
                             + (" (torch finds no CUDA device)" if here == ["cpu"] else ""))

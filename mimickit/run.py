@@ -15,9 +15,10 @@ if __name__ == "__main__":  # python mimickit/run.py: import the package, not th
     if not sys.flags.safe_path:  # with it the first entry is not the folder of this file
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    from mimickit.util.processes import end_at_interrupt, leave
+    from mimickit.util.processes import end_at_interrupt, leave, outlive_reader
 
     end_at_interrupt()
+    outlive_reader()
     from mimickit.run import main
 
     leave(main())
@@ -41,7 +42,7 @@ from mimickit.util.alive import ALIVE, watch_from_start
 watch_from_start()
 
 from mimickit import commands
-from mimickit.next_steps import PROGRAM, after_test, after_training, program
+from mimickit.next_steps import PROGRAM, after_test, after_training, measured, program
 from mimickit.request import Request, header
 from mimickit.request_checks import check_prior_is_trained
 from mimickit.request_reader import check_writable, naming_overrides, read_request
@@ -62,7 +63,7 @@ from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
 from mimickit.util.options import UNLIMITED
-from mimickit.util.processes import end_with_parent
+from mimickit.util.processes import INTERRUPTED, at_interrupt, end_with_parent
 from mimickit.util.versions import commit, versions
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
@@ -80,6 +81,15 @@ class Place:
     claim: run_folder.Claim
     out_dir: Path | None = None  # once it is ours to write to
     begun: bool = False  # what an earlier run said about its end is gone
+    made: bool = False  # a training's folder, which was not there before
+
+    def interrupted(self) -> str:
+        """What to say at Ctrl-C. A folder goes that was made for a training and holds nothing of it."""
+        first = self.rank == 0 and STARTED not in os.environ
+        if not (first and self.made) or (self.out_dir / "run_config.yaml").exists():
+            return INTERRUPTED
+        run_folder.abandon(self.out_dir)
+        return "interrupted before training began: nothing to continue; the same command starts it"
 
     def tell_failure(self, error: BaseException) -> None:
         if self.out_dir is not None:
@@ -95,6 +105,7 @@ class Place:
 def main(argv: list[str] | None = None) -> int:
     """Run one stage or command; returns the exit code. See ``--help``."""
     place = Place(int(os.environ.get("RANK", 0)), run_folder.Claim())
+    at_interrupt(place.interrupted)
     if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:
         end_with_parent(int(os.environ[LAUNCHER]))
     try:
@@ -104,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:  # a training or test that has begun ends in its own way
-        print("interrupted", file=sys.stderr)
+        print(place.interrupted(), file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
         if not isinstance(error, MimicKitError | FullDiskError):  # their messages say everything
@@ -119,8 +130,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def answer(argv: list[str], place: Place) -> int:
     """Do what a command line asks for; returns the exit code."""
+    if argv[:1] == ["--version"]:
+        print(f"mimickit {versions()['mimickit']}")
+        return EXIT_OK
+    argv = [*argv[1:2], "--help"] if argv[:1] == ["help"] else argv
     command = argv[0] if commands.is_command(argv) else None
-    if (not argv or "--help" in argv or "-h" in argv) and command != "longcycle":
+    if not argv or "--help" in argv or "-h" in argv:
         print(commands.help_of(argv) if command else commands.help_text())
         return EXIT_OK
     if command in (*commands.WITHOUT_STAGE, *commands.DEPLOYING):
@@ -139,11 +154,15 @@ def answer(argv: list[str], place: Place) -> int:
     for sentence in request.notes if first else ():
         warn(sentence)
     check_prior_is_trained(request)
+    new = request.mode == "train" and not request.out_dir.exists()
     request = begin(request, place.claim, place.rank)
-    place.out_dir, place.begun = request.out_dir, True
+    place.out_dir, place.begun, place.made = request.out_dir, True, new
     if len(request.devices) > 1 and "LOCAL_RANK" not in os.environ:
         place.claim.release()  # the process of rank 0 takes it
-        return launch([*args.command, *argv[2:]] if command else argv, request)
+        code = launch([*args.command, *argv[2:]] if command else argv, request)
+        if code == 128 + signal.SIGINT:
+            print(place.interrupted(), file=sys.stderr)
+        return code
     dist = join(request)
     request = request.moved(dist.broadcast_object(request.out_dir))  # rank 0 may have made a new one
     place.out_dir = request.out_dir
@@ -170,13 +189,15 @@ def begin(request: Request, claim: run_folder.Claim, rank: int) -> Request:
         if request.mode == "train" and request.args["overwrite"]:
             run_folder.clear(request.out_dir)
         if STARTED not in os.environ:  # else said already
-            print("\n".join([*header(request), f"run folder: {request.out_dir}"]), flush=True)
+            what = "run folder" if request.mode == "train" else "results go to"
+            print("\n".join([*header(request), f"{what}: {request.out_dir}"]), flush=True)
     forget_last_end(request, rank)
     return request
 
 
 def forget_last_end(request: Request, rank: int) -> None:
-    """Delete stale results: those that an earlier run in this folder left.
+    """Delete what an earlier run in this folder said about its end. The result of a test stays until the new one
+    replaces it.
 
     Each process deletes its own failure file, since another's may be new. The first process also deletes those of
     processes that this run does not have.
@@ -185,7 +206,8 @@ def forget_last_end(request: Request, rank: int) -> None:
         return  # started by launch(), which has done it
     others = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 0
     if rank == 0:
-        request.result_file.unlink(missing_ok=True)
+        if request.mode == "train":
+            request.result_file.unlink(missing_ok=True)
         for file in request.out_dir.glob("failures/rank_*.json"):
             if (number := file.stem.removeprefix("rank_")).isdigit() and int(number) >= others:
                 file.unlink(missing_ok=True)
@@ -344,7 +366,6 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     """Run episodes without randomness in actions, print and write the result; film the first one if asked for."""
     from mimickit.envs.filming import Window
     from mimickit.learning.evaluation import run_test
-    from mimickit.learning.metrics import interval_text
     from mimickit.learning.stopping import StopSignals
     from mimickit.util.logging import Heartbeat, Progress
 
@@ -368,7 +389,8 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if uninterrupted is None:
         uninterrupted = args["statistics_episodes"] or 0
 
-    with StopSignals() as signals:
+    says = "stopping: the result will be of the episodes that have ended" if dist.is_root else ""
+    with StopSignals(says) as signals:
         if endless and dist.is_root:
             tell = sign_of_life(env)
         result = run_test(
@@ -385,10 +407,7 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.monotonic() - started_at(),
         })
-        print(f"Mean return: {result.test_return:.6g}\nMean episode length: {result.test_episode_length:.6g}\n"
-              f"Episodes: {result.test_episodes}", flush=True)
-        for name, value in result.measures.items():
-            print(f"{name}: {value:.6g}{interval_text(result.statistics.get(name))}")
+        print("\n".join(measured(result, args["test_episodes"])))
         print("\n".join(after_test(request, video)), flush=True)
     return EXIT_OK if signals.received is None else 128 + signals.received
 

@@ -14,6 +14,7 @@ from mimickit.util.args import Args
 from mimickit.util.failures import UserError
 from mimickit.util.files import write_json
 from mimickit.util.logging import Heartbeat
+from mimickit.util.measures import with_units
 from mimickit.util.versions import versions
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
     from mimickit.deploy import sim2sim as runner
-    from mimickit.learning.metrics import interval_text
 
     seed, max_steps = args["rand_seed"], args["max_episode_steps"]
     if args["visualize"]:
@@ -81,7 +81,7 @@ def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
         video = runner.film(policy, Path(args["video_file"] or out_dir / "viz.mp4"), args["video_width"],
                             args["video_height"], seed, max_steps)
     write_json(result_file, {"mode": "sim2sim", "ok": True, **result, "video": video, "versions": versions()})
-    print(f"Mean episode length: {result['test_episode_length']:.6g}\nEpisodes: {result['test_episodes']}")
-    for name, value in result["measures"].items():
-        print(f"{name}: {value:.6g}{interval_text(result['statistics'].get(name))}")
+    print(f"Mean episode length: {result['test_episode_length']:.4g} control steps")
+    print(f"Episodes: {result['test_episodes']}")
+    print("\n".join(with_units(result["measures"], result["statistics"])))
     print(f"result: {result_file}" + (f"\nfilm: {video['file']}" if video else ""))

@@ -6,6 +6,7 @@ The layout of generalised coordinates found here (:class:`JointLayout`) is what 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
@@ -26,6 +27,25 @@ from mimickit.util.reading import MAX_MESH_BYTES, at_most
 # before any kernel is built: settings are part of the cache's keys
 wp.config.enable_backward = False  # the simulation is not differentiated; compiles 13 % faster
 wp.config.log_level = wp.LOG_WARNING  # neither a banner nor a line for every module
+
+
+def _begin_without_driver() -> None:
+    """Initialize Warp where there is no NVIDIA driver, without the warning about that, which it cannot be told to leave
+    out. Mistakes in ``--devices`` are told elsewhere."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            wp.init()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
+
+
+_begin_without_driver()
 
 GROUND_LABEL = "ground_plane"
 # Newton's default lists pairs of shapes up to 0.2 m apart as contacts. They bear no force: states are bit-equal without

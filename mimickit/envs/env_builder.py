@@ -92,8 +92,8 @@ def check_files(config: EnvConfig) -> None:
         missing += [f"motion {missing_file(clip)}" for clip in clips]
     if missing:
         raise AssetMissingError(
-            f"{config.source} needs {len(missing)} file{'s' if len(missing) > 1 else ''} not found: "
-            f"{', '.join(missing)}. Files are looked up in the working directory, then among the shipped ones; "
+            f"{config.source} names {'a file that is' if len(missing) == 1 else f'{len(missing)} files that are'} not "
+            f"there: {', '.join(missing)}. Files are looked up in the working directory, then among the shipped ones; "
             "data/motions/README.md tells how to obtain or generate clips (tools/import_deepmimic.py makes the "
             "humanoid's), data/assets/README.md where models come from"
         )

@@ -94,7 +94,7 @@ class RefMotion(Reference):
 
     def describe(self) -> str:
         count = self._motions.num_motions
-        return f"reference motion ({count} clip{'s' if count > 1 else ''}, {self.num_future} future frames)"
+        return f"{count} clip{'s' if count > 1 else ''}, {self.num_future} future frames"
 
 
 class DefaultPose(Reference):

@@ -52,7 +52,8 @@ class Playback(Reference):
             for rows in (slice(count), slice(count, None)))
 
     def describe(self) -> str:
-        return f"plays {self._motions.num_motions} clip(s), {LOOPS_SHOWN} rounds of one that repeats"
+        count = self._motions.num_motions
+        return f"plays {count} clip{'s' if count > 1 else ''}; one that repeats, {LOOPS_SHOWN} times"
 
 
 class KinematicCheck(Memory):

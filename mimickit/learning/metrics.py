@@ -263,13 +263,6 @@ def summarize(total: Tensor, weight: Tensor, share: bool = False) -> dict[str, A
     }
 
 
-def interval_text(summary: Mapping[str, Any] | None) -> str:
-    """`` +- 0.02 (64 episodes)``, or nothing where there is no interval."""
-    if summary is None or summary["ci95"] is None:
-        return ""
-    return f" +- {summary['ci95']:.2g} ({summary['episodes']} episodes)"
-
-
 def wilson95(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a probability, given the share of ``count`` trials (Wilson 1927)."""
     square = Z95**2 / count

@@ -42,11 +42,16 @@ class RunFiles:
             self._heartbeat = Heartbeat(self.out_dir, self._dist.rank)
         self._heartbeat.beat()
 
-    def open_log(self, first_row: int | None) -> None:
-        """Begin the log, or continue it: ``first_row`` is the iteration from which rows are replaced."""
+    def open_log(self, first_row: int | None, last_samples: int) -> None:
+        """Begin the log, or continue it.
+
+        Args:
+            first_row: iteration from which rows are replaced; None for a new run.
+            last_samples: with which the training will end.
+        """
         options, is_root = self._options, self._dist.is_root
         self.log = Logger(self.out_dir, options.logger, first_row, options.agent_config, is_root, options.run)
-        self.progress = Progress(self.out_dir, options.max_samples, is_root)
+        self.progress = Progress(self.out_dir, last_samples, is_root)
 
     def print_row(self, row: Mapping[str, Number]) -> None:
         if self._dist.is_root:

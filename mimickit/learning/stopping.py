@@ -19,9 +19,13 @@ class StopSignals:
     """Context in which the first SIGINT or SIGTERM is noted in ``received``; a second one ends the process at once.
 
     Handlers can only be installed in the main thread; elsewhere nothing is caught.
+
+    Args:
+        says: a line on stderr that answers the first one at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, says: str = "") -> None:
+        self._says = says
         self.received: int | None = None
         self._at = 0.0
         self._previous: dict[int, Any] = {}
@@ -42,6 +46,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._at = number, time.monotonic()
+            if self._says:
+                os.write(2, f"{self._says}\n".encode())
         elif time.monotonic() - self._at > _SAME_REQUEST_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

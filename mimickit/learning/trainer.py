@@ -43,6 +43,7 @@ NOT_FINITE = (
     "gains where the simulation did, and tools/check_motion.py on the clips. --resume continues from the last "
     "checkpoint, which is sound"
 )
+STOPPING = "stopping after this iteration, with a checkpoint (once more: at once, without)"
 Saved = tuple[dict[str, Any], dict[str, Any]]  # what a checkpoint holds: shared by all processes, this one's own
 
 
@@ -105,7 +106,7 @@ def train(env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions) -
         UserError: ``options.resume`` does not fit.
         NonFiniteError: a NaN or infinity in observations, rewards or losses.
     """
-    with StopSignals() as signals:
+    with StopSignals(STOPPING if dist.is_root else "") as signals:
         training = Training(env, agent, dist, options, signals)
         try:
             return training.run()
@@ -181,7 +182,10 @@ class Training:
             self._resume(options.resume)
             waiting = self.concurrent.row if self.concurrent is not None else None
             first_row = int((waiting or {}).get("Iteration", self.state.iteration))
-        self.files.open_log(first_row)
+        last_samples = options.max_samples
+        if options.max_iters is not None:
+            last_samples = min(last_samples, self.state.samples + options.max_iters * self._samples_per_iter())
+        self.files.open_log(first_row, last_samples)
         self.files.progress.advance(self.state.iteration, self.state.samples)
         self.files.progress.enter("compiling")
 
@@ -201,7 +205,7 @@ class Training:
         roll_out(self.env, self.agent, steps, self.track)
         # 2. Learn.
         learned = self.agent.update(state.samples)
-        state.samples += self.dist.world_size * self.env.num_envs * steps
+        state.samples += self._samples_per_iter()
         self.iterations_here += 1
         # 3. Agree: metrics, health and votes of all processes in one reduction, the only wait for the device.
         summary = self._summarize(learned)
@@ -211,6 +215,10 @@ class Training:
         self.files.beat()
         self.files.progress.enter("training")
         self.files.progress.advance(state.iteration, state.samples)
+
+    def _samples_per_iter(self) -> int:
+        """Of all processes."""
+        return self.dist.world_size * self.env.num_envs * self.agent.config.steps_per_iter
 
     def _summarize(self, learned: Mapping[str, Metric]) -> IterationSummary:
         votes = {**self.stop.votes(), **self.outputs.votes()}
@@ -261,7 +269,7 @@ class Training:
         if due or self.outcome:
             self._output(due)
         else:
-            self.files.print_row(self._row())
+            self._print(self._row())
         state.iteration += 1
         state.pending = False
 
@@ -271,7 +279,7 @@ class Training:
         A continued run must do what this one would have done without a break. So what is saved is the state *before*
         the output if a signal ends the run here: the output, if it is due, is then still to be made. After an output
         that was due it is the state *after* it. An output that was not due, at the end of a run, leaves no trace but
-        its result: it is saved with the state before.
+        its result: it is saved with the state before. So does the evaluation of a policy that none has reached.
         """
         before = self._before_output(due)
         if self.outcome != "interrupted":
@@ -288,12 +296,17 @@ class Training:
         row = self._publish(evaluation)
         self._go_on(due, evaluation, row)
         shared, local = self._after_output() if due else before
+        if self.outcome and self._unevaluated():
+            shared, local = snapshot((shared, local))
+            self._evaluate_at_last()
         self._save(({**shared, **_evaluated(self.state)}, local))
 
     def _evaluate(self) -> Evaluation | None:
         """An evaluation of the present policy, or what the one beside training has come to; None: nothing new."""
-        if self.concurrent is not None:
-            return self.concurrent.result(self.dist)
+        return self._evaluate_in_pause() if self.concurrent is None else self.concurrent.result(self.dist)
+
+    def _evaluate_in_pause(self) -> Evaluation | None:
+        """An evaluation of the present policy in all environments; None: there are to be none."""
         self.files.progress.enter("evaluating")
         evaluation = evaluate(
             self.env, self.agent, self.dist, self.agent.config.test_episodes,
@@ -304,6 +317,19 @@ class Training:
         if evaluation.complete:
             self._check_health(read_health(self.env, self.dist))
         return replace(evaluation, samples=self.state.samples)
+
+    def _unevaluated(self) -> bool:
+        """Whether the evaluations beside training have seen no policy that has learned something."""
+        evaluation = self.state.evaluation
+        return self.concurrent is not None and (evaluation is None or evaluation.samples == 0)
+
+    def _evaluate_at_last(self) -> None:
+        """In a pause, where training was too short for an evaluation beside it."""
+        evaluation = self._evaluate_in_pause()
+        if evaluation is not None and evaluation.complete:
+            if self._is_best(evaluation):
+                self.files.save_best(self.agent.model_tensors(), self.state.iteration, evaluation)
+            self.state.evaluation = evaluation
 
     def _publish(self, evaluation: Evaluation | None) -> dict[str, Number]:
         """Log, print and save the models; returns the row. None: no new evaluation, the last one stands."""
@@ -316,7 +342,7 @@ class Training:
         elif evaluation is not None and concurrent.row is not None:  # of the policy that was evaluated
             files.log.write({**concurrent.row, **evaluation.row()})
             concurrent.row = None
-        files.print_row(row)
+        self._print(row)
         files.save_model(self.agent.model_tensors(), state.iteration)
         if improved and concurrent is None:
             files.save_best(self.agent.model_tensors(), state.iteration, evaluation)
@@ -373,21 +399,35 @@ class Training:
             **metrics["info"],
         }
 
+    def _print(self, row: Mapping[str, Number]) -> None:
+        """A row as people see it: beside training the evaluation is of an earlier policy, and the row says of which."""
+        evaluation = self.state.evaluation
+        if self.concurrent is None:
+            self.files.print_row(row)
+        elif evaluation is None:
+            self.files.print_row({name: value for name, value in row.items() if name not in NOT_EVALUATED.row()})
+        else:
+            self.files.print_row({**row, **evaluation.row(), "Test_Samples": evaluation.samples})
+
     def _env_metrics(self) -> dict[str, float]:
         """The environment's metrics in a row: what the last pause for an evaluation measured."""
         evaluation = self.state.evaluation
         shown = evaluation is not None and self.options.log_env_metrics and self.concurrent is None
         return evaluation.metrics if shown else {}
 
-    def _log_unevaluated(self) -> None:
+    def _log_last_rows(self) -> None:
         """At the end of a run: the row that waits for its evaluation, and that of the last policy."""
         state, waiting = self.state, self.concurrent.row
+        evaluation = state.evaluation or NOT_EVALUATED
         rows = [] if waiting is None else [waiting]
-        evaluated = {row["Samples"] for row in rows} | ({state.evaluation.samples} if state.evaluation else set())
-        if state.metrics and state.samples not in evaluated:
+        logged = {row["Samples"] for row in rows}
+        if waiting is None and not self.iterations_here:
+            logged.add(evaluation.samples)  # by the run that this one continues
+        if state.metrics and state.samples not in logged:
             rows.append({**self._row(), "Iteration": state.iteration - 1})
         for row in rows:
-            self.files.log.write({**row, **NOT_EVALUATED.row()})
+            own = evaluation if row["Samples"] == evaluation.samples else NOT_EVALUATED
+            self.files.log.write({**row, **own.row()})
 
     def _wall_s(self) -> float:
         return self.wall_before + time.monotonic() - self.begun
@@ -452,7 +492,7 @@ class Training:
 
     def _finish(self) -> TrainResult:
         if self.concurrent is not None and self.outcome != "interrupted":
-            self._log_unevaluated()
+            self._log_last_rows()
         self.files.finish_writing()
         self.dist.barrier()
         if not self.iterations_here:  # continued when nothing was left to do: the model may be what is missing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,26 @@ OPTIONS = {option.name: option for option in (
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the options. What is not given stays None, so that an options file may give it."""
-    group = parser.getgroup(NAME, "acceptance suite (pytest -m longcycle, docs/longcycle.md)")
+    _add_to(parser.getgroup(NAME, "acceptance suite (pytest -m longcycle, docs/longcycle.md)").addoption)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The suite's options alone, for ``mimickit longcycle --help``."""
+    found = argparse.ArgumentParser(
+        "mimickit longcycle", usage="mimickit longcycle [options]", description="Run the acceptance suite: train, test "
+        "and film every case, and judge what it learned (docs/longcycle.md).", epilog="Options of pytest are taken too "
+        "(pytest --help): -n K runs K cases side by side (auto), --lf those that failed.")
+    _add_to(found.add_argument)
+    return found
+
+
+def _add_to(add: Callable[..., Any]) -> None:
     for option in OPTIONS.values():
         if option.kind is bool:
-            group.addoption(f"--{option.name}", action="store_true", default=None, help=option.meaning)
+            add(f"--{option.name}", action="store_true", default=None, help=option.meaning)
         else:
-            group.addoption(f"--{option.name}", type=option.kind, choices=option.choices or None,
-                            metavar=option.metavar, help=option.meaning)
+            add(f"--{option.name}", type=option.kind, choices=option.choices or None, metavar=option.metavar,
+                help=option.meaning)
 
 
 def option_values(config: pytest.Config) -> dict[str, Any]:

@@ -103,7 +103,9 @@ class Args:
             except UserError as error:
                 wrong.append(str(error))
         if wrong:
-            raise UserError("; ".join(wrong) + "; mimickit train --help and mimickit test --help list all flags")
+            where = (f"mimickit {self.command[0]} --help lists" if self.command else
+                     "mimickit train --help and mimickit test --help list")
+            raise UserError(f"{'; '.join(wrong)}; {where} all flags")
 
 
 def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -196,9 +196,10 @@ class _Wandb:
 
 
 def print_row(row: Mapping[str, Number], progress: Progress) -> None:
-    """Print one iteration: a line of progress, then the numbers with 3 significant digits in a compact table; what was
-    not measured (NaN) is left out."""
-    cells = [f"{name} {_short(value)}" for name, value in row.items() if not math.isnan(value)]
+    """Print one iteration: a line of progress, then the numbers with 3 significant digits in a compact table, the time
+    (h) in words; what was not measured (NaN) is left out."""
+    cells = [f"{name} {duration(3600.0 * value) if name == 'Wall_Time' else _short(value)}"
+             for name, value in row.items() if not math.isnan(value)]
     width = max(len(cell) for cell in cells) + 2
     per_line = max(1, min(4, shutil.get_terminal_size((120, 24)).columns // width))
     lines = ["".join(f"{c:<{width}}" for c in cells[i:i + per_line]).rstrip() for i in range(0, len(cells), per_line)]
@@ -263,8 +264,10 @@ class Progress:
 
     def describe(self) -> str:
         """``iteration 12 | 1.57M of 30M samples (5.2%) | 88.1k samples/s | 5m24s left``"""
-        share = f" of {_si(self._max_samples)} samples ({self.samples / self._max_samples:.1%})"
-        parts = [f"iteration {self.iteration}", f"{_si(self.samples)}{share if self._limited else ' samples'}"]
+        share = ""  # the last iteration is a whole one, so the samples may be more than asked for
+        if self._limited and self.samples <= self._max_samples:
+            share = f" of {_si(self._max_samples)} samples ({self.samples / self._max_samples:.1%})"
+        parts = [f"iteration {self.iteration}", f"{_si(self.samples)}{share or ' samples'}"]
         if self.samples_per_s > 0:
             parts.append(f"{_si(self.samples_per_s)} samples/s")
         if self.eta_s is not None:

@@ -20,8 +20,11 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 def missing_file(path: str | Path) -> str:
     """A path where no file is, for a message, with the nearest of the same ending: in its folder, here or among the
-    shipped ones; below ``args/`` and ``data/`` in any folder."""
+    shipped ones; below ``args/`` and ``data/`` in any folder. A name without a folder, as ``mimickit list`` prints it,
+    is looked for in all of these."""
     path = Path(path)
+    if path.parent == Path() and (known := _of_name(path.name)):
+        return f"{path} (did you mean '{known}'?)"
     known = [file for folder in (path.parent, SHIPPED / path.parent) for file in _files(folder, f"*{path.suffix}")]
     if known:
         return f"{path}{nearest(path.name, known, '' if path.parent == Path() else f'{path.parent}/')}"
@@ -29,6 +32,13 @@ def missing_file(path: str | Path) -> str:
         found = islice((SHIPPED / path.parts[0]).rglob(f"*{path.suffix}"), MOST_FILES)
         return f"{path}{nearest(str(path), (str(file.relative_to(SHIPPED)) for file in found))}"
     return str(path)
+
+
+def _of_name(name: str) -> Path | None:
+    """The first file of ``args/`` and ``data/`` with a name, its ending given or not."""
+    files = (file.relative_to(root) for root in (Path(), SHIPPED) for folder in FOLDERS
+             for file in islice((root / folder).rglob("*.*"), MOST_FILES))
+    return next((file for file in files if name in (file.name, file.stem)), None)
 
 
 def _files(folder: Path, pattern: str) -> list[str]:

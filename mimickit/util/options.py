@@ -150,7 +150,7 @@ GROUPS: dict[str, dict[str, Option]] = {
             int, "stop training after this many samples, of all processes and all runs that it continues", UNLIMITED,
             low=1, high=UNLIMITED, default_text="no limit", only="train"),
         "max_iters": Option(
-            int, "stop after this many iterations of this process, with an evaluation and a checkpoint", low=1,
+            int, "stop after this many iterations of this process, with a checkpoint", low=1,
             high=UNLIMITED, only="train"),
         "time_budget_hours": Option(float, "stop after this many hours of this process", low=0.0, only="train"),
         "test_episodes": Option(

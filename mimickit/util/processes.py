@@ -1,19 +1,23 @@
-"""How processes are watched, and how they end: with the one that started them (prctl, Linux), and at once. No heavy
-imports."""
+"""How processes are watched, and how they end: with the one that started them (prctl, Linux), at once, but not with the
+reader of what they print. No heavy imports."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 WATCHED = "MIMICKIT_HEARTBEAT"  # environment variable of processes that are watched from their start: the run folder
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+INTERRUPTED = "interrupted"
+_tell: Callable[[], str] = INTERRUPTED.__str__
 _PRCTL = ctypes.CDLL(None).prctl
 
 
@@ -48,14 +52,45 @@ def is_alive(pid: int) -> bool:
 
 
 def end_at_interrupt() -> None:
-    """From now on Ctrl-C ends the process at once: an exception would crash the libraries that are being imported."""
+    """From now on Ctrl-C ends the process at once: an exception would crash the libraries that are being imported. It
+    says what :func:`at_interrupt` was given."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
         signal.signal(signal.SIGINT, _end_now)
 
 
+def at_interrupt(tell: Callable[[], str]) -> None:
+    """What to do at Ctrl-C while :func:`end_at_interrupt` holds; returns what to say."""
+    global _tell
+    _tell = tell
+
+
 def _end_now(*_: object) -> None:
-    os.write(2, b"interrupted\n")
+    os.write(2, f"{_tell()}\n".encode())
     os._exit(128 + signal.SIGINT)
+
+
+class _Outlet(io.FileIO):
+    """A file descriptor that leads nowhere once nobody reads it any more."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries that write there too
+            os.close(nowhere)
+            return len(data)
+
+
+def outlive_reader() -> None:
+    """From now on what nobody reads (``| head``) is lost, and the program goes on."""
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            stream.flush()
+            buffer = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(
+                buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering,
+                write_through=name == "stderr"))
 
 
 def leave(code: int) -> NoReturn:

@@ -151,6 +151,15 @@ def clear(folder: Path) -> None:
                 path.unlink()
 
 
+def abandon(folder: Path) -> None:
+    """Remove what the start of a run left in a folder that it made, and the folder if there is nothing else in it."""
+    shutil.rmtree(folder / "heartbeat", ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is more in it
+        for name in ("progress.json", LOCK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def identity(folder: Path) -> str | None:
     """Name of the run that works in a folder; None where it does not say (folders of older versions)."""
     name = read_json(folder / RUN).get("run")

@@ -76,6 +76,26 @@ def test_a_continued_run_replaces_rows_that_were_not_evaluated(tmp_path):
             [row[i] for i in timeless] for row in read_log(whole / "log.txt")[1]]
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_a_run_too_short_for_one_is_evaluated_at_its_end(tmp_path, capsys, iterations):
+    """Once, of its last policy; a continuation does what it does without. ``Test_`` numbers say of which policy."""
+    result, _, _ = run(tmp_path / "run", num_envs=16, max_iters=iterations, eval_envs=4)
+    per_iter, episodes = 16 * 16, AGENT_CONFIG["test_episodes"]
+    rows = read_log(tmp_path / "run/log.txt")[1]
+    assert (result.evaluation["samples"], result.evaluation["episodes"]) == (iterations * per_iter, episodes)
+    assert [(int(row[2]), int(float(row[5]))) for row in rows][-1] == (iterations * per_iter, episodes)
+    assert rows[-1][3] == repr(result.evaluation["return"])
+    best = json.loads((tmp_path / "run/checkpoints/best/evaluation.json").read_text())
+    assert best["samples"] == iterations * per_iter
+    printed = capsys.readouterr().out.split("--- ")[1:]
+    assert "Test_" not in printed[0], "no evaluation has ended"
+    assert all("Test_Samples 0" in text for text in printed[2:])
+
+    again, _, _ = run(tmp_path / "run", num_envs=16, max_samples=1, eval_envs=4, resume=tmp_path / "run")
+    assert again.evaluation == result.evaluation and again.new_iterations == 0
+    assert [row[:1] + row[2:] for row in read_log(tmp_path / "run/log.txt")[1]] == [row[:1] + row[2:] for row in rows]
+
+
 def test_its_environments_teach_the_actor_nothing_and_are_not_random(tmp_path):
     _, agent, _ = run(tmp_path, num_envs=16, max_iters=1, eval_envs=4)
     mask = agent._rollout["explore_mask"]

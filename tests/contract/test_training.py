@@ -248,11 +248,21 @@ def test_few_episodes_do_not_tell_which_policy_is_best(tmp_path, capsys):
     assert capsys.readouterr().err.count("evaluations of 7 episodes are too few to tell which policy is best") == 1
 
 
+def test_progress_knows_where_the_iterations_end(tmp_path, capsys):
+    """Also those of a process that continues."""
+    run(tmp_path, max_iters=2)
+    run(tmp_path, max_iters=2, max_samples=10**9, resume=tmp_path)
+    said = [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+    assert said == ["256 of 512 samples (50.0%)", "512 of 512 samples (100.0%)", "768 of 1.02k samples (75.0%)",
+                    "1.02k of 1.02k samples (100.0%)"]
+    assert json.loads((tmp_path / "progress.json").read_text())["max_samples"] == 1024
+
+
 def test_what_was_not_evaluated_is_not_shown(tmp_path, capsys):
     """Neither before the first evaluation, nor where there are to be none."""
     run(tmp_path / "beside", max_iters=3, eval_envs=4)
     first, _, last = capsys.readouterr().out.split("--- ")[1:]
-    assert "Test_Return" not in first and "Test_Episodes 0" in first and "Train_Return" in first and last
+    assert "Test_" not in first and "Train_Return" in first and last
     result, _, _ = run(tmp_path / "none", max_iters=2, agent_keys={"test_episodes": 0, "iters_per_output": 1})
     columns, rows = read_log(tmp_path / "none/log.txt")
     assert not any(name.startswith("Test_") for name in columns) and len(rows) == 2 and result.evaluation is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 from pathlib import Path
 
@@ -604,6 +605,13 @@ def test_step_allocates_nothing():
 # --- wrong input --------------------------------------------------------------------------------------------------
 
 CONFIG = EngineConfig(engine_name="newton", control_mode="pos", control_freq=30, sim_freq=240, env_spacing=5)
+
+
+def test_a_machine_without_a_driver_is_no_warning():
+    """The first and only words on stderr are the test's own."""
+    code = "import os\nfrom mimickit.engines import newton_engine\nimport warp as wp\nwp.init()\nos.write(2, b'end')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    assert (done.stderr, done.returncode) == (b"end", 0)
 
 
 def test_missing_files_are_named():

@@ -53,7 +53,7 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--visualize maybe --num_envs 0 CASE", "true and false; --num_envs 0 (command line): must be at least 1"),
     ("--visualize maybe CASE", "--visualize maybe (command line): allowed are true and false"),
     ("--devices cuda:9 CASE", "--devices cuda:9: this machine has"),
-    ("--devices gpu CASE", "--devices gpu: this machine has"),
+    ("--devices gpu CASE", "--devices gpu: allowed are cpu, and cuda:I for GPU I; this machine has"),
     ("--engine_config {tmp}/bullet.yaml CASE", "engine_name 'bullet' is not supported; supported: newton. Use"),
     ("--env_config data/envs/none.yaml --agent_config {tmp}/none.yaml CASE", "{tmp}/none.yaml"),
     ("--env_config {tmp}/noclip_env.yaml --set env.char_file=nobody.xml CASE", "character nobody.xml, motion data/"),
@@ -64,6 +64,8 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--logger tensorboard CASE", "allowed are txt, tb, wandb"),
     ("--logger wandb CASE", "--logger wandb needs the package wandb: pip install wandb"),
     ("--video_file film.avi --mode test CASE", "--video_file film.avi (command line): the name must end in .mp4"),
+    ("--set env.motion_file=humanoid_walk CASE", "names a file that is not there: motion humanoid_walk (did you mean "
+     "'data/motions/humanoid/humanoid_walk.pkl'?)"),
     ("--engine_config data/engines/none.yaml CASE", "not found: data/engines/none.yaml"),
     ("--env_config {tmp}/misspelt_env.yaml CASE", "unknown key 'episode_lenght' (did you mean 'episode_length'?)"),
     ("--env_config {tmp}/noclip_env.yaml CASE", "motion data/motions/none.pkl"),

@@ -7,8 +7,9 @@ import pytest
 
 import mimickit
 from mimickit import catalog, commands, run
-from mimickit.cases import TUNED_WORLDS, all_cases, tuned_worlds, with_variant
+from mimickit.cases import TUNED_WORLDS, all_cases, discover, tuned_worlds, with_variant
 from mimickit.commands import read_args
+from mimickit.longcycle import options as suite_options
 from mimickit.request import header
 from mimickit.request_reader import read_request
 from mimickit.util.args import Args
@@ -129,6 +130,22 @@ def test_a_test_knows_its_training(trained, target):
     assert (fewer["num_envs"], fewer["test_episodes"]) == (8, 8)
 
 
+@pytest.mark.parametrize(("gone", "why"), [
+    ("checkpoints/best", "it is written when an evaluation of 8 episodes or more is the best so far"),
+    ("checkpoints/best/model.pt", "it is written when an evaluation of 8 episodes or more is the best so far"),
+    ("checkpoints/0000000001", "the newest two are kept"),
+])
+def test_a_checkpoint_that_a_run_does_not_have(trained, gone, why):
+    (trained / "checkpoints/best/model.pt").unlink()
+    (trained / "checkpoints/best").rmdir()
+    with pytest.raises(UserError, match=f"{trained}/{gone}: this run has no {gone}: {why}; there is no checkpoint yet"):
+        arguments(f"test {trained}/{gone}")
+    for name in ("0000000036", "0000000037"):
+        (trained / "checkpoints" / name).mkdir()
+    with pytest.raises(UserError, match=r"; there is 0000000037, 0000000036$"):
+        arguments(f"view {trained}/{gone}")
+
+
 def test_a_run_goes_on(trained):
     args = arguments(f"train {trained}")
     assert args["resume"] == str(trained) and "arg_file" not in args
@@ -161,6 +178,9 @@ def test_a_film_or_a_window(trained, monkeypatch):
 @pytest.mark.parametrize(("line", "message"), [
     ("train amp_g2", "mimickit train amp_g2: no such case (did you mean 'amp_go2'?)"),
     ("test amp_g2", "mimickit test amp_g2: no such case, and no run folder (did you mean 'amp_go2'?)"),
+    ("train add_g", "mimickit train add_g: no such case (2 begin so: add_g1, add_go2); mimickit list shows"),
+    ("train amp_g1 --num_env 3", "; mimickit train --help lists all flags"),
+    ("train . --overwrite", "mimickit train . continues that training, and --overwrite would remove it"),
     ("test amp_g1", "amp_g1: no run of this case in output/amp_g1; mimickit train amp_g1 makes one"),
     ("train view_motion_g1", "this case has nothing to learn; try mimickit view view_motion_g1"),
     ("test .", ". is not the folder of a training: it has no run_config.yaml"),
@@ -179,7 +199,24 @@ def test_help_and_lists(capsys):
         assert f"mimickit {command}" in text
     assert "--webhook URL" in text and "mimickit report compare ROOT_A ROOT_B" in text and "--good REV" in text
     assert f"{CASE}  " in text and "data/assets/g1/g1.xml" in text and "humanoid_spinkick" in text
+    assert run.main(["help", "plot"]) == run.main(["help"]) == run.main(["--version"]) == 0
+    words = capsys.readouterr().out
+    assert words.startswith("usage: mimickit plot") and "mimickit train CASE_OR_RUN" in words
+    assert words.splitlines()[-1] == f"mimickit {run.versions()['mimickit']}"
     assert run.main(["list", "clip"]) == 2 and "(did you mean 'clips'?)" in capsys.readouterr().err
+
+
+def test_the_list_marks_cases_outside_the_acceptance_set():
+    outside = {case.name for case in all_cases()} - {case.name for case in discover(SHIPPED)}
+    rows = {line.split()[0]: line for line in catalog.listing("cases").splitlines()}
+    assert outside and outside | {"*"} == {name for name, line in rows.items() if "*" in line.split()}
+    assert rows["*"] == catalog.OUTSIDE
+
+
+def test_help_of_the_suite_is_about_its_own_options():
+    text = commands.help_of(["longcycle", "--help"])
+    assert all(f"--{name}" in text for name in suite_options.OPTIONS) and len(text.splitlines()) < 150
+    assert "--pastebin" not in text and "pytest --help" in text
 
 
 def test_help_names_every_flag():
@@ -190,6 +227,30 @@ def test_help_names_every_flag():
     assert len(first.splitlines()) < 40 and all(word in first for word in ("train --help", "--arg_file", "--mode"))
     train, test = (commands.help_of([name]) for name in ("train", "test"))
     assert "  --test_episodes" not in train and "  --max_samples" not in test
+
+
+def test_options_of_another_command_are_told(trained):
+    said = arguments(f"test {trained} --max_samples 100 --output_samples 5 --num_envs 4").remarks
+    assert said == ("--max_samples is for mimickit train: it has no effect on mimickit test",
+                    "--output_samples is for mimickit train: it has no effect on mimickit test")
+    assert arguments(f"train {CASE} --test_episodes 3").remarks[0].startswith("--test_episodes is for mimickit test")
+    assert not arguments(f"train {CASE} --visualize false --max_samples 3").remarks, "a training says so itself"
+
+
+def test_show_tells_them_too(capsys):
+    assert run.main(["show", CASE, "--test_episodes", "3", "--devices", "cpu"]) == 0
+    assert "warning: --test_episodes is for mimickit test: it has no effect on mimickit show" in capsys.readouterr().err
+
+
+def test_show_names_what_was_given_and_why_worlds_are_few():
+    text = catalog.configuration(arguments(
+        f"show {CASE} --devices cpu --max_episode_steps 30 --rand_seed 5 --set env.init_pose={[0.125] * 34}".replace(
+            ", ", ",")))
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in text.splitlines() if len(line.split()) > 2}
+    assert rows["key"] == ["value", "from"]
+    assert rows["max_episode_steps"] == ["30", "command line"] and rows["rand_seed"] == ["5", "command line"]
+    assert rows["num_envs"] == [str(commands.CPU_WORLDS), "mimickit train, on a CPU"]
+    assert re.search(r"  \[0\.125, 0\.125, 0\.125, \.\.\. 34 values\] +--set\n", text)
 
 
 def test_show_names_the_file_of_every_value():
@@ -207,11 +268,12 @@ def test_the_suite_runs_in_a_checkout_or_where_one_is(monkeypatch, tmp_path, cap
     started = []
     monkeypatch.setattr(commands.subprocess, "run",
                         lambda argv, cwd: started.append((argv[1:], cwd)) or type("Done", (), {"returncode": 5}))
-    assert run.main(["longcycle", "--cases", "amp_g1", "--help"]) == 5
-    assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--help"], SHIPPED)]
+    assert run.main(["longcycle", "--cases", "amp_g1", "--lf"]) == 5
+    assert started == [(["-m", "pytest", "-m", "longcycle", "-n", "auto", "--cases", "amp_g1", "--lf"], SHIPPED)]
     monkeypatch.setattr(commands, "SHIPPED", tmp_path)
     assert run.main(["longcycle", "-n", "0"]) == 5
     assert started[1] == (["-m", "pytest", "-m", "longcycle", "-p", "mimickit.longcycle.plugin", "--rootdir=.",
                            f"{tmp_path}/tests/acceptance", "-n", "0"], None)
     monkeypatch.setattr(commands, "find_spec", lambda name: None)
-    assert run.main(["longcycle"]) == 2 and "pip install 'mimickit[test]'" in capsys.readouterr().err
+    assert run.main(["longcycle", "--help"]) == run.main(["longcycle"]) == 2
+    assert capsys.readouterr().err.count("pip install 'mimickit[test]'") == 2

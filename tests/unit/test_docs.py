@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from mimickit.longcycle.results import bisect, cli
+from mimickit.util import plot
 from mimickit.util.options import OPTIONS
 
-PARSERS = {"report": cli.parser, "bisect": bisect.parser}  # commands with options of their own
+PARSERS = {"plot": plot.parser, "report": cli.parser, "bisect": bisect.parser}  # commands with options of their own
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").rglob("*.md"))]
 

@@ -12,6 +12,7 @@ from mimickit.request import header
 from mimickit.request_reader import read_request
 from mimickit.util import run_folder
 from mimickit.util.args import Args
+from mimickit.util.options import UNLIMITED
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = shlex.split(
@@ -29,7 +30,7 @@ def request_in(tmp_path, monkeypatch):
 
 def result(**values):
     return SimpleNamespace(**{"outcome": "completed", "samples": 1_000_000, "iterations": 9, "new_iterations": 9,
-                              "samples_per_s": 2000.0, "total_wall_s": 500.0, **values})
+                              "samples_per_s": 2000.0, "total_wall_s": 500.0, "evaluation": None, **values})
 
 
 def read(line, what):
@@ -45,6 +46,11 @@ def test_after_a_training(request_in):
     assert end == "completed: 1,000,000 samples, 9 iterations, 2,000 samples/s, 500.0 s"
     assert model == f"model: {request_in.out_dir}/model.pt" and f"log: {request_in.out_dir}/log.txt" in log
     args = read(test, "test")
+    assert next_steps.after_training(request_in, result(iterations=1))[0].startswith(
+        "completed: 1,000,000 samples, 1 iteration, 2,000")
+    evaluation = {"return": 181.234, "episode_length": 300.0, "episodes": 64, "samples": 900_000}
+    assert next_steps.after_training(request_in, result(evaluation=evaluation))[1] == (
+        "last evaluation: Test_Return 181.2, Test_Episode_Length 300, 64 episodes; of the policy after 900,000 samples")
     (request_in.out_dir).mkdir()
     assert args["model_file"] == f"{request_in.out_dir}/model.pt" and args["mode"] == "test"
     assert args["set"] == ("env.episode_length=0.5",) and "max_samples" not in args
@@ -83,6 +89,30 @@ def test_after_a_test(request_in):
     result, film = next_steps.after_test(request_in, None)
     assert result == f"result: {request_in.result_file}" and read(film, "film")["video"]
     assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
+
+
+def test_what_a_test_measured():
+    """Units, digits as the interval allows, none of a single episode; a test that was cut short says so first."""
+    def tested(episodes, complete=True, **statistics):
+        means = {name: summary["mean"] for name, summary in statistics.items()}
+        return SimpleNamespace(test_return=means["return"], test_episode_length=38.2, test_episodes=episodes,
+                               measures={"root_pos_err": 0.160514, "vel_err_slow": 1.25, "motion_dist": 0.123456},
+                               statistics=statistics, complete=complete)
+
+    def summary(mean, interval, episodes):
+        return {"mean": mean, "ci95": interval, "episodes": episodes}
+
+    many = tested(165, False, **{"return": summary(5.31149, 0.4321, 165),
+                                 "root_pos_err": summary(0.160514, 0.0431, 160)})
+    rows = ["Mean return: 5.31 +- 0.43", "Mean episode length: 38.2 control steps", "Episodes: 165",
+            "root_pos_err: 0.161 +- 0.043 m (160 episodes)", "vel_err_slow: 1.25 m/s", "motion_dist: 0.1235 m"]
+    assert next_steps.measured(many, 2000) == ["interrupted: 165 of 2,000 episodes, biased towards short ones", *rows]
+    assert next_steps.measured(many, UNLIMITED) == rows, "nobody said how many"
+    assert next_steps.measured(many, 165)[0] == "interrupted: all 165 episodes, but not those that no failure ends"
+    one = next_steps.measured(tested(1, **{"return": summary(60.0, 0.79, 1)}), 1)
+    assert one[:2] == ["Mean return: 60", "Mean episode length: 38.2 control steps"]
+    more = next_steps.measured(tested(10, **{"return": summary(60.0, 0.79, 1024)}), 10)
+    assert more[0] == "Mean return: 60", "the interval is that of other episodes"
 
 
 def test_a_command_is_followed_by_commands(request_in):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mimickit.util import plot
 from mimickit.util.curves import Curves, joined, read_curves, smooth
 from mimickit.util.failures import AssetMissingError, UserError
-from tools import plot_log
 
 LOG = {"Samples": [1.0, 2.0, 3.0, 4.0], "Train_Return": [5.0, 6.0, 7.0, 8.0], "Test_Return": [0.0, 3.0, 3.0, 4.0],
        "Test_Episodes": [0.0, 128.0, 128.0, 64.0], "Test_Samples": [0.0, 1.0, 1.0, 3.0]}
@@ -103,11 +103,11 @@ def test_smoothing():
 def test_plotting(tmp_path, capsys):
     (tmp_path / "log.txt").write_text(TEXT)
     out = tmp_path / "curves.png"
-    assert plot_log.main([str(tmp_path), str(tmp_path / "log.txt"), "--labels", "one", "two", "--y", "Test_Return",
+    assert plot.main([str(tmp_path), str(tmp_path / "log.txt"), "--labels", "one", "two", "--y", "Test_Return",
                           "Iteration", "--out", str(out)]) == 0
     picture = np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3)
     assert {(31, 119, 180), (255, 127, 14)} <= {tuple(color) for color in picture}  # both runs' lines
-    assert plot_log.main([str(tmp_path), "--list"]) == 0
+    assert plot.main([str(tmp_path), "--list"]) == 0
     assert re.search(r"Samples +3000\n", capsys.readouterr().out)
 
 
@@ -118,11 +118,24 @@ def test_plotting(tmp_path, capsys):
 def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.txt").write_text(TEXT)
-    assert plot_log.main([".", "--y", "Test_Return", *words]) == 2
+    assert plot.main([".", "--y", "Test_Return", *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_log_without_an_evaluation_draws_nothing(tmp_path, capsys):
-    (tmp_path / "log.txt").write_text("Iteration Samples Test_Return Test_Episode_Length\n3 512 nan nan\n")
-    assert plot_log.main([str(tmp_path), "--out", str(tmp_path / "log.png")]) == 2
-    assert "nothing to draw yet" in capsys.readouterr().err and not (tmp_path / "log.png").exists()
+def test_a_log_without_an_evaluation_shows_training(tmp_path, monkeypatch, capsys):
+    """Beside the log unless told otherwise; of several runs in the working directory."""
+    header = "Iteration Samples Test_Return Test_Episode_Length Train_Return Train_Episode_Length\n"
+    log, elsewhere = tmp_path / "run/log.txt", tmp_path / "elsewhere"
+    log.parent.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    log.write_text(header)
+    assert plot.main([str(log.parent)]) == 2
+    assert "nothing to draw: no row has Test_Return or" in capsys.readouterr().err and not list(tmp_path.rglob("*.png"))
+    log.write_text(f"{header}3 512 nan nan 2.5 9\n")
+    assert plot.main([str(log.parent), "--y", "Test_Return"]) == 2, "what was asked for is not there"
+    log.write_text("Iteration Samples Train_Return Train_Episode_Length\n3 512 2.5 9\n")
+    for target in (log, log.parent):
+        assert plot.main([str(target)]) == 0 and capsys.readouterr().out == f"{log.parent}/log.png\n"
+    log.write_text(f"{header}3 512 nan nan 2.5 9\n")
+    assert plot.main([str(log), str(log)]) == 0 and [path.name for path in elsewhere.iterdir()] == ["log.png"]

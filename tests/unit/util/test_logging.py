@@ -165,6 +165,8 @@ def test_progress_speed_and_file(tmp_path, monkeypatch):
     assert {k: found[k] for k in ("iteration", "samples", "max_samples", "samples_per_s", "eta_s", "phase")} == {
         "iteration": 2, "samples": 200, "max_samples": 1000, "samples_per_s": 50.0, "eta_s": 16.0, "phase": "training"}
     assert "20.0%" in progress.describe()
+    progress.advance(3, 1100)
+    assert progress.describe().startswith("iteration 3 | 1.1k samples | "), "a whole iteration, beyond the limit"
     progress.advance(3, 300)  # within the same second
     assert json.loads((tmp_path / "progress.json").read_text())["samples"] == 200
     progress.enter("done")
@@ -172,9 +174,9 @@ def test_progress_speed_and_file(tmp_path, monkeypatch):
 
 
 def test_console_rounds_to_three_digits(capsys, tmp_path):
-    print_row({"Iteration": 12345, "Test_Return": 1 / 3}, Progress(tmp_path, 2**63 - 1))
+    print_row({"Iteration": 12345, "Wall_Time": 1.51, "Test_Return": 1 / 3}, Progress(tmp_path, 2**63 - 1))
     text = capsys.readouterr().out
-    assert "Iteration 12345" in text
+    assert "Iteration 12345" in text and "Wall_Time 1h30m" in text
     assert "Test_Return 0.333" in text
     assert "0.3333" not in text
 

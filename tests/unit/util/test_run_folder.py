@@ -200,7 +200,7 @@ def test_names_of_runs(trained, tmp_path):
 def test_a_test_in_the_folder_of_a_training(program, trained):
     before = files(trained)
     code, said, request = program("--out_dir", str(trained), "--mode", "test", "--test_episodes", "1")
-    assert (code, request.out_dir) == (0, trained / "test") and f"run folder: {trained / 'test'}" in said
+    assert (code, request.out_dir) == (0, trained / "test") and f"results go to: {trained / 'test'}" in said
     assert request.result_file == trained / "test/result.json" and files(trained) == before
 
 
@@ -258,10 +258,31 @@ def test_a_process_forgets_its_own_failure(trained, monkeypatch, rank, left):
     write_json(trained / "failures/rank_2.json", {"message": "of a run with three processes"})
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = SimpleNamespace(args=Args.from_argv([]), out_dir=trained, result_file=trained / "result.json")
+    given = SimpleNamespace(args=Args.from_argv([]), out_dir=trained, result_file=trained / "result.json", mode="test")
+    run.forget_last_end(given, rank)
+    assert (trained / "result.json").exists(), "a test's stays until there is a new one"
+    given.mode = "train"
     run.forget_last_end(given, rank)
     assert sorted(path.name for path in trained.glob("failures/*")) == left
     assert (trained / "result.json").exists() == (rank == 1)
+
+
+@pytest.mark.parametrize(("kept", "said"), [
+    ("", "interrupted before training began: nothing to continue; the same command starts it"),
+    ("run_config.yaml", "interrupted"),
+])
+def test_an_interrupted_start_leaves_no_folder(program, tmp_path, monkeypatch, kept, said):
+    def interrupt(request, dist):
+        for name in filter(None, ("progress.json", "heartbeat/rank_0", kept)):
+            (request.out_dir / name).parent.mkdir(exist_ok=True)
+            (request.out_dir / name).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_stage", interrupt)
+    code, text, _ = program("--out_dir", str(tmp_path / "case/new"))
+    assert code == 130 and text.splitlines()[-1] == said
+    assert (tmp_path / "case/new").exists() == bool(kept)
+    assert program("--out_dir", str(tmp_path / "case"))[1].endswith("interrupted\n") and (tmp_path / "case").is_dir()
 
 
 def test_a_mistake_is_noted_where_nothing_else_is(program, tmp_path):
