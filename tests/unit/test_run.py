@@ -2,6 +2,7 @@
 
 import errno
 import json
+import fcntl
 import os
 import signal
 import subprocess
@@ -213,6 +214,7 @@ def test_an_interruption_before_the_start_is_told(tmp_path, monkeypatch, capsys)
 def test_an_interruption_of_the_imports_is_quiet():
     command = [sys.executable, "-X", "importtime", "mimickit/run.py", "list"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # it waits for its reader, and is not done too early
         next(line for line in process.stderr if line.split()[-1] == "mimickit.util.files")
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
