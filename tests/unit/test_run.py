@@ -1,8 +1,8 @@
 """What the run program says about flags and overrides before anything starts."""
 
 import errno
-import json
 import fcntl
+import json
 import os
 import signal
 import subprocess
