@@ -1,5 +1,7 @@
 """The stage ``transfer``: the trained policy in plain MuJoCo, beside the test, judged where a case has gates for it."""
 
+import re
+
 import pytest
 import yaml
 
@@ -32,6 +34,9 @@ def test_it_follows_the_test_of_a_trained_case_only(project):
     assert [row[name] for name in ("transfer_ok", "transfer_episode_length", "transfer_measures")] == [
         "1", "10.0", "survival=1.0"]
     assert (row["final_ok"], row["transfer_verdict"]) == ("1", "missing")
+    table = re.search('<table class="grid">.*?</table>', (project.out / "index.html").read_text(), flags=re.DOTALL)[0]
+    rows = [re.findall("<t[hd].*?>(.*?)</t[hd]>", row, flags=re.DOTALL) for row in table.split("<tr")[1:]]
+    assert rows[0][4:6] == ["test", "transfer"] and {len(row) for row in rows} == {len(rows[0])}
 
 
 @pytest.mark.parametrize(("do", "verdict", "failed", "why"), [

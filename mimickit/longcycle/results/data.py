@@ -23,7 +23,7 @@ from mimickit.longcycle.events import EventFile
 from mimickit.longcycle.judge import STATISTICS, judge_gates, sample
 from mimickit.longcycle.ledger import LEDGER, AttemptState, CaseState, State, replay, running_stage
 from mimickit.longcycle.roots import ENVIRONMENTS, rebased
-from mimickit.longcycle.settings import BASELINES_FILE, Gate, Target, load_targets
+from mimickit.longcycle.settings import BASELINES_FILE, TRANSFER, Gate, Target, load_targets
 from mimickit.util.curves import Curves, joined, read_curves
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json, read_tsv
@@ -194,7 +194,10 @@ class Entry:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        return TRAIN_STAGES if self.trainable else VIEW_STAGES
+        names = TRAIN_STAGES if self.trainable else VIEW_STAGES
+        if TRANSFER not in (*(self.attempt.stages if self.attempt else ()), (self.state.running or {}).get("stage")):
+            return names
+        return (*names[:-1], TRANSFER, names[-1])
 
     @property
     def attempt(self) -> AttemptState | None:

@@ -25,6 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from mimickit.longcycle.ledger import damaged_lines
 from mimickit.longcycle.report import duration, number
 from mimickit.longcycle.results.data import Entry, Root, Yardsticks, charts, gate_bars, without_machine
+from mimickit.longcycle.settings import TRANSFER
 from mimickit.util.files import atomic_path, write_text
 
 STATIC = ("page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")
@@ -220,6 +221,7 @@ class ReportPage:
             row, status = entry.row, entry.status
             lines.append({
                 "seed": entry.root.seed, "root": entry.root.name, "status": status, "stages": entry.stages(expected),
+                "transfers": TRANSFER in entry.stage_names,
                 "rate": row.get("samples_per_s"), "samples": row.get("samples"),
                 "result": self.key_result(entry), "gate": str(row.get("gate_verdict", "")).replace("_", " "),
                 "cause": "" if status != "failed" else f"{row.get('failure_class')} in {row.get('failed_stage')}",
@@ -229,7 +231,8 @@ class ReportPage:
         order = ("running", "failed", "stopped", "waiting", "open", "passed")
         return {
             "case": case, "slug": slug(case), "method": entries[0].method, "trainable": entries[0].trainable,
-            "lines": lines, "statuses": [line["status"] for line in lines], "films": films,
+            "transfers": any(line["transfers"] for line in lines), "lines": lines,
+            "statuses": [line["status"] for line in lines], "films": films,
             "not_judged": any(line["gate"] == "not judged" for line in lines),
             "status": min((line["status"] for line in lines), key=order.index)}
 
