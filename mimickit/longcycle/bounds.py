@@ -68,6 +68,8 @@ HEADER = """# What every case has to reach, by name. All gates of a case must ho
 #   seeds: what policies of different seeds reached. baseline: the best half-skilled policy that the bound lies beyond.
 #   frozen_pose: of a limb error, that of the clip's mean pose carried along with the reference's root.
 # open:       half-skilled policies that no gate stops yet.
+# transfer:   optional gates, set by hand with a source, of the result of stage transfer: the exported policy in plain
+#             MuJoCo. A case without them is run there, and shown, but not judged by it.
 # env_ladder: optional, environments per device to try in this order instead of halving the args file's num_envs.
 # tuned_envs: optional, environments of all devices together for the tuned variant, instead of what mimickit/cases.py
 #             says.

@@ -122,7 +122,8 @@ def test_the_page_of_a_running_session_grows(project, browser):
     browser.open(index)
     browser.run("window.same = true")
     browser.until("return document.querySelector('td.stage.running progress')", 40)
-    assert "running" in browser.text("header") and "about" in browser.text("header")
+    browser.until("return document.querySelector('header').innerText.includes('about')")  # how long it will take
+    assert "running" in browser.text("header")
     assert re.search(r"load|GPU", browser.text(".machine"))
     first = browser.run("return +document.querySelector('td.stage.running progress').value")
     assert "fake long_train" in browser.panel(TRAINED), "the log's tail"

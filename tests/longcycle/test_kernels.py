@@ -108,7 +108,7 @@ def estimate():
                                              "bootstrap_train": 5})
     costs = {"add_smpl": 3.0}
     settings = SimpleNamespace(pool=("cpu", "cpu"), profile=profile, profile_name="smoke", resume_skip_status="ok",
-                               cost=lambda case: costs.get(case.name, 1.0))
+                               stages=lambda case: case.stages, cost=lambda case: costs.get(case.name, 1.0))
     return Estimate(settings, workers=2, cores=2)
 
 
