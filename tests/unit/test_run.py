@@ -214,8 +214,10 @@ def test_an_interruption_of_the_imports_is_quiet(tmp_path):
     slow = "import sys, time\nprint('begun', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "pydantic.py").write_text(slow)
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    # what a shell runs in the background ignores SIGINT, and so would its children
     with subprocess.Popen([sys.executable, "mimickit/run.py", "list"], cwd=ROOT, env=environ, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         next(line for line in process.stderr if line == "begun\n")
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
