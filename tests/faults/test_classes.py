@@ -108,8 +108,10 @@ def test_stopped_processes_are_named_and_give_their_stacks(tmp_path):
 
 
 def test_all_silent_ranks_are_named(tmp_path):
-    code = ("import os, time; os.makedirs('out/heartbeat')\n"
-            "for rank in range(2): open(f'out/heartbeat/rank_{rank}', 'w').close()\n"
+    code = ("import os, time; os.makedirs('out/heartbeat'); now = time.time()\n"
+            "for rank in range(2):\n"
+            "    open(f'out/heartbeat/rank_{rank}', 'w').close()\n"
+            "    os.utime(f'out/heartbeat/rank_{rank}', (now, now))\n"
             "time.sleep(100)")
     result = run(tmp_path, code, hang_seconds=0.5)
     assert result.failure_class == "hang" and "no sign of life from rank_0, rank_1 for" in result.message
