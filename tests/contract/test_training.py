@@ -113,7 +113,7 @@ def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch, beside):
         def step(self, action):
             super().step(torch.zeros_like(action))
 
-    monkeypatch.setattr("mimickit.learning.trainer.MAX_EPISODE_STEPS", 24)
+    monkeypatch.setattr("mimickit.learning.evaluators.MAX_EPISODE_STEPS", 24)
     result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside)
     assert result.evaluation["episode_length"] == 24
 
