@@ -16,9 +16,7 @@ from mimickit.learning.metrics import EpisodeRecord, Metric, reduce_metrics, sum
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
 from mimickit.util.logging import Number
-from mimickit.util.options import OPTIONS
 
-MAX_EPISODE_STEPS: int = OPTIONS["max_episode_steps"].default  # a longer episode counts as ended, if not told otherwise
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
 HEALTH = ("nonfinite", "contact_overflow", "constraint_overflow")  # counters of results
 OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics of environment and agent

@@ -1,7 +1,7 @@
-"""Evaluation as a part of training: in pauses of it, or beside it. Both report to the run folder which policy is best.
+"""Evaluation as a part of training: in pauses of it, or beside it.
 
-An evaluator has its own say in everything that depends on when policies are evaluated: what the trainer does at an
-output, the ``Test_`` columns of a row and when the row is logged, and what of it a checkpoint keeps.
+What depends on when policies are evaluated is here: ``Test_`` columns and when their row is logged, which policy is the
+best, which episodes begin after an output, and what of all that a checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from torch import Tensor
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import TrainOptions
-from mimickit.learning.evaluation import (
-    MAX_EPISODE_STEPS,
-    NOT_EVALUATED,
-    ConcurrentEvaluation,
-    Evaluation,
-    evaluate,
-    read_health,
-)
+from mimickit.learning.evaluation import NOT_EVALUATED, ConcurrentEvaluation, Evaluation, evaluate, read_health
 from mimickit.learning.run_files import RunFiles
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
@@ -33,25 +26,12 @@ from mimickit.util.options import BEST_EPISODES
 Row = dict[str, Number]  # of the log
 
 
-def build_evaluator(
-    env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions, files: RunFiles,
-    should_stop: Callable[[], bool], check_health: Callable[[Mapping[str, int]], None],
-) -> Evaluator:
-    """The evaluator that ``options.eval_envs`` asks for.
+class Evaluator:
+    """What the trainer sees of evaluations.
 
     Args:
         should_stop: asked every few steps of a pause; true on any process ends the evaluation on all.
         check_health: takes the health counters of a pause, summed over processes.
-
-    Raises:
-        UserError: no environment would be left to train in.
-    """
-    kind = ConcurrentEvaluator if options.eval_envs else PausingEvaluator
-    return kind(env, agent, dist, options, files, should_stop, check_health)
-
-
-class Evaluator:
-    """What the trainer sees of evaluations.
 
     Attributes:
         pauses: whether an evaluation changes what training continues from.
@@ -67,7 +47,6 @@ class Evaluator:
     ) -> None:
         self._env, self._agent, self._dist, self._options, self._files = env, agent, dist, options, files
         self._should_stop, self._check_health = should_stop, check_health
-        self._max_episode_steps = options.max_episode_steps or MAX_EPISODE_STEPS
         self.last: Evaluation | None = None
         self.best = [-math.inf, -math.inf]
 
@@ -130,8 +109,8 @@ class Evaluator:
         """:meth:`measure`, in all environments, while training pauses."""
         self._files.progress.enter("evaluating")
         found = evaluate(
-            self._env, self._agent, self._dist, self._agent.config.test_episodes,
-            should_stop=self._should_stop, on_step=self._files.on_step, max_episode_steps=self._max_episode_steps)
+            self._env, self._agent, self._dist, self._agent.config.test_episodes, should_stop=self._should_stop,
+            on_step=self._files.on_step, max_episode_steps=self._options.max_episode_steps)
         if found is None:  # there are to be no episodes
             return True
         if found.complete:
@@ -139,12 +118,12 @@ class Evaluator:
             self._note(replace(found, samples=samples), self._agent.model_tensors(), iteration)
         return found.complete
 
-    def log_last(self, row: Row | None, continued: bool) -> None:
+    def log_last(self, row: Row | None, learned: bool) -> None:
         """Log the rows that have waited for their evaluation.
 
         Args:
             row: of the last policy; None: there is none.
-            continued: False where this process has learned nothing.
+            learned: whether this process has learned anything, or only found nothing left to do.
         """
 
     # --- checkpoints
@@ -212,13 +191,17 @@ class PausingEvaluator(Evaluator):
 
 class ConcurrentEvaluator(Evaluator):
     """Evaluates in ``options.eval_envs`` environments of every process while the others train. An evaluation is of the
-    policy that it began with, whose row is logged when it has ended."""
+    policy that it began with, whose row is logged when it has ended.
+
+    Raises:
+        UserError: no environment would be left to train in.
+    """
 
     pauses = False
 
     def __init__(self, env: VecEnv, agent: Agent, dist: Distributed, options: TrainOptions, *others: Any) -> None:
         super().__init__(env, agent, dist, options, *others)
-        self._running = ConcurrentEvaluation(env, agent, options.eval_envs, self._max_episode_steps)
+        self._running = ConcurrentEvaluation(env, agent, options.eval_envs, options.max_episode_steps)
         self._ended = False  # and its result noted
         self._row: Row | None = None  # waits for its evaluation
 
@@ -263,11 +246,11 @@ class ConcurrentEvaluator(Evaluator):
     def missing(self) -> bool:
         return self.last is None or self.last.samples == 0
 
-    def log_last(self, row: Row | None, continued: bool) -> None:
+    def log_last(self, row: Row | None, learned: bool) -> None:
         last = self.last or NOT_EVALUATED
         rows = [] if self._row is None else [self._row]
         logged = {waiting["Samples"] for waiting in rows}
-        if not rows and not continued:
+        if not rows and not learned:
             logged.add(last.samples)  # by the run that this one continues
         if row is not None and row["Samples"] not in logged:
             rows.append(row)

@@ -20,7 +20,7 @@ from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import TrainOptions
 from mimickit.learning.evaluation import HEALTH
-from mimickit.learning.evaluators import Row, build_evaluator
+from mimickit.learning.evaluators import ConcurrentEvaluator, PausingEvaluator, Row
 from mimickit.learning.metrics import EpisodeTracker, Metric, reduce_metrics
 from mimickit.learning.run_files import LAST_WRITE, RunFiles
 from mimickit.learning.stopping import Outcome, OutputRule, StopRule, StopSignals
@@ -128,8 +128,8 @@ class Training:
         self.outputs = OutputRule(options, agent.config.iters_per_output, dist.is_root)
         self.files = RunFiles(options, dist)
         self.tracker = EpisodeTracker(env.num_envs, env.device, skip=options.eval_envs)
-        self.evaluator = build_evaluator(
-            env, agent, dist, options, self.files, should_stop=lambda: bool(signals), check_health=self._check_health)
+        evaluator = ConcurrentEvaluator if options.eval_envs else PausingEvaluator
+        self.evaluator = evaluator(env, agent, dist, options, self.files, lambda: bool(signals), self._check_health)
         self.track = Graphed(self._track, env.device, state=[*self.tracker.buffers(), *self.evaluator.buffers()])
         self.votes: frozenset[str] = frozenset()
         self.outcome: Outcome | None = None
@@ -361,7 +361,7 @@ class Training:
     def _finish(self) -> TrainResult:
         if self.outcome != "interrupted":
             last_row = {**self._row(), "Iteration": self.state.iteration - 1} if self.state.metrics else None
-            self.evaluator.log_last(last_row, continued=bool(self.iterations_here))
+            self.evaluator.log_last(last_row, learned=self.iterations_here > 0)
         self.files.finish_writing()
         self.dist.barrier()
         if not self.iterations_here:  # continued when nothing was left to do: the model may be what is missing

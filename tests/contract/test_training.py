@@ -106,15 +106,16 @@ def test_a_continued_run_says_where_it_goes_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("beside", [0, 4])
-def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch, beside):
+def test_an_evaluation_of_endless_episodes_ends(tmp_path, beside):
     class Endless(ToyEnv):
         episode_steps = 10**9
 
         def step(self, action):
             super().step(torch.zeros_like(action))
 
-    monkeypatch.setattr("mimickit.learning.evaluators.MAX_EPISODE_STEPS", 24)
-    result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside)
+    assert TrainOptions(tmp_path).max_episode_steps == 10_000, "also where nobody says when"
+    result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside,
+                       max_episode_steps=24)
     assert result.evaluation["episode_length"] == 24
 
 
