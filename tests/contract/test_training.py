@@ -206,6 +206,22 @@ def test_training_goes_on_from_fresh_episodes_in_train_mode(tmp_path):
 
     run(tmp_path, env=Watching(16), max_iters=2)
     assert resets == [EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN]
+    run(tmp_path / "longer", max_iters=5, agent_keys={"iters_per_output": 2})
+    columns, rows = read_log(tmp_path / "longer/log.txt")
+    lengths = [float(row[columns.index("Train_Episode_Length")]) for row in rows]
+    assert 0 < max(lengths) <= ToyEnv.episode_steps, "no episode goes on after a pause"
+
+
+def test_what_an_interrupted_evaluation_changed_is_not_saved(tmp_path):
+    class Remembering(Interrupting):
+        def set_mode(self, mode):
+            if mode is EnvMode.TEST:
+                self.before = self._position.clone()
+            super().set_mode(mode)
+
+    result, _, env = run(tmp_path, env=Remembering(60, in_test=True), agent_keys={"iters_per_output": 2}, max_iters=6)
+    assert result.outcome == "interrupted"
+    assert torch.equal(last_checkpoint(tmp_path).local["env"]["position"], env.before)
 
 
 class Worsening(ToyEnv):
