@@ -263,10 +263,10 @@ class Training:
 
         A continued run must do what this one would have done without a break:
 
-        - After an output that was due that is the state *after* it.
-        - If a signal ends the run here, it is the state *before* the output, which is then still to be made if due.
-        - An output that was not due, at the end of a run, leaves no trace but its evaluation: the state before it. So
-          does an evaluation of the last policy that is made only because none was.
+        - After an output that was due: the state *after* it.
+        - If a signal ends the run here: the state *before* the output, which is then still to be made if it is due.
+        - After one that was not due, at the end of a run: the state before it, with the evaluation. The same goes for
+          an evaluation that is made at the end only because there was none.
         """
         state, evaluator = self.state, self.evaluator
         before = self._saved(replace(state, iteration=state.iteration + (not due), pending=due))
