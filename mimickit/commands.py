@@ -19,8 +19,6 @@ from pathlib import Path
 from mimickit import catalog
 from mimickit.cases import TUNED, Case, all_cases, tuned_worlds, with_variant
 from mimickit.config import load_layered, load_yaml, parse_yaml
-from mimickit.deploy import program
-from mimickit.deploy.program import is_policy
 from mimickit.next_steps import short
 from mimickit.request_reader import CONFIGURATIONS, check_writable, machine_devices, read_devices, read_request
 from mimickit.util.args import COMMAND_LINE, Args, parse_tokens
@@ -358,6 +356,8 @@ def _export(name: str, target: str, given: Args) -> Args:
 
 
 def _sim2sim(name: str, target: str, given: Args) -> Args:
+    from mimickit.deploy.program import is_policy
+
     defaults = {"mode": ["test"], "test_episodes": [str(SIM2SIM_EPISODES)], "visualize": ["false"], "rand_seed": ["0"]}
     if is_policy(target):
         folder = Path(target) if os.path.isdir(target) else Path(target).parent
@@ -394,19 +394,21 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
 
 def _deploy(args: Args) -> None:
     """Export a policy, or run an exported one in plain MuJoCo."""
+    from mimickit.deploy import program
+
     name, target = args.command
     program.need(name)
     for flag in ("out_dir", "result_file", "video_file"):
         check_writable(args, flag)
     out_dir = policy = Path(args["out_dir"])
-    if name == "export" or not is_policy(target):
+    if name == "export" or not program.is_policy(target):
         policy = out_dir if name == "export" else out_dir / "policy"
         request = read_request(Args({flag: words for flag, words in args.values.items() if flag != "overwrite"},
                                     args.source, command=args.command))
         program.export(request, policy, args["overwrite"] or name == "sim2sim")
         print(f"policy: {policy}")
     if name == "sim2sim":
-        program.sim2sim(args, Path(target) if is_policy(target) else policy, out_dir)
+        program.sim2sim(args, Path(target) if program.is_policy(target) else policy, out_dir)
     else:
         print(f"try it: {short('sim2sim', policy, '--video', 'true')}")
 

@@ -104,6 +104,7 @@ class Place:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage or command; returns the exit code. See ``--help``."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: its idle threads sleep, not spin
     place = Place(int(os.environ.get("RANK", 0)), run_folder.Claim())
     at_interrupt(place.interrupted)
     if "LOCAL_RANK" in os.environ and LAUNCHER in os.environ:

@@ -27,10 +27,11 @@ from mimickit.clips.feet import feet_of, stances
 from mimickit.clips.retarget import resampled, smoothed
 from mimickit.clips.shape import ASSETS, CHARACTERS, Motion, Shape, pack, unpack
 from mimickit.clips.spacetime import Box, Contact, Task, optimise
-from mimickit.config import load_layered, nearest
+from mimickit.config import load_layered
 from mimickit.util import rotations as rot
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_FAILED, EXIT_OK, UserError, explains_mistakes
+from mimickit.util.names import check_known
 
 FPS = 60.0
 RUN_FAITH, MEETING_FAITH, KEY_FAITH = 1.0, 0.3, 0.1
@@ -340,10 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.iterations < 1:
         raise UserError(f"--iterations {args.iterations}: at least 1")
-    unknown = [name for name in args.characters if name not in VAULTS]
-    if unknown:
-        raise UserError("; ".join(f"there is no vault for '{name}'{nearest(name, list(VAULTS))}" for name in unknown)
-                        + f"; known are {', '.join(VAULTS)}")
+    check_known(args.characters, VAULTS, "there is no vault for")
     print(HEADER)
     clean = []
     for name in args.characters:

@@ -17,8 +17,8 @@ from mimickit.clips.check import measure
 from mimickit.clips.gaits import Gait, make_gait
 from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
 from mimickit.util.assets import SHIPPED
-from mimickit.util.failures import EXIT_OK, UserError, explains_mistakes
-from mimickit.util.names import nearest
+from mimickit.util.failures import EXIT_OK, explains_mistakes
+from mimickit.util.names import check_known
 
 TROT, PACE, AMBLE = (0.0, 0.5, 0.5, 0.0), (0.05, 0.55, 0.0, 0.5), (0.75, 0.25, 0.5, 0.0)
 GAITS: dict[str, Gait] = {
@@ -46,10 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", nargs="+", metavar="NAME", help=f"only these of {', '.join(GAITS)}")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    unknown = [name for name in args.clips or [] if name not in GAITS]
-    if unknown:
-        raise UserError("; ".join(f"there is no gait '{name}'{nearest(name, GAITS)}" for name in unknown)
-                        + f"; known are {', '.join(GAITS)}")
+    check_known(args.clips or (), GAITS, "there is no gait")
     char_file = ASSETS / CHARACTERS["go2"]
     shape = Shape(char_file)
     model = load_character_model(char_file)

@@ -25,7 +25,7 @@ from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
 from mimickit.util import rotations as rot
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError, explains_mistakes
-from mimickit.util.names import nearest
+from mimickit.util.names import check_known
 
 CHARACTER = ASSETS / CHARACTERS["humanoid"]
 # clips whose standing feet slide faster than 0.15 m/s as recorded
@@ -166,10 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     found = list_clips(args.sources or [find_clips()])
-    unknown = [name for name in args.clips or [] if name not in found]
-    if unknown:
-        raise UserError("; ".join(f"there is no clip '{name}'{nearest(name, found)}" for name in unknown)
-                        + f"; found were {', '.join(found) or 'none'}")
+    check_known(args.clips or (), found, "there is no clip")
     wanted = {name: path for name, path in found.items() if not args.clips or name in args.clips}
     if args.list:
         print("\n".join(f"{name}  {path}" for name, path in wanted.items()))

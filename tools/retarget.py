@@ -26,8 +26,8 @@ from mimickit.clips.retarget import (
 )
 from mimickit.clips.shape import ASSETS, CHARACTERS, Shape
 from mimickit.util.assets import SHIPPED
-from mimickit.util.failures import EXIT_OK, UserError, explains_mistakes
-from mimickit.util.names import nearest
+from mimickit.util.failures import EXIT_OK, explains_mistakes
+from mimickit.util.names import check_known
 
 SOURCES = SHIPPED / "data/motions/humanoid"
 
@@ -48,10 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     known = [*ROBOTS, "smpl"]
-    unknown = [name for name in args.characters if name not in known]
-    if unknown:
-        raise UserError("; ".join(f"there is no retargeting to '{name}'{nearest(name, known)}" for name in unknown)
-                        + f"; known are {', '.join(known)}")
+    check_known(args.characters, known, "there is no retargeting to")
     human = Shape(ASSETS / CHARACTERS["humanoid"])
     print(HEADER)
     for char in args.characters:

@@ -21,7 +21,7 @@ from mimickit.learning import older_layout
 from mimickit.util.failures import UserError
 from mimickit.util.files import write_text
 from mimickit.util.logging import LoggerKind
-from mimickit.util.options import UNLIMITED
+from mimickit.util.options import OPTIONS, UNLIMITED
 
 NetName = Literal[
     "fc_2layers_1024units", "fc_2layers_512units", "fc_2layers_256units", "fc_2layers_128units", "fc_3layers_1024units"
@@ -338,7 +338,7 @@ class TrainOptions:
     output_samples: int | None = None  # evaluate and save at least so often, besides the agent's iters_per_output
     output_seconds: float | None = None
     eval_envs: int = 0  # evaluate in so many environments of every process beside training; 0: training pauses for it
-    max_episode_steps: int | None = None  # evaluations count an episode as ended after so many control steps
+    max_episode_steps: int = OPTIONS["max_episode_steps"].default  # evaluations count an episode as ended after these
     save_int_models: bool = False
     resume: Path | None = None  # run folder or checkpoint folder
     run: str = ""  # name of the run, kept with its checkpoints

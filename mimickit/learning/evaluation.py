@@ -1,4 +1,4 @@
-"""Episodes with the policy as it is: in a pause of training, beside it, and as a run of its own."""
+"""Episodes with the policy as it is: of all environments, of some of them while others train, and the test stage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from mimickit.learning.metrics import EpisodeRecord, Metric, reduce_metrics, sum
 from mimickit.util.checkpoint import fill_tensors
 from mimickit.util.distributed import Distributed
 from mimickit.util.logging import Number
-from mimickit.util.options import OPTIONS
 
-MAX_EPISODE_STEPS: int = OPTIONS["max_episode_steps"].default  # a longer episode counts as ended, if not told otherwise
 CHECK_STEPS = 8  # the device is asked only so often whether all episodes have ended
 HEALTH = ("nonfinite", "contact_overflow", "constraint_overflow")  # counters of results
 OWN_NAMES = ("return", "length", "survival")  # of a record, beside the metrics of environment and agent
@@ -145,7 +143,6 @@ class ConcurrentEvaluation:
 
     Attributes:
         samples, iteration: that the frozen policy had learned from, and at the end of which it was frozen.
-        row: the log row of that iteration, which waits for the result.
 
     Raises:
         UserError: no environment would be left to train in.
@@ -156,11 +153,10 @@ class ConcurrentEvaluation:
         self._env, self._agent, self._count = env, agent, count
         self.record = EpisodeRecord(count, env.device, per_env=1, max_length=max_length)
         self.samples, self.iteration = 0, 0
-        self.row: dict[str, Number] | None = None
 
-    def begin(self, samples: int, iteration: int, row: dict[str, Number] | None = None) -> None:
+    def begin(self, samples: int, iteration: int) -> None:
         """Freeze the policy and start anew; its environments must just have been reset."""
-        self.samples, self.iteration, self.row = samples, iteration, row
+        self.samples, self.iteration = samples, iteration
         self._agent.freeze(self._count)
         self.record.clear()
 
@@ -180,12 +176,11 @@ class ConcurrentEvaluation:
 
     def shared_state(self) -> dict[str, Any]:
         """What is equal on all processes: the frozen policy, live, and what it belongs to. ``record`` is not."""
-        return {"samples": self.samples, "iteration": self.iteration, "row": self.row,
-                "frozen": self._agent.frozen_tensors()}
+        return {"samples": self.samples, "iteration": self.iteration, "frozen": self._agent.frozen_tensors()}
 
     def load_shared(self, state: Mapping[str, Any], where: str) -> None:
         """Continue from :meth:`shared_state`, read from ``where``. Raises UserError when it does not fit."""
-        self.begin(state["samples"], state["iteration"], state["row"])
+        self.begin(state["samples"], state["iteration"])
         fill_tensors(self._agent.frozen_tensors(), state["frozen"], where)
 
 

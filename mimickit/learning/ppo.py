@@ -200,25 +200,7 @@ class PolicyAgent(Agent):
         for source in self._sources:
             self._adopt(source)
 
-        # what minibatches are taken from, and what is needed of a rollout besides
-        self._rollout = SampleTable(steps, num_envs, {
-            "input": (input_size,), "action": (action_size,), "log_prob": (), "explore_mask": (), "returns": (),
-            "advantage": (),
-        }, device)
-        self._outcome = Rollout(steps, num_envs, {"next_obs": (obs_size,), "reward": (), "done": ()}, device,
-                                dtypes={"done": torch.int32})
-        self._sampler = MinibatchSampler(self._rollout.num_samples, device)
-
-        # static buffers of the captured step
-        self._input = torch.zeros(num_envs, input_size, device=device)
-        self._norm_action = torch.zeros_like(self.action)
-        self._log_prob = torch.zeros(num_envs, device=device)
-        self._explore_mask = torch.ones(num_envs, device=device)
-        self._explore_prob = torch.ones((), device=device)
-        drawn = list(latents.state().values()) if latents is not None else []
-        self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
-        self._act_test = Graphed(self._act_mean, device, state=drawn, enabled=config.cuda_graphs)
-
+        self._allocate(input_size)
         actor_plan = minibatch_plan(steps, num_envs, config.actor_batch_size, config.actor_epochs)
         critic_plan = minibatch_plan(steps, num_envs, config.critic_batch_size, config.critic_epochs)
         self._actor = NetworkUpdate(self._actor_loss, self.actor_optimizer, *actor_plan, dist, config.cuda_graphs)
@@ -231,6 +213,29 @@ class PolicyAgent(Agent):
         for name, module in source.modules.items():
             self.add_module(name, module)
         self.per_process |= source.per_process
+
+    def _allocate(self, input_size: int) -> None:
+        """Rollout, buffers and graphs of acting."""
+        config, device, (num_envs, action_size) = self.config, self._env.device, self.action.shape
+        steps, latents = config.steps_per_iter, self._latents
+        # what minibatches are taken from, and what is needed of a rollout besides
+        self._rollout = SampleTable(steps, num_envs, {
+            "input": (input_size,), "action": (action_size,), "log_prob": (), "explore_mask": (), "returns": (),
+            "advantage": (),
+        }, device)
+        self._outcome = Rollout(steps, num_envs, {"next_obs": (self._obs_size,), "reward": (), "done": ()}, device,
+                                dtypes={"done": torch.int32})
+        self._sampler = MinibatchSampler(self._rollout.num_samples, device)
+
+        # static buffers of the captured step
+        self._input = torch.zeros(num_envs, input_size, device=device)
+        self._norm_action = torch.zeros_like(self.action)
+        self._log_prob = torch.zeros(num_envs, device=device)
+        self._explore_mask = torch.ones(num_envs, device=device)
+        self._explore_prob = torch.ones((), device=device)
+        drawn = list(latents.state().values()) if latents is not None else []
+        self._act_train = Graphed(self._act_randomly, device, state=drawn, enabled=config.cuda_graphs)
+        self._act_test = Graphed(self._act_mean, device, state=drawn, enabled=config.cuda_graphs)
 
     # --- 1. collect
 

@@ -19,15 +19,8 @@ import torch
 from mimickit.envs.base import EnvMode, VecEnv
 from mimickit.learning.agent import Agent
 from mimickit.learning.config import TrainOptions
-from mimickit.learning.evaluation import (
-    HEALTH,
-    MAX_EPISODE_STEPS,
-    NOT_EVALUATED,
-    ConcurrentEvaluation,
-    Evaluation,
-    evaluate,
-    read_health,
-)
+from mimickit.learning.evaluation import HEALTH
+from mimickit.learning.evaluators import ConcurrentEvaluator, PausingEvaluator, Row
 from mimickit.learning.metrics import EpisodeTracker, Metric, reduce_metrics
 from mimickit.learning.run_files import LAST_WRITE, RunFiles
 from mimickit.learning.stopping import Outcome, OutputRule, StopRule, StopSignals
@@ -35,8 +28,7 @@ from mimickit.util.checkpoint import fill_tensors, snapshot
 from mimickit.util.distributed import Distributed
 from mimickit.util.failures import NonFiniteError
 from mimickit.util.graphs import Graphed
-from mimickit.util.logging import Number, column_name, warn, warn_once
-from mimickit.util.options import BEST_EPISODES
+from mimickit.util.logging import column_name, warn
 
 NOT_FINITE = (
     "Try smaller learning rates or a smaller model.action_std where losses broke, a larger engine.sim_freq or weaker "
@@ -85,8 +77,6 @@ class TrainState:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # of that iteration: train, method, info
     health: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEALTH, 0))
     last_output: list[int] | None = None  # iteration and samples
-    evaluation: Evaluation | None = None  # the last one
-    best: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])  # return, episode length
     wall_s: float = 0.0  # of the whole training until it was saved
 
 
@@ -137,14 +127,10 @@ class Training:
         self.stop = StopRule(options, signals, dist.is_root)
         self.outputs = OutputRule(options, agent.config.iters_per_output, dist.is_root)
         self.files = RunFiles(options, dist)
-        self.max_episode_steps = options.max_episode_steps or MAX_EPISODE_STEPS
         self.tracker = EpisodeTracker(env.num_envs, env.device, skip=options.eval_envs)
-        tracked = list(self.tracker.buffers())
-        self.concurrent: ConcurrentEvaluation | None = None
-        if options.eval_envs:
-            self.concurrent = ConcurrentEvaluation(env, agent, options.eval_envs, self.max_episode_steps)
-            tracked += self.concurrent.record.buffers()
-        self.track = Graphed(self._track, env.device, state=tracked)
+        evaluator = ConcurrentEvaluator if options.eval_envs else PausingEvaluator
+        self.evaluator = evaluator(env, agent, dist, options, self.files, lambda: bool(signals), self._check_health)
+        self.track = Graphed(self._track, env.device, state=[*self.tracker.buffers(), *self.evaluator.buffers()])
         self.votes: frozenset[str] = frozenset()
         self.outcome: Outcome | None = None
         self.signal: int | None = None  # that ended the run, received by any process
@@ -154,8 +140,7 @@ class Training:
 
     def _track(self) -> None:
         self.tracker.update(self.env.reward, self.env.done)
-        if self.concurrent is not None:
-            self.concurrent.update()
+        self.evaluator.update()
 
     # --- the loop
 
@@ -176,12 +161,10 @@ class Training:
         first_row = None
         if options.resume is None:
             self.env.reset()
-            if self.concurrent is not None:
-                self.concurrent.begin(0, 0)
+            self.evaluator.start()
         else:
             self._resume(options.resume)
-            waiting = self.concurrent.row if self.concurrent is not None else None
-            first_row = int((waiting or {}).get("Iteration", self.state.iteration))
+            first_row = self.evaluator.first_row(self.state.iteration)
         last_samples = options.max_samples
         if options.max_iters is not None:
             last_samples = min(last_samples, self.state.samples + options.max_iters * self._samples_per_iter())
@@ -267,201 +250,93 @@ class Training:
         due = state.pending or self.outputs.due(state.iteration, state.samples, state.last_output, self.votes)
         self.outcome = self.stop.outcome(state.samples, self.iterations_here, self.votes)
         if due or self.outcome:
-            self._output(due)
+            saved = self._output(due)
+            self.files.save_model(self.agent.model_tensors(), state.iteration)
+            self.files.save_checkpoint(*saved, self.env.num_envs)
         else:
-            self._print(self._row())
+            self.files.print_row(self.evaluator.printed(self._row()))
         state.iteration += 1
         state.pending = False
 
-    def _output(self, due: bool) -> None:
-        """Evaluate, log and save.
+    def _output(self, due: bool) -> Saved:
+        """Evaluate and log; returns what to save.
 
-        A continued run must do what this one would have done without a break. So what is saved is the state *before*
-        the output if a signal ends the run here: the output, if it is due, is then still to be made. After an output
-        that was due it is the state *after* it. An output that was not due, at the end of a run, leaves no trace but
-        its result: it is saved with the state before. So does the evaluation of a policy that none has reached.
+        A continued run must do what this one would have done without a break:
+
+        - After an output that was due: the state *after* it.
+        - If a signal ends the run here: the state *before* the output, which is then still to be made if it is due.
+        - After one that was not due, at the end of a run: the state before it, with the evaluation. The same goes for
+          an evaluation that is made at the end only because there was none.
         """
-        before = self._before_output(due)
-        if self.outcome != "interrupted":
-            if self.concurrent is None or not due:  # evaluations and what follows change tensors
-                before = snapshot(before)  # on the device: it is seldom needed
-            evaluation = self._evaluate()
-            if evaluation is not None and not evaluation.complete:
-                self.outcome = "interrupted"
-        if self.outcome == "interrupted":
+        state, evaluator = self.state, self.evaluator
+        before = self._saved(replace(state, iteration=state.iteration + (not due), pending=due))
+        if evaluator.pauses or not due:  # what follows changes tensors
+            before = snapshot(before)  # on the device: it is seldom needed
+
+        if self.outcome == "interrupted" or not evaluator.measure(state.samples, state.iteration):
+            self.outcome = "interrupted"
             self._note_signal()
-            self._save(before)
-            self.files.save_model(self.agent.model_tensors(), self.state.iteration)
-            return
-        row = self._publish(evaluation)
-        self._go_on(due, evaluation, row)
-        shared, local = self._after_output() if due else before
-        if self.outcome and self._unevaluated():
-            shared, local = snapshot((shared, local))
-            self._evaluate_at_last()
-        self._save(({**shared, **_evaluated(self.state)}, local))
+            return before
 
-    def _evaluate(self) -> Evaluation | None:
-        """An evaluation of the present policy, or what the one beside training has come to; None: nothing new."""
-        return self._evaluate_in_pause() if self.concurrent is None else self.concurrent.result(self.dist)
-
-    def _evaluate_in_pause(self) -> Evaluation | None:
-        """An evaluation of the present policy in all environments; None: there are to be none."""
-        self.files.progress.enter("evaluating")
-        evaluation = evaluate(
-            self.env, self.agent, self.dist, self.agent.config.test_episodes,
-            should_stop=lambda: bool(self.signals), on_step=self.files.on_step,
-            max_episode_steps=self.max_episode_steps)
-        if evaluation is None:
-            return None
-        if evaluation.complete:
-            self._check_health(read_health(self.env, self.dist))
-        return replace(evaluation, samples=self.state.samples)
-
-    def _unevaluated(self) -> bool:
-        """Whether the evaluations beside training have seen no policy that has learned something."""
-        evaluation = self.state.evaluation
-        return self.concurrent is not None and (evaluation is None or evaluation.samples == 0)
-
-    def _evaluate_at_last(self) -> None:
-        """In a pause, where training was too short for an evaluation beside it."""
-        evaluation = self._evaluate_in_pause()
-        if evaluation is not None and evaluation.complete:
-            if self._is_best(evaluation):
-                self.files.save_best(self.agent.model_tensors(), self.state.iteration, evaluation)
-            self.state.evaluation = evaluation
-
-    def _publish(self, evaluation: Evaluation | None) -> dict[str, Number]:
-        """Log, print and save the models; returns the row. None: no new evaluation, the last one stands."""
-        state, files, concurrent = self.state, self.files, self.concurrent
-        improved = evaluation is not None and self._is_best(evaluation)
-        state.evaluation = evaluation or state.evaluation
         row = self._row()
-        if concurrent is None:
-            files.log.write(row, [column_name(name) for name in self._env_metrics()])
-        elif evaluation is not None and concurrent.row is not None:  # of the policy that was evaluated
-            files.log.write({**concurrent.row, **evaluation.row()})
-            concurrent.row = None
-        self._print(row)
-        files.save_model(self.agent.model_tensors(), state.iteration)
-        if improved and concurrent is None:
-            files.save_best(self.agent.model_tensors(), state.iteration, evaluation)
-        elif improved:
-            files.save_best(self.agent.frozen_tensors(), concurrent.iteration, evaluation)
+        evaluator.log(row)
+        self.files.print_row(evaluator.printed(row))
         state.last_output = [state.iteration, state.samples]
         self.outputs.made()
         self.peak_memory = max(self.peak_memory, _device_memory(self.dist.device))
-        return row
 
-    def _is_best(self, evaluation: Evaluation) -> bool:
-        """Whether this is the best evaluation so far, by return, then by length; of few episodes none is."""
-        if evaluation.episodes < BEST_EPISODES:
-            warn_once(f"evaluations of {evaluation.episodes} episodes are too few to tell which policy is best: "
-                      f"checkpoints/best is written from {BEST_EPISODES} on (--eval_envs; without it test_episodes of "
-                      "the agent file)")
-            return False
-        reached = [evaluation.mean_return, evaluation.episode_length]
-        best = reached >= self.state.best
-        self.state.best = max(self.state.best, reached)
-        return best
-
-    def _go_on(self, due: bool, evaluation: Evaluation | None, row: dict[str, Number]) -> None:
-        """Begin new episodes: in all environments after a pause, else in those of the next evaluation."""
-        if self.concurrent is None:
-            self.env.set_mode(EnvMode.TRAIN)
-            self.env.reset()
+        if evaluator.go_on(row, due):
             self.tracker.restart()
-            self.files.progress.enter("training")
-        elif due and evaluation is not None:  # one that has not ended goes on, and this output is not evaluated
-            self.env.reset(self.options.eval_envs)
-            self.concurrent.begin(self.state.samples, self.state.iteration, row)
         self.tracker.clear()
+        saved = self._saved(replace(state, iteration=state.iteration + 1, pending=False)) if due else before
+        if self.outcome and evaluator.missing():
+            saved = snapshot(saved)
+            evaluator.measure_in_pause(state.samples, state.iteration)
+        shared, local = saved
+        return {**shared, **evaluator.notes()}, local
 
     def _note_signal(self) -> None:
         """Agree on which signal it was."""
         received = torch.tensor(self.signals.received or 0, device=self.dist.device)
         self.signal = int(self.dist.max_(received).item())
 
-    # --- rows of the log
-
-    def _row(self) -> dict[str, Number]:
-        state, metrics = self.state, self.state.metrics
-        evaluation = state.evaluation or (None if self.concurrent is None else NOT_EVALUATED)
+    def _row(self) -> Row:
+        """Of the log, for the present policy."""
+        state, metrics, evaluator = self.state, self.state.metrics, self.evaluator
         return {
             "Iteration": state.iteration,
             "Wall_Time": self._wall_s() / 3600.0,
             "Samples": state.samples,
-            **(evaluation.row() if evaluation is not None else {}),
+            **evaluator.columns(),
             **metrics["train"],
             "Train_Episodes": round(metrics["train"]["Train_Episodes"]),
             **metrics["method"],
-            **{column_name(name): value for name, value in self._env_metrics().items()},
+            **{column_name(name): value for name, value in evaluator.env_metrics().items()},
             **metrics["info"],
         }
-
-    def _print(self, row: Mapping[str, Number]) -> None:
-        """A row as people see it: beside training the evaluation is of an earlier policy, and the row says of which."""
-        evaluation = self.state.evaluation
-        if self.concurrent is None:
-            self.files.print_row(row)
-        elif evaluation is None:
-            self.files.print_row({name: value for name, value in row.items() if name not in NOT_EVALUATED.row()})
-        else:
-            self.files.print_row({**row, **evaluation.row(), "Test_Samples": evaluation.samples})
-
-    def _env_metrics(self) -> dict[str, float]:
-        """The environment's metrics in a row: what the last pause for an evaluation measured."""
-        evaluation = self.state.evaluation
-        shown = evaluation is not None and self.options.log_env_metrics and self.concurrent is None
-        return evaluation.metrics if shown else {}
-
-    def _log_last_rows(self) -> None:
-        """At the end of a run: the row that waits for its evaluation, and that of the last policy."""
-        state, waiting = self.state, self.concurrent.row
-        evaluation = state.evaluation or NOT_EVALUATED
-        rows = [] if waiting is None else [waiting]
-        logged = {row["Samples"] for row in rows}
-        if waiting is None and not self.iterations_here:
-            logged.add(evaluation.samples)  # by the run that this one continues
-        if state.metrics and state.samples not in logged:
-            rows.append({**self._row(), "Iteration": state.iteration - 1})
-        for row in rows:
-            own = evaluation if row["Samples"] == evaluation.samples else NOT_EVALUATED
-            self.files.log.write({**row, **own.row()})
 
     def _wall_s(self) -> float:
         return self.wall_before + time.monotonic() - self.begun
 
     # --- what a checkpoint holds, and continuing from one
 
-    def _before_output(self, due: bool) -> Saved:
-        """A continued run goes on with the output of this iteration if it is due, else with the next iteration."""
-        return self._saved(replace(self.state, iteration=self.state.iteration + (not due), pending=due))
-
-    def _after_output(self) -> Saved:
-        """A continued run goes on with the next iteration."""
-        return self._saved(replace(self.state, iteration=self.state.iteration + 1, pending=False))
-
     def _saved(self, state: TrainState) -> Saved:
         """``state`` and, live, all tensors that what comes next depends on."""
-        device, concurrent = self.dist.device, self.concurrent
+        device = self.dist.device
         shared = {
             **asdict(replace(state, wall_s=self._wall_s())),
+            **self.evaluator.shared_state(),
             "agent": self.agent.state_dict() if self.dist.is_root else {},
-            "concurrent": concurrent.shared_state() if concurrent else None,
         }
         local = {
             "env": self.env.state_dict(),
             "agent": self.agent.process_state(),
             "tracker": self.tracker.state_dict(),
-            "concurrent": concurrent.record.state_dict() if concurrent else None,
+            "concurrent": self.evaluator.process_state(),
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         return shared, local
-
-    def _save(self, saved: Saved) -> None:
-        self.files.save_checkpoint(*saved, self.env.num_envs)
 
     def _resume(self, path: Path) -> None:
         """Take over everything that :meth:`_saved` lists."""
@@ -471,16 +346,9 @@ class Training:
         fill_tensors(self.tracker.state_dict(), local["tracker"], where)
         self.agent.load_process_state(local["agent"], where)
         self.env.load_state_dict(local["env"])
-        evaluation = shared["evaluation"] and Evaluation(**shared["evaluation"])
-        kept = {entry.name: shared[entry.name] for entry in fields(TrainState)}
-        self.state = state = TrainState(**{**kept, "evaluation": evaluation})
+        self.state = state = TrainState(**{entry.name: shared[entry.name] for entry in fields(TrainState)})
         self.wall_before = state.wall_s
-        if self.concurrent is not None and shared["concurrent"] is not None:
-            self.concurrent.load_shared(shared["concurrent"], where)
-            fill_tensors(self.concurrent.record.state_dict(), local["concurrent"], where)
-        elif self.concurrent is not None:  # evaluations paused training so far
-            self.env.reset(self.options.eval_envs)
-            self.concurrent.begin(state.samples, max(state.iteration - 1, 0))
+        self.evaluator.load(shared, local["concurrent"], where)
         if self.dist.is_root:
             print(f"resuming {where}: {state.samples:,} samples learned from, next is iteration {state.iteration}",
                   flush=True)
@@ -491,8 +359,9 @@ class Training:
     # --- the end
 
     def _finish(self) -> TrainResult:
-        if self.concurrent is not None and self.outcome != "interrupted":
-            self._log_last_rows()
+        if self.outcome != "interrupted":
+            last_row = {**self._row(), "Iteration": self.state.iteration - 1} if self.state.metrics else None
+            self.evaluator.log_last(last_row, learned=self.iterations_here > 0)
         self.files.finish_writing()
         self.dist.barrier()
         if not self.iterations_here:  # continued when nothing was left to do: the model may be what is missing
@@ -500,7 +369,7 @@ class Training:
         self.files.progress.enter("done")
         self.files.log.close()
         assert self.outcome is not None
-        state, last, total = self.state, self.state.evaluation, self._wall_s()
+        state, last, total = self.state, self.evaluator.last, self._wall_s()
         return TrainResult(
             outcome=self.outcome,
             samples=state.samples,
@@ -521,11 +390,6 @@ class Training:
             peak_gpu_memory_bytes=max(self.peak_memory, _device_memory(self.dist.device)),
             signal=self.signal,
         )
-
-
-def _evaluated(state: TrainState) -> dict[str, Any]:
-    """Entries of a checkpoint that an evaluation changes even where it was not due."""
-    return {"evaluation": asdict(state.evaluation) if state.evaluation else None, "best": state.best}
 
 
 def _device_memory(device: torch.device) -> int:

@@ -170,10 +170,6 @@ def collected(source: str, seed: int, policy: str) -> list[Test]:
     folder = Path(source)
     if equals:
         results = {name: (read_json(Path(file)), {})}
-    elif (folder / "attempts").is_dir():
-        stages = {path.stem: read_json(path)["attempts"][-1]["stages"] for path in (folder / "attempts").glob("*.json")}
-        results = {case: tuple((found.get(stage) or {}).get("result") or {} for stage in ("test", "long_train"))
-                   for case, found in stages.items()}
     else:
         root = Root(folder)
         results = {case: (entry.test, entry.row) for case in root.cases if (entry := root.entry(case))}

@@ -18,7 +18,7 @@ from mimickit.config import Config, build, load_yaml
 from mimickit.longcycle.devices import training_pool
 from mimickit.util.assets import SHIPPED
 from mimickit.util.failures import UserError
-from mimickit.util.names import nearest
+from mimickit.util.names import check_known, nearest
 
 FILES = SHIPPED / "tests" / "acceptance"
 PROFILES_FILE = FILES / "profiles.yaml"
@@ -317,9 +317,7 @@ def parse_env(text: str | None, default: Mapping[str, str]) -> dict[str, str]:
 def parse_variants(text: str | None) -> tuple[str, ...]:
     """``tuned,default``. Raises UserError for unknown ones."""
     names, known = tuple(parse_list(text) or ()), (*VARIANTS, DEFAULT)
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--variants {text}: unknown variant '{unknown[0]}'{nearest(unknown[0], known)}; known are "
-                        f"{', '.join(known)}")
+    check_known(names, known, f"--variants {text}: unknown variant")
     return names
 
 

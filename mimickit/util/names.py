@@ -1,13 +1,14 @@
-"""Suggesting the name that was probably meant."""
+"""Names that are not known, and which was probably meant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from pathlib import Path
 
 from mimickit.util.assets import FOLDERS, SHIPPED
+from mimickit.util.failures import UserError
 
 MOST_FILES = 5000  # of a folder that are looked at
 
@@ -16,6 +17,12 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`` (did you mean 'x'?)`` for the closest known name, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{prefix}{close[0]}'?)" if close else ""
+
+
+def check_known(names: Iterable[str], known: Collection[str], what: str) -> None:
+    """Raises UserError that says ``what`` of all names that are not known, and which are."""
+    if unknown := [f"{what} '{name}'{nearest(name, known)}" for name in names if name not in known]:
+        raise UserError(f"{'; '.join(unknown)}; known are {', '.join(known) or 'none'}")
 
 
 def missing_file(path: str | Path) -> str:

@@ -4,35 +4,19 @@ import pytest
 import torch
 
 from mimickit.learning.config import TrainOptions, parse_agent_config
-from mimickit.learning.evaluation import run_test
 from mimickit.learning.methods import build_agent
 from mimickit.learning.metrics import EpisodeTracker
 from mimickit.learning.trainer import roll_out, train
 from mimickit.util.checkpoint import find_latest, load_checkpoint
-from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.distributed import seed_process
 from mimickit.util.logging import read_log
 from tests.contract.test_ppo_learns import BY_CHANCE
 from tests.contract.test_training import NoWaiting
-from tests.contract.toy_style_env import StyleEnv, agent_config
+from tests.contract.toy_style_env import ALONE, StyleEnv, agent_config, build, learn
 from tests.two_processes import in_two_processes
 
-ALONE = Distributed.single()
 AROUND_ORIGIN = {"centre": (0.0, 0.0), "spread": 0.8}
 METHODS = ("AWR", "AMP", "ADD", "ASE")
-
-
-def build(method, num_envs=64, seed=0, env_keys=None, **keys):
-    seed_process(seed, 0)
-    env = StyleEnv(num_envs, paired=method == "ADD", **(env_keys or {}))
-    return env, build_agent(env, parse_agent_config(agent_config(method, **keys)), ALONE)
-
-
-def learn(folder, method, iterations=80, **keys):
-    """Test results before and after training."""
-    env, agent = build(method, **keys)
-    before = run_test(env, agent, ALONE, 64)
-    train(env, agent, ALONE, TrainOptions(folder, max_iters=iterations))
-    return before, run_test(env, agent, ALONE, 64)
 
 
 def test_awr_improves(tmp_path):

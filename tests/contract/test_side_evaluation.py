@@ -15,7 +15,7 @@ from mimickit.util.distributed import Distributed, seed_process
 from mimickit.util.failures import UserError
 from mimickit.util.logging import read_log
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
-from tests.contract.toy_style_env import StyleEnv, agent_config
+from tests.contract.toy_style_env import build
 
 ALONE = Distributed.single()
 
@@ -134,9 +134,7 @@ def test_the_best_model_is_the_frozen_one(tmp_path):
 def test_everything_in_best_is_of_the_policy_that_was_evaluated(tmp_path):
     """Discriminator, critic and iteration too; also when the training was continued meanwhile."""
     def go_on(iterations, resume=None):
-        seed_process(0, 0)
-        env = StyleEnv(64)
-        agent = build_agent(env, parse_agent_config(agent_config("AMP", iters_per_output=2)), ALONE)
+        env, agent = build("AMP", iters_per_output=2)
         train(env, agent, ALONE, TrainOptions(tmp_path, max_iters=iterations, eval_envs=32, save_int_models=True,
                                               resume=resume))
 

@@ -4,19 +4,16 @@ import pytest
 import torch
 import yaml
 
-from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.config import TrainOptions
 from mimickit.learning.diffusion import MotionPrior, load_prior_config
-from mimickit.learning.evaluation import run_test
-from mimickit.learning.methods import build_agent
 from mimickit.learning.trainer import train
 from mimickit.prior import PriorTraining
 from mimickit.util.checkpoint import find_latest, load_checkpoint, save_model
-from mimickit.util.distributed import Distributed, seed_process
+from mimickit.util.distributed import seed_process
 from mimickit.util.logging import read_log
 from tests.contract.test_training import NoWaiting
-from tests.contract.toy_style_env import StyleEnv, agent_config
+from tests.contract.toy_style_env import ALONE, build, learn
 
-ALONE = Distributed.single()
 SMALL = {"estimate_mode": "sample", "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32,
          "batch_size": 64, "num_samples_stat": 2000, "lr": 1e-3, "model_ema": False}
 
@@ -81,22 +78,8 @@ def test_the_prior_of_points_generates_such_points(prior_keys):
     torch.testing.assert_close(points.std(0), torch.tensor([0.3, 0.3]), atol=0.1, rtol=0)
 
 
-def build(prior_keys, num_envs=64, **keys):
-    seed_process(0, 0)
-    env = StyleEnv(num_envs)
-    return env, build_agent(env, parse_agent_config(agent_config("SMP", **prior_keys, **keys)), ALONE)
-
-
-def learn(folder, prior_keys, iterations=80, **keys):
-    """Test results before and after training."""
-    env, agent = build(prior_keys, **keys)
-    before = run_test(env, agent, ALONE, 64)
-    train(env, agent, ALONE, TrainOptions(folder, max_iters=iterations))
-    return before, run_test(env, agent, ALONE, 64)
-
-
 def test_smp_is_drawn_to_what_the_prior_knows(tmp_path, prior_keys):
-    before, after = learn(tmp_path, prior_keys)
+    before, after = learn(tmp_path, "SMP", **prior_keys)
     assert before.measures["miss"] > 1.8 and after.measures["miss"] < 0.9, after.measures
     assert after.measures["test_smp_reward"] > 2.0 * before.measures["test_smp_reward"]
     columns, rows = read_log(tmp_path / "log.txt")
@@ -109,13 +92,13 @@ def test_smp_is_drawn_to_what_the_prior_knows(tmp_path, prior_keys):
 
 
 def test_without_its_reward_it_is_not(tmp_path, prior_keys):
-    _, after = learn(tmp_path, prior_keys, smp_reward_weight=0.0)
+    _, after = learn(tmp_path, "SMP", **prior_keys, smp_reward_weight=0.0)
     assert after.measures["miss"] > 1.2
 
 
 def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, prior_keys):
     def go(name, iters, **options):
-        env, agent = build(prior_keys, num_envs=16, iters_per_output=2, test_episodes=16)
+        env, agent = build("SMP", num_envs=16, **prior_keys, iters_per_output=2, test_episodes=16)
         train(env, agent, ALONE, TrainOptions(tmp_path / name, max_iters=iters, **options))
         return load_checkpoint(find_latest(tmp_path / name), ALONE).shared["agent"]
 
@@ -128,7 +111,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, prior_keys):
 
 
 def test_nothing_waits_for_the_device(prior_keys):
-    env, agent = build(prior_keys, num_envs=16)
+    env, agent = build("SMP", num_envs=16, **prior_keys)
     agent.start_iteration(0)  # looks whether there are weights, once
     with NoWaiting():
         agent.start_iteration(0)

@@ -106,15 +106,16 @@ def test_a_continued_run_says_where_it_goes_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("beside", [0, 4])
-def test_an_evaluation_of_endless_episodes_ends(tmp_path, monkeypatch, beside):
+def test_an_evaluation_of_endless_episodes_ends(tmp_path, beside):
     class Endless(ToyEnv):
         episode_steps = 10**9
 
         def step(self, action):
             super().step(torch.zeros_like(action))
 
-    monkeypatch.setattr("mimickit.learning.trainer.MAX_EPISODE_STEPS", 24)
-    result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside)
+    assert TrainOptions(tmp_path).max_episode_steps == 10_000, "also where nobody says when"
+    result, _, _ = run(tmp_path, env=Endless(16), agent_keys={"iters_per_output": 1}, max_iters=3, eval_envs=beside,
+                       max_episode_steps=24)
     assert result.evaluation["episode_length"] == 24
 
 
@@ -205,6 +206,22 @@ def test_training_goes_on_from_fresh_episodes_in_train_mode(tmp_path):
 
     run(tmp_path, env=Watching(16), max_iters=2)
     assert resets == [EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN, EnvMode.TEST, EnvMode.TRAIN]
+    run(tmp_path / "longer", max_iters=5, agent_keys={"iters_per_output": 2})
+    columns, rows = read_log(tmp_path / "longer/log.txt")
+    lengths = [float(row[columns.index("Train_Episode_Length")]) for row in rows]
+    assert 0 < max(lengths) <= ToyEnv.episode_steps, "no episode goes on after a pause"
+
+
+def test_what_an_interrupted_evaluation_changed_is_not_saved(tmp_path):
+    class Remembering(Interrupting):
+        def set_mode(self, mode):
+            if mode is EnvMode.TEST:
+                self.before = self._position.clone()
+            super().set_mode(mode)
+
+    result, _, env = run(tmp_path, env=Remembering(60, in_test=True), agent_keys={"iters_per_output": 2}, max_iters=6)
+    assert result.outcome == "interrupted"
+    assert torch.equal(last_checkpoint(tmp_path).local["env"]["position"], env.before)
 
 
 class Worsening(ToyEnv):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from mimickit.learning.config import TrainOptions, parse_agent_config
+from mimickit.learning.evaluation import run_test
+from mimickit.learning.methods import build_agent
+from mimickit.learning.trainer import train
+from mimickit.util.distributed import Distributed, seed_process
 from tests.contract.toy_env import AGENT_CONFIG, ToyEnv
+
+ALONE = Distributed.single()
 
 DISC_KEYS = {
     "disc_optimizer": {"type": "Adam", "learning_rate": "1e-3", "weight_decay": 1e-4}, "disc_epochs": 2,
@@ -90,3 +97,18 @@ class StyleEnv(ToyEnv):
     def _reset(self, mask: torch.Tensor) -> None:
         self.reference.copy_(torch.where(mask.unsqueeze(-1), 2.0 * torch.rand(self.num_envs, 2) - 1.0, self.reference))
         super()._reset(mask)
+
+
+def build(method, num_envs=64, seed=0, env_keys=None, **keys):
+    """The toy, and an agent of the method for it."""
+    seed_process(seed, 0)
+    env = StyleEnv(num_envs, paired=method == "ADD", **(env_keys or {}))
+    return env, build_agent(env, parse_agent_config(agent_config(method, **keys)), ALONE)
+
+
+def learn(folder, method, iterations=80, **keys):
+    """Test results before and after training."""
+    env, agent = build(method, **keys)
+    before = run_test(env, agent, ALONE, 64)
+    train(env, agent, ALONE, TrainOptions(folder, max_iters=iterations))
+    return before, run_test(env, agent, ALONE, 64)

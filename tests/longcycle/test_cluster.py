@@ -20,7 +20,6 @@ from tests.longcycle.test_resume import wait_for
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 RECIPES = sorted((ROOT / "cluster").iterdir())
 PYTEST_OPTIONS = {"lf", "junitxml", "collect-only"}
-OTHER_OPTIONS = {"replace"}  # of mimickit.longcycle.merge
 
 
 def steps(path):

@@ -89,12 +89,17 @@ def guard_of(pid):
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
+def start_with_sleeper(project, stage, case, *options, **rule):
+    """A session in whose stage a grandchild of the trainer's sleeps; and the two processes."""
+    project.rules({"stage": stage, "do": "spawn", **rule})
+    session = project.start("--cases", case, *options)
+    trainer = wait_for(lambda: running(project, stage))
+    return session, trainer, int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+
+
 def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(project):
     """Nobody goes on beside the successor, also no grandchild in a session of its own."""
-    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
-    session = project.start("--cases", TRAINED)
-    trainer = wait_for(lambda: running(project, "long_train"))
-    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    session, trainer, sleeper = start_with_sleeper(project, "long_train", TRAINED, times=1)
     os.kill(guard_of(trainer), signal.SIGKILL)
     wait_for(lambda: len(project.stages()) > 2)
     assert not alive(trainer) and not alive(sleeper), "what the guard watched ends before its successor starts"
@@ -105,10 +110,7 @@ def test_a_killed_guard_takes_its_stage_along_and_the_stage_is_tried_again(proje
 
 
 def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(project):
-    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
-    session = project.start("--cases", TRAINED)
-    trainer = wait_for(lambda: running(project, "long_train"))
-    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    session, trainer, sleeper = start_with_sleeper(project, "long_train", TRAINED, times=1)
     guard = guard_of(trainer)
     os.kill(session.pid, signal.SIGSTOP)
     os.kill(guard, signal.SIGKILL)
@@ -125,10 +127,7 @@ def test_what_outlived_a_killed_session_and_its_guard_ends_before_a_successor(pr
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
-    project.rules({"stage": "long_train", "do": "spawn", "times": 1})
-    session = project.start("--cases", TRAINED, *options)
-    trainer = wait_for(lambda: running(project, "long_train"))
-    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    session, trainer, sleeper = start_with_sleeper(project, "long_train", TRAINED, *options, times=1)
     session.kill()
     session.wait()
     wait_for(lambda: not alive(trainer) and not alive(sleeper), 10.0)
@@ -146,10 +145,7 @@ def test_sigkill_leaves_no_process_and_can_be_continued(project, options):
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_session_that_outlives_its_test_is_ended(project, options):
     """These tests' own care for the machine."""
-    project.rules({"stage": "bootstrap_train", "do": "spawn"})
-    session = project.start("--cases", CASES[1], *options)
-    trainer = wait_for(lambda: running(project, "bootstrap_train"))
-    sleeper = int(wait_for(lambda: (project.path / "sleeper.pid").read_text()))
+    session, trainer, sleeper = start_with_sleeper(project, "bootstrap_train", CASES[1], *options)
     project.end()
     wait_for(lambda: not group_alive(session.pid) and not alive(trainer) and not alive(sleeper), 10.0)
 

@@ -71,10 +71,10 @@ def test_no_modules_import_each_other():
 
 def loaded_by(statement):
     """Which of the heavy packages a statement loads, in a fresh interpreter."""
-    show = "print(*(m for m in ('torch', 'warp', 'newton', 'pyglet', 'av') if m in sys.modules))"
+    show = "print(*(m for m in ('torch', 'warp', 'newton', 'mujoco', 'onnx', 'pyglet', 'av') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", f"import sys; {statement}; {show}"], cwd=ROOT, capture_output=True,
                           text=True, check=True)
-    return done.stdout.split()
+    return done.stdout.splitlines()[-1].split()
 
 
 def test_the_suite_stays_light():
@@ -85,8 +85,13 @@ def test_the_suite_stays_light():
     assert loaded_by("; ".join(f"import mimickit.util.{m}" for m in light)) == []
 
 
+@pytest.mark.parametrize("argv", [["list"], ["--help"], ["export", "--help"], ["train", "no_such_case"]])
+def test_what_simulates_nothing_starts_light(argv):
+    assert loaded_by(f"from mimickit.run import main; main({argv})") == []
+
+
 def test_a_robot_needs_neither_torch_nor_newton():
-    assert loaded_by("import mimickit.deploy.loop, mimickit.deploy.sim2sim, mimickit.deploy.policy_file") == []
+    assert loaded_by("import mimickit.deploy.loop, mimickit.deploy.sim2sim, mimickit.deploy.policy_file") == ["mujoco"]
 
 
 def test_learning_does_not_load_physics():

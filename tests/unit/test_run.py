@@ -201,6 +201,15 @@ def test_the_process_that_failed_first_tells_how_all_ended(tmp_path, monkeypatch
     assert said in capsys.readouterr().err
 
 
+def test_idle_threads_sleep_unless_somebody_wants_otherwise(monkeypatch):
+    for given, then in (("ACTIVE", "ACTIVE"), (None, "PASSIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert run.main(["--version"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == then
+
+
 def test_an_interruption_before_the_start_is_told(tmp_path, monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from mimickit.envs.smoothness import SMOOTHNESS, Motors, foot_slide, on_ground, 
 from tests.unit.env_case import CHAR_FILE, make_env, write_clip
 
 HUMANOID = Character.load(CHAR_FILE)
-ELBOW, ABDOMEN = 9, slice(0, 3)
+ELBOW = 9
 
 
 def test_torque_is_that_of_the_controller():

@@ -139,13 +139,7 @@ def test_a_fall_misses_the_target_and_a_time_out_does_not_count(tmp_path):
     env = location(tmp_path, num_envs=2, tar_change_time_min=1e4, tar_change_time_max=1e4, tar_dist_min=5.0)
     env.set_mode(EnvMode.TEST)
     env.steps[1] = 10_000
-    step = env.engine.step
-
-    def fall():
-        step()
-        env.engine.ground_contact_force[0, 0, 2] = 100.0
-
-    env.engine.step = fall
+    env.engine.step = lambda step=env.engine.step: (step(), env.engine.ground_contact_force[0, 0].fill_(100.0))
     env.step(hold(env))
     assert env.done.tolist() == [DoneFlag.FAIL, DoneFlag.TIME]
     found = env.metrics()
