@@ -7,6 +7,8 @@ the field's ``description``. Numbers written as text (``1e-4`` is text to YAML 1
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import os
 import re
 import reprlib
@@ -80,12 +82,18 @@ def parse_yaml(text: str | bytes, where: object) -> Any:
         UserError: not valid YAML, unsafe tags, or more than the limits of :mod:`mimickit.util.reading`.
     """
     try:
-        return yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _BoundedLoader)
+        return copy.deepcopy(_parsed(text))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not readable as YAML: {' '.join(str(error).split())[:1000]}") from None
     except _TooLargeError as error:
         at_most(where, *error.args)
         raise
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str | bytes) -> Any:
+    """A program reads the same files again and again, and reading takes PyYAML a millisecond for every 100 bytes."""
+    return yaml.load(text.decode("utf-8") if isinstance(text, bytes) else text, _BoundedLoader)
 
 
 class _TooLargeError(Exception):

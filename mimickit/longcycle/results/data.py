@@ -321,7 +321,11 @@ class Yardsticks:
     """Gates by case, and what policies without skill reach."""
 
     targets: Mapping[str, Target] = field(default_factory=load_targets)
-    baselines: Mapping[str, Any] = field(default_factory=lambda: load_yaml(BASELINES_FILE))
+
+    @cached_property
+    def baselines(self) -> Mapping[str, Any]:
+        """Policies without skill, as in ``baselines.yaml``: a large file, which pages alone need."""
+        return load_yaml(BASELINES_FILE)
 
     def gates(self, case: str) -> Sequence[Gate]:
         return self.targets[case].gates if case in self.targets else ()
