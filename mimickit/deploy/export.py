@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mimickit.anim.mjcf import CharacterModel, JointKind, action_bounds, load_character_model
 from mimickit.anim.motion import LoopMode, load_motion
@@ -39,7 +36,7 @@ from mimickit.util.failures import UserError
 from mimickit.util.files import atomic_path, plain, write_json, write_text
 
 NETWORK, MODEL, REFERENCE = "policy.onnx", "policy.xml", "reference.npz"
-OPSET = 18
+OPSET, IR_VERSION = 18, 8  # of 2023, which older runtimes read
 
 
 @dataclass(frozen=True)
@@ -155,30 +152,52 @@ class Actor(nn.Module):
         found = read_model(path)
         fill_tensors(needed, {name: value for name, value in found.items() if name in needed}, str(path))
 
-    def forward(self, obs: Tensor, latent: Tensor | None = None) -> Tensor:
-        """[N, O] and [N, L] to [N, D]."""
-        x = ((obs - self.obs_mean) / self.obs_std).clamp(-OBS_CLIP, OBS_CLIP)
-        if latent is not None:
-            x = torch.cat([x, latent], dim=-1)
-        for layer in self._actor_layers:
-            if isinstance(layer, nn.Linear):
-                x = functional.relu(functional.linear(x, layer.weight, layer.bias))
-        action = self._action_dist._mean_net(x) * self.action_std + self.action_mean
-        return torch.minimum(torch.maximum(action, self.low), self.high)
-
 
 def write_onnx(actor: Actor, path: Path) -> None:
-    """Write the network; the size of a batch is free. Weights are inside the one file."""
-    examples = [torch.zeros(2, size) for size in (actor.obs_size, actor.latent) if size]
-    names = ["obs", "latent"][:len(examples)]
-    batch = torch.export.Dim("batch")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses packages that are not needed
-    with warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(
-            actor.eval(), tuple(examples), input_names=names, output_names=["action"], opset_version=OPSET, dynamo=True,
-            dynamic_shapes=tuple({0: batch} for _ in examples), external_data=False, verbose=False)
+    """Write the network as one file, weights included; the size of a batch is free.
+
+    The graph is written out here: it is a dozen nodes, which torch's exporter takes seconds and two more packages for.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, weights = [], []
+
+    def constant(name: str, value: Tensor) -> str:
+        weights.append(numpy_helper.from_array(value.detach().numpy().astype(np.float32), name))
+        return name
+
+    def node(kind: str, *inputs: str, name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def linear(x: str, layer: nn.Linear, name: str) -> str:
+        return node("Gemm", x, constant(f"{name}.weight", layer.weight), constant(f"{name}.bias", layer.bias),
+                    name=name, transB=1)
+
+    x = node("Sub", "obs", constant("obs_mean", actor.obs_mean), name="obs_centred")
+    x = node("Div", x, constant("obs_std", actor.obs_std), name="obs_scaled")
+    bounds = [constant(name, torch.tensor(value)) for name, value in (("min", -OBS_CLIP), ("max", OBS_CLIP))]
+    x = node("Clip", x, *bounds, name="obs_normalised")
+    if actor.latent:
+        x = node("Concat", x, "latent", name="obs_and_latent", axis=1)
+    for number, layer in enumerate(layer for layer in actor._actor_layers if isinstance(layer, nn.Linear)):
+        x = node("Relu", linear(x, layer, f"hidden_{number}"), name=f"relu_{number}")
+    x = linear(x, actor._action_dist._mean_net, "mean")
+    x = node("Mul", x, constant("action_std", actor.action_std), name="action_scaled")
+    x = node("Add", x, constant("action_mean", actor.action_mean), name="action_centred")
+    x = node("Max", x, constant("low", actor.low), name="action_above_low")
+    node("Min", x, constant("high", actor.high), name="action")
+
+    def port(name: str, size: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+
+    inputs = [port(name, size) for name, size in (("obs", actor.obs_size), ("latent", actor.latent)) if size]
+    graph = helper.make_graph(nodes, "policy", inputs, [port("action", len(actor.low))], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
     with atomic_path(path) as temporary:
-        program.save(str(temporary), external_data=False)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 # --- policy.json ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from mimickit.util.versions import versions
 if TYPE_CHECKING:
     from mimickit.deploy.policy_file import PolicyFile
 
-PACKAGES = {"export": ("onnx", "onnxscript", "onnxruntime"), "sim2sim": ("onnxruntime",)}
+PACKAGES = {"export": ("onnx", "onnxruntime"), "sim2sim": ("onnxruntime",)}
 MAX_PROCESSES = 8  # of sim2sim, where nobody says
 
 
