@@ -58,6 +58,8 @@ class WorldSpec:
         objects: fixed colliding objects.
         free_objects: K objects that move.
         color: colour of the character.
+        varied: worlds differ, see :class:`Engine`; ``control_mode`` pos only.
+        roughness: m; how deep the holes of an uneven ground are; 0: a plane. Needs ``varied``.
     """
 
     char_file: Path
@@ -70,6 +72,8 @@ class WorldSpec:
     objects: tuple[StaticObject, ...] = field(default_factory=tuple)
     free_objects: tuple[FreeObject, ...] = field(default_factory=tuple)
     color: tuple[float, float, float] = (0.35, 0.45, 0.7)
+    varied: bool = False
+    roughness: float = 0.0
 
 
 class Engine(Protocol):
@@ -109,6 +113,17 @@ class Engine(Protocol):
     object_vel: torch.Tensor  # [N, K, 3] m/s, of body origins
     object_force: torch.Tensor  # [N, K, 3] N, total contact force; output of step() only
 
+    # what differs between worlds, with WorldSpec.varied: written by the environment, taken over with reset_mask
+    friction: torch.Tensor  # [N] factor of sliding friction, of all contacts
+    stiffness: torch.Tensor  # [N, D] factor of kp
+    damping: torch.Tensor  # [N, D] factor of kd
+    strength: torch.Tensor  # [N] factor of the motors' torques and of their limits
+    delay: torch.Tensor  # [N] int32, substeps by which a command comes late, one control step at most
+    previous_command: torch.Tensor  # [N, D] what holds until then; step() writes it too
+    ground_shift: torch.Tensor  # [N, 2] m, where the uneven ground lies
+    mass: torch.Tensor  # [N, B] factor of masses and inertias; this and com are taken over by set_masses() alone
+    com: torch.Tensor  # [N, 3] m, by which the root's centre of mass is off
+
     # health, accumulated on the device since clear_overflow(): worlds x control steps in which the solver dropped
     # contacts [0] or constraint rows [1]
     overflow: torch.Tensor  # [2] int64
@@ -121,6 +136,9 @@ class Engine(Protocol):
 
     def flush(self) -> None:
         """Apply pending resets now (state, kinematics, solver warm start), clear reset_mask; for the viewer."""
+
+    def set_masses(self) -> None:
+        """Take over ``mass`` and ``com`` of all worlds. May wait for the device: not for a step."""
 
     def clear_overflow(self) -> None:
         """Zero the overflow counters."""

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mujoco
+import numpy as np
 import torch
 import warp as wp
 from newton import Contacts, eval_fk
@@ -25,7 +27,8 @@ from newton.solvers import SolverMuJoCo
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, contact_capacity, load_engine_config, make_engine_config
 from mimickit.engines.kernel_cache import cache_key, compile_lock, warp_cache_dir
-from mimickit.engines.newton_model import GROUND_LABEL, SPHERICAL, JointLayout, build_world, replicate
+from mimickit.engines.newton_model import GROUND_LABEL, SPHERICAL, JointLayout, build_world, dof_indices, replicate
+from mimickit.engines.variation import Variation
 from mimickit.util.failures import UserError
 
 __all__ = ["EngineConfig", "NewtonEngine", "load_engine_config", "make_engine_config"]
@@ -47,6 +50,8 @@ _PUBLIC = {  # the buffers of the contract, and what their last dimension is to 
 }
 _OF_OBJECTS = {"object_mask": None, "object_pos": wp.vec3, "object_vel": wp.vec3, "object_force": wp.vec3}
 _OBJECT_CONTACTS, _OBJECT_ROWS = 4, 16  # further capacity for each free object
+_HEIGHTS = int(mujoco.mjtGeom.mjGEOM_HFIELD)
+_UNEVEN = 2  # times the capacity on uneven ground
 
 # Bits of mujoco_warp.OverflowType that mean dropped contacts (broad phase, narrow phase, convex pairs, height field)
 # or dropped constraint rows (rows, non-zeros). The iteration-limit bits mean neither.
@@ -387,6 +392,7 @@ class NewtonEngine:
         self.control_dt = 1.0 / config.control_freq
         self.sim_dt = 1.0 / config.sim_freq
         capacity, measured = contact_capacity(spec.char_file, config)
+        room = _UNEVEN if spec.roughness > 0.0 else 1
         if not measured:
             print(
                 f"contact capacity of {Path(spec.char_file).stem} was never measured: reserving {capacity.njmax} "
@@ -399,12 +405,12 @@ class NewtonEngine:
         self.num_dofs = facts.layout.num_dofs
         self.total_mass = facts.total_mass
         with _no_garbage_collection(), compile_lock(engine_key(spec, config, num_envs, self._wp_device), cache_dir):
-            self.model = replicate(world, num_envs, self._wp_device)
+            self.model = replicate(world, num_envs, self._wp_device, spec.roughness)
             try:
                 self.solver = SolverMuJoCo(
                     self.model, solver="newton", integrator="implicitfast", cone="pyramidal", use_mujoco_contacts=True,
-                    njmax=capacity.njmax + _OBJECT_ROWS * self._num_objects,
-                    nconmax=capacity.nconmax + _OBJECT_CONTACTS * self._num_objects,
+                    njmax=room * capacity.njmax + _OBJECT_ROWS * self._num_objects,
+                    nconmax=room * capacity.nconmax + _OBJECT_CONTACTS * self._num_objects,
                     iterations=config.solver_iterations, ls_iterations=config.solver_ls_iterations,
                     impratio=config.impratio, tolerance=1e-8, jacobian=config.jacobian,
                     kinematic_switchable_roots=False,
@@ -466,6 +472,9 @@ class NewtonEngine:
         self._has_targets = mode == "pos"
         self._drive = _DRIVES[mode]
         self._drives = self._drive != 0 or self.config.spherical_limits
+        self._variation = self._make_variation() if self.spec.varied else None
+        if self._variation is not None:
+            vars(self).update(self._variation.buffers)
         public = _PUBLIC | (_OF_OBJECTS if self._num_objects else {})
         self._public = {name: getattr(self, name) for name in public}
         self._wp = {"mask": wp.from_torch(self._reset_mask),
@@ -478,6 +487,7 @@ class NewtonEngine:
             "joint_q": wp.to_torch(self.state.joint_q),
             "joint_qd": wp.to_torch(self.state.joint_qd),
             "qacc_warmstart": wp.to_torch(self.solver.mjw_data.qacc_warmstart),
+            **(self._variation.buffers if self._variation is not None else {}),
         }
 
     def _allocate_contacts(self) -> None:
@@ -505,6 +515,13 @@ class NewtonEngine:
         joints.coords_per_world, joints.velocities_per_world = layout.coords_per_world, layout.velocities_per_world
         return joints
 
+    def _make_variation(self) -> Variation:
+        dof_of = {int(place): dof for dof, place in enumerate(dof_indices(self._facts.layout))}
+        dofs = np.array([dof_of[place] for place in self.solver.mjc_actuator_to_newton_idx.numpy().tolist()], np.int32)
+        ground = int(np.flatnonzero(self.solver.mj_model.geom_type == _HEIGHTS)[0]) if self.spec.roughness else None
+        return Variation(self.model, self.solver, dofs, ground, self.num_envs, len(self.body_names), self.num_dofs,
+                         self.device)
+
     def _ground_shape(self) -> int:
         return next(i for i, label in enumerate(self.model.shape_label) if label.rsplit("/", 1)[-1] == GROUND_LABEL)
 
@@ -515,11 +532,12 @@ class NewtonEngine:
 
     def _control_step(self, substeps: int) -> None:
         self._apply_resets()
-        if self._has_targets:
-            self._launch(_write_targets, self._each_joint, [
-                self._wp["command"], self._joints, self.control.joint_target_q,
-            ])
+        if self._has_targets and self._variation is None:
+            self._write_targets(self._wp["command"])
         for i in range(substeps):
+            if self._variation is not None:
+                self._variation.delay(i, self._wp["command"])
+                self._write_targets(self._variation.applied)
             if self._drives:
                 self._drive_joints()
             last = i == substeps - 1
@@ -528,6 +546,8 @@ class NewtonEngine:
                 observables=self._observables if last else None,
             )
             self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
+        if self._variation is not None:
+            self._variation.end_step(self._wp["command"])
         self._sensor.update(None, self._contacts, observables=self._observables)
         self._launch(_count_overflow, self.num_envs, [self._overflow_bits, self._wp["overflow"]])
         self._read_out()
@@ -555,8 +575,13 @@ class NewtonEngine:
         self._launch(_clear_contacts, (self.num_envs, len(self.body_names)), [
             b["mask"], b["contact_force"], b["ground_contact_force"],
         ])
+        if self._variation is not None:
+            self._variation.write(b["mask"])
         self.solver.reset(self.state, b["mask"], flags=0)
         b["mask"].zero_()
+
+    def _write_targets(self, command: wp.array) -> None:
+        self._launch(_write_targets, self._each_joint, [command, self._joints, self.control.joint_target_q])
 
     def _drive_joints(self) -> None:
         self._launch(_drive_joints, self._each_joint, [
@@ -613,6 +638,12 @@ class NewtonEngine:
         """See :meth:`mimickit.engines.engine.Engine.flush`."""
         wp.capture_launch(self._flush_graph, stream=self._stream())
 
+    def set_masses(self) -> None:
+        """See :meth:`mimickit.engines.engine.Engine.set_masses`."""
+        self._synchronize()
+        self._variation.write_masses()
+        self._synchronize()
+
     def clear_overflow(self) -> None:
         """Zero the overflow counters."""
         self.overflow.zero_()
@@ -639,6 +670,10 @@ class NewtonEngine:
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
+        if self._variation is not None:
+            self._synchronize()
+            self._variation.write(wp.ones(self.num_envs + 1, dtype=wp.bool, device=self._wp_device))
+            self.set_masses()
 
     def close(self) -> None:
         """Release graphs and device memory."""
@@ -691,10 +726,13 @@ def _check_control(config: EngineConfig, layout: JointLayout, spec: WorldSpec) -
             f"control_mode 'pd_explicit' works for characters with hinges only; {spec.char_file} has spherical "
             "joints (three hinges on one body). Use control_mode 'pos'"
         )
+    if spec.varied and (config.control_mode != "pos" or not spec.motors):
+        raise UserError(f"worlds that differ (disturbances) need control_mode 'pos', not '{config.control_mode}'")
 
 
 def engine_key(spec: WorldSpec, config: EngineConfig, num_envs: int, device: str) -> str:
     """Kernels depend on the model's sizes, on the settings, on the kind of device, and on one world or several."""
     files = [Path(f).read_bytes() for f in (spec.char_file, *(o.file for o in (*spec.objects, *spec.free_objects)))]
     architecture = "cpu" if device == "cpu" else f"sm_{wp.get_device(device).arch}"
-    return cache_key(files, spec.fixed_root, spec.self_collision, spec.motors, config, num_envs == 1, architecture)
+    return cache_key(files, spec.fixed_root, spec.self_collision, spec.motors, config, num_envs == 1, architecture,
+                     *((spec.varied, spec.roughness > 0.0) if spec.varied else ()))

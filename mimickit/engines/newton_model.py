@@ -20,6 +20,7 @@ from newton.solvers import SolverMuJoCo
 
 from mimickit.engines.engine import FreeObject, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
+from mimickit.engines.ground import BASE, HALF, POINTS, heights
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.mjcf_file import read_mjcf
 from mimickit.util.reading import MAX_MESH_BYTES, at_most
@@ -111,7 +112,7 @@ def build_world(spec: WorldSpec, config: EngineConfig) -> tuple[newton.ModelBuil
     body_names = _check_bodies(builder, root, spec.char_file)
     layout = _joint_layout(builder, spec.char_file)
     _set_init_pose(builder, layout, spec)
-    dofs = _dof_indices(layout)
+    dofs = dof_indices(layout)
     lower = upper = np.zeros(layout.num_dofs, np.float32)
     if config.spherical_limits:
         lower, upper = _authored_limits(spec, root, layout.num_dofs)
@@ -149,10 +150,16 @@ def _add_free_object(builder: newton.ModelBuilder, item: FreeObject) -> tuple[in
     return place
 
 
-def replicate(world: newton.ModelBuilder, num_envs: int, device: str) -> newton.Model:
-    """``num_envs`` copies of a world over one ground plane, on a Warp device."""
+def replicate(world: newton.ModelBuilder, num_envs: int, device: str, roughness: float = 0.0) -> newton.Model:
+    """``num_envs`` copies of a world over one ground, on a Warp device; ``roughness`` as in :class:`WorldSpec`."""
     scene = _new_builder()
-    scene.add_ground_plane(label=GROUND_LABEL, cfg=scene.ShapeConfig(mu=GROUND_FRICTION, restitution=0.0))
+    material = scene.ShapeConfig(mu=GROUND_FRICTION, restitution=0.0)
+    if roughness > 0.0:
+        grid = newton.Heightfield(heights(), POINTS, POINTS, HALF, HALF, min_z=-roughness, max_z=0.0)
+        scene.add_shape_heightfield(heightfield=grid, cfg=material, label=GROUND_LABEL,
+                                    custom_attributes={"mujoco:hfield_base": BASE})
+    else:
+        scene.add_ground_plane(label=GROUND_LABEL, cfg=material)
     scene.replicate(world, num_envs)
     return scene.finalize(device=device)
 
@@ -246,7 +253,7 @@ def _joint_layout(builder: newton.ModelBuilder, path: Path) -> JointLayout:
     )
 
 
-def _dof_indices(layout: JointLayout) -> np.ndarray:
+def dof_indices(layout: JointLayout) -> np.ndarray:
     """Index into Newton's velocities of each of our dofs, [D]."""
     sizes = np.where(layout.kind == SPHERICAL, 3, 1)
     starts = np.repeat(layout.qd, sizes)

@@ -107,7 +107,7 @@ def tracking_terms(config: DeepMimicConfig, scene: Scene) -> EnvTerms:
 
     def tracking(now: StepState) -> Tensor:
         errors = reward_errors(now.char, now.ref.now, scene.key_ids, joint_w, dof_w, config.track_root,
-                               config.root_height_obs)
+                               config.root_height_obs, config.track_axes)
         return tracking_reward(errors, weights, scales)
 
     return EnvTerms(

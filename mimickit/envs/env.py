@@ -41,6 +41,9 @@ class Env:
         self.device, self.num_envs, self.dt = scene.device, scene.num_envs, scene.dt
         self.action_low, self.action_high = scene.action_low, scene.action_high
         self.log_metrics = scene.config.log_metrics
+        self._disturbances = scene.disturbances
+        disturbing = {} if self._disturbances is None else {"disturbances": self._disturbances}
+        self._memories = {**terms.memory, **disturbing}
         length = scene.config.episode_length if terms.episode_length is None else terms.episode_length
         self._max_steps = steps_of(length, self.dt)
 
@@ -81,7 +84,7 @@ class Env:
     def before_physics(self, action: Tensor) -> None:
         """First third of a step: the command, and the start of what runs beside physics. Separate for benchmarks."""
         torch.clamp(action, self.action_low, self.action_high, out=self.engine.command)
-        for memory in self.terms.memory.values():
+        for memory in self._memories.values():
             memory.before_physics()
         self._lookups.begin()
 
@@ -94,7 +97,7 @@ class Env:
         """Last third of a step: everything that follows the engine's step."""
         self.finish_lookups()
         self._after_physics_graphs[self.mode]()
-        for memory in self.terms.memory.values():
+        for memory in self._memories.values():
             memory.after_step()
 
     @torch.no_grad()
@@ -194,7 +197,7 @@ class Env:
         groups = {
             "observations": [f"{name} {width}" for name, width in self._widths.items()], "rewards": terms.rewards,
             "terminations": terms.terminations, "info": [f"{name} {x.shape[1]}" for name, x in self.info.items()],
-            "memory": terms.memory, "metrics": {**terms.metrics, **terms.uninterrupted},
+            "memory": self._memories, "metrics": {**terms.metrics, **terms.uninterrupted},
         }
         return "\n".join([
             f"environment: {self.num_envs} world{'s' if self.num_envs > 1 else ''} on {self.device}, control step "
@@ -204,6 +207,7 @@ class Env:
             f"  reference: {self.terms.reference.describe()}",
             f"  observation {self.obs.shape[1]}, action {len(self.action_low)}",
             *(f"  {group}: {', '.join(names)}" for group, names in groups.items() if names),
+            *([] if self._disturbances is None else [f"  disturbances: {self._disturbances.describe()}"]),
         ])
 
     # --- the step -------------------------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ class Env:
         self.steps.add_(1)
         ref, reset_state = self._lookups.result
         now = self._state(ref)
-        for memory in self.terms.memory.values():
+        for memory in self._memories.values():
             memory.update(now)
         next_obs, reward, done = self._observe(now), self._reward(now), self._done(now, mode)
 
@@ -234,7 +238,7 @@ class Env:
     def _look_up(self) -> tuple[RefState, RefState]:
         """The reference one step ahead, and where new episodes would start then."""
         ref, reset_state = self.terms.reference.lookup((self.steps + 1) * self.dt)
-        for memory in self.terms.memory.values():
+        for memory in self._memories.values():
             memory.lookup(ref, reset_state)
         return ref, reset_state
 
@@ -248,6 +252,8 @@ class Env:
         return self.steps * self.dt
 
     def _observe(self, now: StepState) -> Tensor:
+        if self._disturbances is not None and self._disturbances.senses:
+            now = now._replace(char=self._disturbances.sense(now.char))
         return torch.cat([term(now) for term in self.terms.observations.values()], dim=-1)
 
     def _reward(self, now: StepState) -> Tensor:
@@ -272,13 +278,13 @@ class Env:
         self.terms.reference.reset(mask, reset_state)
         start = StepState(self._time(), reset_state.now, reset_state)
         self.scene.place(mask, start.char)
-        for memory in self.terms.memory.values():
+        for memory in self._memories.values():
             memory.reset(mask, start)
         overwrite(mask, self._observe(start), self.obs)
 
     def _persistent(self) -> dict[str, Tensor]:
         """Own tensors that outlive a step, the engine's excepted."""
-        pieces = {"reference": self.terms.reference, **{f"memory.{name}": x for name, x in self.terms.memory.items()},
+        pieces = {"reference": self.terms.reference, **{f"memory.{name}": x for name, x in self._memories.items()},
                   **{f"metrics.{name}": x for name, x in self.terms.metrics.items()}}
         return {
             "steps": self.steps, "obs": self.obs, "next_obs": self.next_obs, "reward": self.reward, "done": self.done,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
+from mimickit.envs.disturbances import Disturbances
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.observations import char_observation, phase_observation, target_observation
 from mimickit.envs.ref_motion import RefMotion
@@ -35,12 +36,22 @@ class MotionConfig(ClipConfig):
     tar_obs_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), description="control steps ahead, in order")
     rand_reset: bool = Field(True, description="start at a random time of the clip, not at 0")
     log_tracking_error: bool = False
+    root_pos_obs: bool = Field(True, description="observe where the root is: its height and, with global_obs, how far "
+                               "it is from the targets. false: a robot does not know; its horizontal position then "
+                               "neither counts nor ends an episode (ours)")
+    root_vel_obs: bool = Field(True, description="observe the linear velocity of the root; false: a robot does not "
+                               "measure it (ours)")
+    disturbances: Disturbances = Field(Disturbances(), description="docs/robust.md (ours)")
 
     @model_validator(mode="after")
     def _some_target(self) -> MotionConfig:
         if self.enable_tar_obs and not self.tar_obs_steps:
             raise ValueError("enable_tar_obs needs at least one entry in tar_obs_steps")
         return self
+
+    @property
+    def disturbed(self) -> Disturbances | None:
+        return self.disturbances if self.disturbances.given else None
 
     @property
     def log_metrics(self) -> bool:
@@ -58,6 +69,11 @@ class MotionConfig(ClipConfig):
     @property
     def track_root(self) -> bool:
         """Whether the character must follow the root in the world, not merely move alike."""
+        return self.track_axes and self.root_pos_obs
+
+    @property
+    def track_axes(self) -> bool:
+        """Whether the character must turn with its reference: directions are compared in world axes."""
         return self.enable_tar_obs and self.global_obs
 
 
@@ -83,13 +99,15 @@ def clip_reference(config: MotionConfig, scene: Scene, **windows: Any) -> RefMot
 def motion_observations(config: MotionConfig, scene: Scene) -> dict[str, Term]:
     """The character itself and, as configured, the phase of its clip and the reference ahead."""
     key_ids, axes, height = scene.key_ids, config.global_obs, config.root_height_obs
-    terms: dict[str, Term] = {"character": lambda now: char_observation(now.char, key_ids, axes, height)}
+    position, velocity = config.root_pos_obs, config.root_vel_obs
+    terms: dict[str, Term] = {"character": lambda now: char_observation(
+        now.char, key_ids, axes, height and position, velocity)}
     if config.enable_phase_obs:
         frequencies = scene.tensor([2.0 * math.pi * 2.0**k for k in range(config.num_phase_encoding)])
         terms["phase"] = lambda now: phase_observation(scene.motions.phase(now.ref.ids, now.ref.time), frequencies)
     if config.enable_tar_obs:
         terms["targets"] = lambda now: target_observation(
-            now.char.root_pos, now.ref.future, key_ids, axes, height)
+            now.char.root_pos, now.ref.future, key_ids, axes, height, position)
     return terms
 
 

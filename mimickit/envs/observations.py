@@ -12,8 +12,10 @@ from mimickit.envs.terms import CharState
 from mimickit.util.rotations import heading, in_heading, quat_to_tan_norm
 
 
-def char_observation(char: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool) -> Tensor:
-    """Observation [N, h + 12 + 6 J + D + 3 K] of characters [N, ...].
+def char_observation(
+    char: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool, root_vel_obs: bool = True
+) -> Tensor:
+    """Observation [N, h + 12 + 6 J + D + 3 K] of characters [N, ...]; 3 less without ``root_vel_obs``.
 
     Blocks: root height (h = 1 if ``root_height_obs``), root rotation 6 (tangent-normal), root velocity 3, root angular
     velocity 3, joint rotations 6 J (local), dof velocities D, key bodies relative to the root 3 K.
@@ -29,7 +31,8 @@ def char_observation(char: CharState, key_ids: Tensor, global_obs: bool, root_he
         vectors = in_heading(vectors, heading(char.root_rot).unsqueeze(-1))
     vectors = vectors.flatten(-2)
     blocks = [char.root_pos[..., 2:]] if root_height_obs else []
-    blocks += [vectors[..., :12], joints, char.dof_vel, vectors[..., 12:]]
+    root_blocks = [vectors[..., :12]] if root_vel_obs else [vectors[..., :6], vectors[..., 9:12]]
+    blocks += [*root_blocks, joints, char.dof_vel, vectors[..., 12:]]
     return torch.cat(blocks, dim=-1)
 
 
@@ -50,20 +53,22 @@ def phase_observation(phase: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def target_observation(
-    root_pos: Tensor, target: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool
+    root_pos: Tensor, target: CharState, key_ids: Tensor, global_obs: bool, root_height_obs: bool,
+    root_pos_obs: bool = True,
 ) -> Tensor:
     """Targets [N, S, ...] as [N, S * (3 or 2, + 6 + 6 J + 3 K)].
 
     Per target: root position relative to the anchor, its third number the absolute height (dropped without
     ``root_height_obs``); root rotation (tangent-normal); joint rotations; key bodies relative to the target's root.
     With ``global_obs`` the anchor is the position of the simulated root and axes are the world's; otherwise position
-    and heading of the first target, so that the character does not observe its own horizontal error.
+    and heading of the first target, so that the character does not observe its own horizontal error. Without
+    ``root_pos_obs`` the anchor is always the first target's position.
 
     Args:
         root_pos: [N, 3] m, simulated root.
         key_ids: [K] int64, bodies that are observed.
     """
-    anchor = root_pos.unsqueeze(-2) if global_obs else target.root_pos[..., :1, :]
+    anchor = root_pos.unsqueeze(-2) if global_obs and root_pos_obs else target.root_pos[..., :1, :]
     offset = target.root_pos - anchor
     key_pos = target.body_pos.index_select(-2, key_ids) - target.root_pos.unsqueeze(-2)
     root, joints = tan_norms(target.root_rot, target.joint_rot)

@@ -18,6 +18,7 @@ from mimickit.anim.motion_lib import MotionLib
 from mimickit.config import AssetPath, Config
 from mimickit.engines.engine import Engine, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
+from mimickit.envs.disturbances import Disturbances, Disturbed, check
 from mimickit.envs.terms import CharState, Term, overwrite
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
@@ -58,6 +59,11 @@ class EnvConfig(Config):
     def static_objects(self) -> tuple[StaticObject, ...]:
         """What stands in the world besides the character."""
         return ()
+
+    @property
+    def disturbed(self) -> Disturbances | None:
+        """What disturbs the characters; None: nothing."""
+        return None
 
     @property
     def log_metrics(self) -> bool:
@@ -120,6 +126,8 @@ class Scene:
         self.key_ids = self.tensor(self.body_ids("key_bodies"), torch.int64)
         self.action_low, self.action_high = map(self.tensor, action_bounds(
             self.character.model, setup.engine_config.control_mode, config.zero_center_action))
+        if config.disturbed is not None:
+            check(config.disturbed, self.character.model, self.control_mode, self.dt, config.source)
         self._setup, self._world = setup, world
 
     @cached_property
@@ -131,11 +139,19 @@ class Scene:
     def engine(self) -> Engine:
         """Physics, the character in ``init_pose``. Raises UserError where bodies of engine and character differ."""
         root_pos, root_rot, dof_pos = (tuple(x.tolist()) for x in init_pose(self.config, self.character.model))
+        disturbed = self.config.disturbed
+        varied = {"varied": disturbed.varies, "roughness": disturbed.roughness} if disturbed is not None else {}
         spec = WorldSpec(self.config.char_file, root_pos, root_rot, dof_pos, objects=self.config.static_objects,
-                         **self._world)
+                         **varied, **self._world)
         engine = self._setup.make_engine(spec, self._setup.engine_config, self.num_envs, self.device)
         check_bodies(engine, self.character)
         return engine
+
+    @cached_property
+    def disturbances(self) -> Disturbed | None:
+        """What disturbs the characters, if anything; opens the engine."""
+        settings = self.config.disturbed
+        return Disturbed(settings, self.engine, self.character) if settings is not None else None
 
     @property
     def init_pose(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,11 +221,12 @@ class Scene:
             stale.masked_fill_(mask.view(-1, 1, 1), 0.0)
 
     def placed(self) -> list[Tensor]:
-        """The engine's buffers that :meth:`place` and those who move free objects read and change."""
+        """The engine's buffers that :meth:`place`, disturbances and those who move free objects read and change."""
         names = ("reset_mask", "dof_pos", "body_vel", "body_ang_vel", "contact_force", "ground_contact_force",
                  *(name for name in CharState._fields if name != "joint_rot"),
                  *(("object_mask", "object_pos", "object_vel") if self._world.get("free_objects") else ()))
-        return [getattr(self.engine, name) for name in names]
+        varied = self.disturbances.written() if self.disturbances is not None else []
+        return [*(getattr(self.engine, name) for name in names), *varied]
 
 
 def init_pose(config: EnvConfig, model: CharacterModel) -> tuple[Tensor, Tensor, Tensor]:

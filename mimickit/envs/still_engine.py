@@ -38,6 +38,12 @@ class StillEngine:
         if objects := len(spec.free_objects):
             shapes |= {f"object_{name}": (n, objects, 3) for name in ("pos", "vel", "force")}
             self.object_mask = torch.zeros(n, objects, dtype=torch.bool, device=self.device)
+        if spec.varied:
+            shapes |= {"previous_command": (n, d), "ground_shift": (n, 2), "com": (n, 3)}
+            self.delay = torch.zeros(n, dtype=torch.int32, device=self.device)
+            for name, shape in (("friction", (n,)), ("strength", (n,)), ("stiffness", (n, d)), ("damping", (n, d)),
+                                ("mass", (n, b))):
+                setattr(self, name, torch.ones(shape, device=self.device))
         for name, shape in shapes.items():
             setattr(self, name, torch.zeros(shape, device=self.device))
         self.root_pos += torch.tensor(spec.init_root_pos, device=self.device)
@@ -51,6 +57,9 @@ class StillEngine:
 
     def flush(self) -> None:
         self.reset_mask.zero_()
+
+    def set_masses(self) -> None:
+        """There are no masses."""
 
     def clear_overflow(self) -> None:
         self.overflow.zero_()

@@ -18,17 +18,19 @@ MEASURES = (
 
 def reward_errors(
     char: CharState, ref: CharState, key_ids: Tensor, joint_w: Tensor, dof_w: Tensor,
-    track_root: bool, root_height_obs: bool,
+    track_root: bool, root_height_obs: bool, track_axes: bool | None = None,
 ) -> Tensor:
     """The five squared errors [N, 5] of the reward, in the order of ``TERMS``.
 
     pose: joint angles (rad^2, weighted joint_w [J]); vel: dof velocities (rad^2/s^2, weighted dof_w [D]); root_pose:
     position (m^2) + 0.1 angle (rad^2); root_vel: velocity + 0.1 angular velocity; key_pos: key bodies relative to the
-    root (m^2). Without ``track_root`` the horizontal root position does not count and everything of the root is
-    compared in each character's own heading frame. Root height counts only with ``root_height_obs``. Without key
+    root (m^2). Without ``track_root`` the horizontal root position does not count. Without ``track_axes`` (the same
+    as ``track_root`` if not given) everything of the root is compared in each character's own heading frame. Root
+    height counts only with ``root_height_obs``. Without key
     bodies the last error is 0, so its term is constant.
     """
-    (rotations, vectors), (ref_rotations, ref_vectors) = (_own_frame(c, key_ids, track_root) for c in (char, ref))
+    (rotations, vectors), (ref_rotations, ref_vectors) = (
+        _own_frame(c, key_ids, track_root if track_axes is None else track_axes) for c in (char, ref))
     angles = quat_diff_angle(rotations, ref_rotations).square()
     pose = (joint_w * angles[..., 1:]).sum(dim=-1)
     vel = (dof_w * (ref.dof_vel - char.dof_vel).square()).sum(dim=-1)
