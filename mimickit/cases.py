@@ -1,7 +1,8 @@
 """Cases, the variants of their hyper-parameters, and the worlds those need. Nothing heavy is imported here.
 
 A case is a file ``args/<name>_args.txt``. Beside its agent file there may be variants ``<agent>_<variant>.yaml``; a
-training takes ``tuned`` where it exists (docs/learning.md).
+training takes ``tuned`` where it exists (docs/learning.md). Beside its environment file there may be
+``<env>_robust.yaml`` (docs/robust.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mimickit.util.args import COMMAND_LINE, Args
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest
-from mimickit.util.options import DEFAULT, VARIANTS
+from mimickit.util.options import DEFAULT, ROBUST, VARIANTS
 
 SUFFIX = "_args.txt"
 NOT_YET = ("lcp", "smp")  # methods outside the acceptance set; --cases can still name them
@@ -159,7 +160,8 @@ def tuned_worlds(agent_config: str, usual: int = TUNED_WORLDS) -> int:
 def with_variant(args: Args) -> tuple[Args, str | None]:
     """The arguments with the agent file of ``--variant``, and the variant's name; None if no args file names an agent.
 
-    Without ``--variant`` that is ``tuned`` where it exists. An agent file that the command line or a run names stays.
+    Without ``--variant`` that is ``tuned`` where it exists. ``robust`` changes the environment file only. An agent file
+    that the command line or a run names stays.
 
     Raises:
         UserError: no such variant, or one on the command line for such an agent file.
@@ -173,10 +175,33 @@ def with_variant(args: Args) -> tuple[Args, str | None]:
             raise UserError(f"--variant {wanted}: {why}")
         return args, None
     known = variants(agent)
-    name = wanted or next(iter(known))
+    name = next(iter(known)) if wanted in (None, ROBUST) else wanted
     if name not in known:
         raise UserError(f"--variant {name} ({args.source['variant']}): {agent} has {', '.join(known)}")
+    if wanted == ROBUST:
+        args = args.with_value("env_config", robust_env(args), source=f"variant {ROBUST}")
     return (args if name == DEFAULT else args.with_value("agent_config", known[name], source=f"variant {name}")), name
+
+
+def robust_env(args: Args) -> str:
+    """The environment file of ``--variant robust``. Raises UserError where there is none."""
+    env = args["env_config"]
+    if args.source.get("env_config") != args["arg_file"]:
+        raise UserError(f"--variant {ROBUST}: --env_config {env} is given too: give one of them")
+    if env is None or not has_robust(env):
+        names = [case.name for case in all_cases() if has_robust(case.env_config)]
+        raise UserError(f"--variant {ROBUST}: {env} has no {ROBUST} variant; these cases have: {', '.join(names)}")
+    return robust_file(env)
+
+
+def robust_file(env_config: str) -> str:
+    """``deepmimic_g1_env_robust.yaml`` beside ``deepmimic_g1_env.yaml``."""
+    return str(Path(env_config).with_stem(f"{Path(env_config).stem}_{ROBUST}"))
+
+
+def has_robust(env_config: str) -> bool:
+    """Whether an environment file has a robust variant."""
+    return locate(robust_file(env_config)).is_file()
 
 
 def all_cases() -> list[Case]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimickit.cases import NOT_YET, all_cases, variants
+from mimickit.cases import NOT_YET, all_cases, has_robust, variants
 from mimickit.config import layers, load_layered, load_yaml
 from mimickit.util.args import COMMAND_LINE
 from mimickit.util.assets import SHIPPED, locate
 from mimickit.util.failures import UserError
+from mimickit.util.options import ROBUST
 
 if TYPE_CHECKING:
     from mimickit.util.args import Args
@@ -36,7 +37,8 @@ def _cases() -> list[str]:
             env = load_layered(locate(case.env_config))
         except UserError:
             env = {}
-        known = ", ".join(variants(case.agent_config)) if case.trainable else ""
+        known = ", ".join([*variants(case.agent_config), *([ROBUST] if has_robust(case.env_config) else [])]
+                          ) if case.trainable else ""
         files = [Path(str(env.get(key, "-"))).stem for key in ("char_file", "motion_file")]
         trains = ("yes *" if case.method in NOT_YET else "yes") if case.trainable else "no"
         rows.append((case.name, case.method, *files, trains, known))
@@ -81,6 +83,8 @@ def configuration(args: Args) -> str:
     changes = read_overrides(args["set"])
     given = {part: [("--set", values)] for part, values in changes.items()}
     env = [(str(path), data) for path, data in layers(request.files["env_config"])]
+    if args["disturb"] is not None:
+        env.append((f"--disturb {args['disturb']}", {"disturbances": request.env.disturbances.model_dump()}))
     stacks = {
         "engine": [(str(request.files["engine_config"]), load_yaml(request.files["engine_config"])),
                    *((path, data.get("engine") or {}) for path, data in env), *given["engine"]],
@@ -97,7 +101,8 @@ def configuration(args: Args) -> str:
     shown = dict.fromkeys([*SHOWN_FLAGS, *(flag for flag in known if known[flag] == COMMAND_LINE and flag != "set")])
     rows += [(f"  {flag}", " ".join(request.args.values[flag]), known[flag]) for flag in shown if flag in request.args]
     if request.variant is not None:
-        rows.append(("  variant", request.variant, "--variant" if "variant" in args else "tuned where there is one"))
+        rows.append(("  variant", request.variant, "--variant" if args["variant"] not in (None, ROBUST)
+                     else "tuned where there is one"))
     for part, values in request.configuration().items():
         rows += [("", "", ""), (part, "", "")]
         rows += [(f"  {'.'.join(path)}", _text(value), _origin(path, stacks[part])) for path, value in _leaves(values)]

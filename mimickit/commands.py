@@ -341,7 +341,7 @@ def _kind(args: Args) -> str:
 def _test(name: str, target: str, given: Args) -> Args:
     worlds = str(given["num_envs"] if "num_envs" in given else TEST_WORLDS.get(_kind(given), 1))
     defaults = {"mode": ["test"], "num_envs": [worlds], "test_episodes": [worlds], "visualize": ["false"]}
-    return _of_a_run(name, target, given, defaults, "")
+    return _of_a_run(name, target, given, defaults, _place("test", given) if "disturb" in given else "")
 
 
 def _view(name: str, target: str, given: Args) -> Args:
@@ -361,9 +361,14 @@ def _sim2sim(name: str, target: str, given: Args) -> Args:
     defaults = {"mode": ["test"], "test_episodes": [str(SIM2SIM_EPISODES)], "visualize": ["false"], "rand_seed": ["0"]}
     if is_policy(target):
         folder = Path(target) if os.path.isdir(target) else Path(target).parent
-        return given.with_defaults({**defaults, "out_dir": [str(folder / "sim2sim")]}, f"mimickit {name}").named(
-            name, target)
-    return _of_a_run(name, target, given, defaults, "sim2sim")
+        return given.with_defaults({**defaults, "out_dir": [str(folder / _place(name, given))]},
+                                   f"mimickit {name}").named(name, target)
+    return _of_a_run(name, target, given, defaults, _place(name, given))
+
+
+def _place(name: str, given: Args) -> str:
+    """Where a test goes below its run: one under other disturbances than in training has a place of its own."""
+    return f"{name}_{Path(given['disturb']).stem}" if given["disturb"] is not None else name
 
 
 def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[str]], place: str) -> Args:
@@ -395,16 +400,19 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
 def _deploy(args: Args) -> None:
     """Export a policy, or run an exported one in plain MuJoCo."""
     from mimickit.deploy import program
+    from mimickit.envs.disturbance_config import read_disturbances
 
     name, target = args.command
     program.need(name)
+    if args["disturb"] is not None:
+        read_disturbances(args["disturb"])  # a mistake is told before anything is exported
     for flag in ("out_dir", "result_file", "video_file"):
         check_writable(args, flag)
     out_dir = policy = Path(args["out_dir"])
     if name == "export" or not program.is_policy(target):
         policy = out_dir if name == "export" else out_dir / "policy"
-        request = read_request(Args({flag: words for flag, words in args.values.items() if flag != "overwrite"},
-                                    args.source, command=args.command))
+        kept = {flag: words for flag, words in args.values.items() if flag not in ("overwrite", "disturb")}
+        request = read_request(Args(kept, args.source, command=args.command))
         program.export(request, policy, args["overwrite"] or name == "sim2sim")
         print(f"policy: {policy}")
     if name == "sim2sim":

@@ -10,6 +10,7 @@ from typing import Any
 
 from mimickit.cases import DEFAULT, TUNED, tuned_worlds
 from mimickit.util.args import Args
+from mimickit.util.options import ROBUST
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def header(request: Request) -> list[str]:
     file, others = request.args["agent_config"], ""
     if request.variant != DEFAULT:
         others = "; --variant default takes the args file's own"
-    lines = [f"hyper-parameters: {request.variant} ({file}{others})"]
+    lines = [f"environment: {ROBUST} ({request.args['env_config']})"] if request.args["variant"] == ROBUST else []
+    lines += [f"hyper-parameters: {request.variant} ({file}{others})"]
     processes = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else len(request.devices)
     if request.variant == TUNED:
         worlds = tuned_worlds(file.replace(f"_{TUNED}.", "."))

@@ -52,6 +52,11 @@ def read_world(args: Args) -> World:
         raise UserError("--env_config is missing: name an environment yaml (data/envs/) or an --arg_file (args/)")
     assignments, env, env_files = args["set"], None, []
     changes = read_overrides(assignments)
+    if args["disturb"] is not None:  # all keys: the file's own are replaced
+        from mimickit.envs.disturbance_config import read_disturbances
+
+        wanted = {"disturbances": read_disturbances(args["disturb"]).model_dump(mode="json")}
+        changes["env"] = merge(wanted, changes["env"])
     with naming_overrides(assignments, "env"):
         if os.path.exists(files["env_config"]):  # before missing files: the likelier mistake
             env_files = layers(files["env_config"])

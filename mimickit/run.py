@@ -405,7 +405,8 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     if dist.is_root:
         write_result(request, {
             "ok": signals.received is None or (endless and result.test_episodes > 0),
-            **result.to_dict(), "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
+            **result.to_dict(), "disturbances": request.env.disturbed.given if request.env.disturbed else {},
+            "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.monotonic() - started_at(),
         })
         print("\n".join(measured(result, args["test_episodes"])))

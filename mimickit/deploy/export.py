@@ -211,9 +211,9 @@ def observation_terms(env: MotionConfig, model: CharacterModel) -> list[dict[str
     axes = "world" if env.global_obs else "heading"
     joints, keys, height = 6 * model.num_joints, 3 * len(env.key_bodies), env.root_height_obs
     blocks = [
-        ("root_height", int(height), "world", "m", "the ground"),
+        ("root_height", int(height and env.root_pos_obs), "world", "m", "the ground"),
         ("root_rotation", 6, axes, "1", ""),
-        ("root_velocity", 3, axes, "m/s", ""),
+        ("root_velocity", 3 * int(env.root_vel_obs), axes, "m/s", ""),
         ("root_angular_velocity", 3, axes, "rad/s", ""),
         ("joint_rotations", joints, "parent", "1", ""),
         ("joint_velocities", model.num_dofs, "joint", "rad/s", ""),
@@ -226,7 +226,8 @@ def observation_terms(env: MotionConfig, model: CharacterModel) -> list[dict[str
     for ahead in env.future_steps:
         terms += [dict(zip(("name", "size", "frame", "unit", "relative_to", "steps_ahead"), (*block, ahead)))
                   for block in (
-            ("target_root_position", 2 + int(height), target_axes, "m", "root" if env.global_obs else "first target"),
+            ("target_root_position", 2 + int(height), target_axes, "m",
+             "root" if env.global_obs and env.root_pos_obs else "first target"),
             ("target_root_rotation", 6, target_axes, "1", ""),
             ("target_joint_rotations", joints, "parent", "1", ""),
             ("target_key_body_positions", keys, target_axes, "m", "target's root"),

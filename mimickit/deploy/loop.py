@@ -31,24 +31,45 @@ class Step(NamedTuple):
     end: str
 
 
+class World:
+    """Where a policy acts. This one is as the policy expects it; :mod:`mimickit.deploy.disturbances` has another."""
+
+    def load(self, file: str) -> mujoco.MjModel:
+        """The model of ``policy.xml``."""
+        return mujoco.MjModel.from_xml_path(file)
+
+    def begin(self, loop: Loop, rng: np.random.Generator) -> None:
+        """Before an episode."""
+
+    def sense(self, now: State) -> State:
+        """What the robot knows of its state."""
+        return now
+
+    def drive(self, data: mujoco.MjData, controls: np.ndarray, substep: int) -> None:
+        """Tell the controllers their targets, before a physics step."""
+        data.ctrl[:] = controls
+
+
 class Loop:
     """An exported policy and its world.
 
     Args:
         policy: content of ``policy.json``, names as attributes.
         folder: where its files are.
+        world: which one.
 
     Attributes:
         data, target: MuJoCo's data of the world, and of the reference where it was last looked up.
     """
 
-    def __init__(self, policy: Any, folder: Path) -> None:
+    def __init__(self, policy: Any, folder: Path, world: World | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.network = onnxruntime.InferenceSession(
             str(folder / policy.network), options, providers=["CPUExecutionProvider"])
         self.policy, self.dt = policy, 1.0 / policy.control_rate
-        self.model = mujoco.MjModel.from_xml_path(str(folder / policy.model))
+        self.world = world or World()
+        self.model = self.world.load(str(folder / policy.model))
         self.data, self.target = mujoco.MjData(self.model), mujoco.MjData(self.model)
         self.character = Character(self.model, policy)
         self.reference = Reference(policy, np.load(folder / policy.reference.file), self.character.all_quats)
@@ -64,6 +85,7 @@ class Loop:
         policy, dt, latent, renewal = self.policy, self.dt, None, 0.0
         clip = rng.choice(len(self.reference.clips), p=[clip.weight for clip in self.reference.clips])
         start = rng.uniform(0.0, self.reference.clips[clip].length) if policy.episode.random_start else 0.0
+        self.world.begin(self, rng)
         now = self.reset(clip, start, at_rest=rng.random() < policy.episode.rest_probability)
         task = TASKS[policy.goal.kind](policy.goal, rng) if policy.goal is not None else Task()
         goal, step, end = task.goal(now, 0.0), 0, RUNNING
@@ -73,9 +95,11 @@ class Loop:
                 latent = unit(rng.standard_normal(policy.latent.size)).astype(np.float32)
                 renewal = step * dt + rng.uniform(policy.latent.time_min, policy.latent.time_max)
             targets = [self.lookup(clip, time + ahead * dt) for ahead in self._ahead]
-            action = self.act(observe(policy, now, targets, self.reference.phase(clip, time), goal), latent)
-            self.data.ctrl[:] = self.controls(action)
-            for _ in range(policy.substeps):
+            sensed = self.world.sense(now)
+            action = self.act(observe(policy, sensed, targets, self.reference.phase(clip, time), goal), latent)
+            controls = self.controls(action)
+            for substep in range(policy.substeps):
+                self.world.drive(self.data, controls, substep)
                 mujoco.mj_step(self.model, self.data)
             mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves poses as they were before it moved
             step += 1

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimickit.config import load_yaml
+from mimickit.config import build, load_yaml
 from mimickit.deploy import policy_file
 from mimickit.util.args import Args
 from mimickit.util.failures import UserError
@@ -19,6 +19,7 @@ from mimickit.util.versions import versions
 
 if TYPE_CHECKING:
     from mimickit.deploy.policy_file import PolicyFile
+    from mimickit.envs.disturbance_config import Disturbances
 
 PACKAGES = {"export": ("onnx", "onnxruntime"), "sim2sim": ("onnxruntime",)}
 MAX_PROCESSES = 8  # of sim2sim, where nobody says
@@ -61,6 +62,17 @@ def _run_config(model: Path) -> dict[str, Any]:
     return load_yaml(file) if file.is_file() else {}
 
 
+def disturbances_of(args: Args, policy: Path) -> Disturbances:
+    """Those of ``--disturb``; without it those that the policy was trained with."""
+    from mimickit.deploy.policy_file import read_policy
+    from mimickit.envs.disturbance_config import Disturbances, read_disturbances
+
+    if args["disturb"] is not None:
+        return read_disturbances(args["disturb"])
+    known = read_policy(policy)[0].training.configuration["env"].get("disturbances", {})
+    return build(Disturbances, known, f"{policy}: training.configuration.env.disturbances")
+
+
 def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
     """Run, measure and film an exported policy; writes ``result.json`` and the film."""
     need("sim2sim")
@@ -68,19 +80,24 @@ def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
     from mimickit.deploy import sim2sim as runner
 
+    disturbances = disturbances_of(args, policy)
+    if disturbances.given:
+        print(f"disturbances: {disturbances.text}")
     seed, max_steps = args["rand_seed"], args["max_episode_steps"]
     if args["visualize"]:
-        runner.show(policy, seed, max_steps)
+        runner.show(policy, seed, max_steps, disturbances)
         return
     result_file = Path(args["result_file"] or out_dir / "result.json")
     processes = len(args["devices"] or ()) or min(MAX_PROCESSES, os.cpu_count() or 1)
     heartbeat = Heartbeat(out_dir, 0)
-    result = runner.measure(policy, args["test_episodes"], seed, processes, max_steps, heartbeat.beat)
+    result = runner.measure(policy, args["test_episodes"], seed, processes, max_steps, disturbances,
+                            heartbeat.beat)
     video = None
     if args["video"]:
         video = runner.film(policy, Path(args["video_file"] or out_dir / "viz.mp4"), args["video_width"],
-                            args["video_height"], seed, max_steps)
-    write_json(result_file, {"mode": "sim2sim", "ok": True, **result, "video": video, "versions": versions()})
+                            args["video_height"], seed, max_steps, disturbances)
+    write_json(result_file, {"mode": "sim2sim", "ok": True, **result, "disturbances": disturbances.given,
+                             "video": video, "versions": versions()})
     print(f"Mean episode length: {result['test_episode_length']:.4g} control steps")
     print(f"Episodes: {result['test_episodes']}")
     print("\n".join(with_units(result["measures"], result["statistics"])))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from mimickit.deploy.loop import Loop, Step
+from mimickit.deploy.disturbances import DisturbedWorld
+from mimickit.deploy.loop import Loop, Step, World
 from mimickit.deploy.policy_file import PolicyFile, read_policy
+from mimickit.envs.disturbance_config import Disturbances
 from mimickit.util.failures import DisplayError
 from mimickit.util.film import Film
 
@@ -22,14 +25,15 @@ NO_PICTURE = ("Off-screen rendering is not possible here ({reason}). MuJoCo need
               "libegl1 libgl1 libgl1-mesa-dri. Without pictures: --video false")
 
 
-def run_episodes(path: Path, episodes: int, seed: int, processes: int, max_steps: int) -> Iterator[list[Step]]:
+def run_episodes(path: Path, episodes: int, seed: int, processes: int, max_steps: int, disturbances: Disturbances
+                 ) -> Iterator[list[Step]]:
     """The episodes of a policy, in order, run by several processes. Episode i draws from the generator (seed, i).
 
     Args:
         path: of :func:`read_policy`.
         max_steps: an episode ends after so many control steps.
     """
-    tasks = [(path, seed, index, max_steps) for index in range(episodes)]
+    tasks = [(path, disturbances, seed, index, max_steps) for index in range(episodes)]
     if processes == 1:
         yield from map(_episode, tasks)
         return
@@ -37,23 +41,24 @@ def run_episodes(path: Path, episodes: int, seed: int, processes: int, max_steps
         yield from pool.map(_episode, tasks)
 
 
-def _episode(task: tuple[Path, int, int, int]) -> list[Step]:
-    path, seed, index, max_steps = task
+def _episode(task: tuple[Path, Disturbances, int, int, int]) -> list[Step]:
+    path, disturbances, seed, index, max_steps = task
     steps: list[Step] = []
-    _loop(path).episode(np.random.default_rng([seed, index]), steps.append, max_steps)
+    _loop(path, disturbances).episode(np.random.default_rng([seed, index]), steps.append, max_steps)
     return steps
 
 
-_loops: dict[Path, Loop] = {}  # of this process
+@cache
+def _loop(path: Path, disturbances: Disturbances) -> Loop:
+    return Loop(*read_policy(path), world_of(disturbances))
 
 
-def _loop(path: Path) -> Loop:
-    if path not in _loops:
-        _loops[path] = Loop(*read_policy(path))
-    return _loops[path]
+def world_of(disturbances: Disturbances) -> World:
+    """The world with these disturbances."""
+    return DisturbedWorld(disturbances) if disturbances.given else World()
 
 
-def measure(path: Path, episodes: int, seed: int, processes: int, max_steps: int,
+def measure(path: Path, episodes: int, seed: int, processes: int, max_steps: int, disturbances: Disturbances,
             on_episode: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Run episodes as :func:`run_episodes` and measure them: part of ``result.json`` as after a test.
 
@@ -64,7 +69,7 @@ def measure(path: Path, episodes: int, seed: int, processes: int, max_steps: int
 
     policy, folder = read_policy(path)
     measures = Episodes(policy, character_mass(mujoco.MjModel.from_xml_path(str(folder / policy.model)), policy))
-    for steps in run_episodes(path, episodes, seed, min(processes, episodes), max_steps):
+    for steps in run_episodes(path, episodes, seed, min(processes, episodes), max_steps, disturbances):
         measures.add(steps)
         on_episode()
     return measures.result()
@@ -75,7 +80,8 @@ def character_mass(model: mujoco.MjModel, policy: PolicyFile) -> float:
     return float(sum(model.body(body.name).mass[0] for body in policy.bodies))
 
 
-def film(path: Path, file: Path, width: int, height: int, seed: int, max_steps: int) -> dict[str, Any]:
+def film(path: Path, file: Path, width: int, height: int, seed: int, max_steps: int, disturbances: Disturbances
+         ) -> dict[str, Any]:
     """Film an episode that follows its clip from the beginning, the reference beside it.
 
     Raises:
@@ -83,7 +89,7 @@ def film(path: Path, file: Path, width: int, height: int, seed: int, max_steps: 
     """
     policy, folder = read_policy(path)
     policy = policy.model_copy(update={"episode": policy.episode.model_copy(update={"random_start": False})})
-    loop = Loop(policy, folder)
+    loop = Loop(policy, folder, world_of(disturbances))
     picture = Picture(loop, width - width % 2, height - height % 2)
     film = Film(file, policy.control_rate, picture.width, picture.height)
     loop.episode(np.random.default_rng([seed, 0]), lambda step: film.add(picture.draw()), max_steps)
@@ -91,14 +97,14 @@ def film(path: Path, file: Path, width: int, height: int, seed: int, max_steps: 
     return film.close()
 
 
-def show(path: Path, seed: int, max_steps: int) -> None:
+def show(path: Path, seed: int, max_steps: int, disturbances: Disturbances) -> None:
     """Episodes in MuJoCo's own viewer, in real time, until its window is closed."""
     import time
     from itertools import count
 
     import mujoco.viewer
 
-    loop = Loop(*read_policy(path))
+    loop = Loop(*read_policy(path), world_of(disturbances))
     with mujoco.viewer.launch_passive(loop.model, loop.data) as viewer:
         viewer.cam.type, viewer.cam.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, loop.character.bodies[0]
         due = time.monotonic()

@@ -7,83 +7,18 @@ is written into the engine's buffers (:class:`~mimickit.engines.engine.Engine`),
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
 import torch
-from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from mimickit.anim.character import Character
 from mimickit.anim.mjcf import CharacterModel, JointKind
-from mimickit.config import Config
 from mimickit.engines.engine import Engine
 from mimickit.engines.ground import SHIFT
+from mimickit.envs.disturbance_config import Disturbances
 from mimickit.envs.terms import CharState, Memory, StepState, overwrite
 from mimickit.util.failures import UserError
 from mimickit.util.graphs import Graphed
 from mimickit.util.rotations import exp_map_to_quat, quat_mul
-
-
-def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0.0 <= pair[0] <= pair[1]:
-        raise ValueError(f"a range is two numbers, 0 or more, the smaller first; this one is {list(pair)}")
-    return pair
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Amount = Annotated[float, Field(ge=0.0)]
-
-
-class Disturbances(Config):
-    """The key ``disturbances``. A range is drawn from uniformly, an amount stands for the range [-amount, amount];
-    null and 0: off."""
-
-    friction: Range | None = Field(None, description="factor of the sliding friction of all contacts of a world")
-    mass: Range | None = Field(None, description="factor of mass and inertia, of each body; drawn at the start")
-    com: Amount = Field(0.0, description="m, along each axis: the root body's centre of mass; drawn at the start")
-    stiffness: Range | None = Field(None, description="factor of kp, of each dof")
-    damping: Range | None = Field(None, description="factor of kd, of each dof")
-    motor_strength: Range | None = Field(None, description="factor of all torques and torque limits of a world")
-    joint_offset: Amount = Field(0.0, description="rad: the zero of each joint's encoder; hinges only")
-    latency: Range | None = Field(None, description="s, until a command reaches the motors; one control step at most, "
-                                                    "rounded to physics steps")
-    noise_root_position: Amount = Field(0.0, description="m, along each axis; drawn in every step, as all noise")
-    noise_root_rotation: Amount = Field(0.0, description="rad, about each axis")
-    noise_root_velocity: Amount = Field(0.0, description="m/s, along each axis")
-    noise_root_angular_velocity: Amount = Field(0.0, description="rad/s, about each axis")
-    noise_joint_position: Amount = Field(0.0, description="rad, of each dof")
-    noise_joint_velocity: Amount = Field(0.0, description="rad/s, of each dof")
-    push_velocity: Amount = Field(0.0, description="m/s, along each horizontal axis, added to the root's velocity")
-    push_angular_velocity: Amount = Field(0.0, description="rad/s, about each axis, added to the root's")
-    push_interval: Range | None = Field(None, description="s, from push to push; drawn after each")
-    roughness: Amount = Field(0.0, description="m; depth of the holes of an uneven ground, whose highest points are at "
-                              "0. Its place under a world is drawn; world 0's is fixed, for pictures")
-
-    @model_validator(mode="after")
-    def _whole_pushes(self) -> Disturbances:
-        pushes = self.push_velocity > 0.0 or self.push_angular_velocity > 0.0
-        if pushes != (self.push_interval is not None):
-            raise ValueError("push_interval is needed where push_velocity or push_angular_velocity is, and only there")
-        if self.push_interval is not None and self.push_interval[1] <= 0.0:
-            raise ValueError("push_interval must be longer than 0")
-        return self
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """What is on, plain values."""
-        return {name: value for name, value in self.model_dump(mode="json").items() if value}
-
-    @property
-    def varies(self) -> bool:
-        """Whether worlds differ in what the engine simulates."""
-        return any(getattr(self, name) for name in (
-            "friction", "mass", "com", "stiffness", "damping", "motor_strength", "latency", "roughness"))
-
-    @property
-    def noise(self) -> tuple[float, ...]:
-        """Amplitudes: root position, rotation, velocity, angular velocity; dof position, velocity."""
-        return (self.noise_root_position, self.noise_root_rotation, self.noise_root_velocity,
-                self.noise_root_angular_velocity, self.noise_joint_position, self.noise_joint_velocity)
 
 
 def uniform(shape: tuple[int, ...], pair: tuple[float, float], device: torch.device) -> Tensor:
@@ -172,10 +107,6 @@ class Disturbed(Memory):
         if settings.push_interval is not None:
             overwrite(mask, uniform(self._until.shape, settings.push_interval, engine.device), self._until)
 
-    def describe(self) -> str:
-        """One line for people."""
-        return ", ".join(f"{name} {value}" for name, value in self._settings.given.items())
-
     def buffers(self) -> dict[str, Tensor]:
         return {"offset": self._offset, "until_push": self._until}
 
@@ -191,7 +122,7 @@ class Disturbed(Memory):
             engine.command.sub_(self._offset)
         if settings.push_interval is None:
             return
-        due = self._until <= 0.0
+        due = self._until < 0.5 * engine.control_dt
         kick = self._kick * uniform((len(due), 6), (-1.0, 1.0), due.device) * due.unsqueeze(-1)
         engine.root_vel.add_(kick[:, :3])
         engine.root_ang_vel.add_(kick[:, 3:])

@@ -207,7 +207,7 @@ class Env:
             f"  reference: {self.terms.reference.describe()}",
             f"  observation {self.obs.shape[1]}, action {len(self.action_low)}",
             *(f"  {group}: {', '.join(names)}" for group, names in groups.items() if names),
-            *([] if self._disturbances is None else [f"  disturbances: {self._disturbances.describe()}"]),
+            *([] if self._disturbances is None else [f"  disturbances: {self.scene.config.disturbed.text}"]),
         ])
 
     # --- the step -------------------------------------------------------------------------------------------------

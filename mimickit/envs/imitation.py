@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from mimickit.anim.motion import LoopMode
 from mimickit.envs.base import DoneFlag
-from mimickit.envs.disturbances import Disturbances
+from mimickit.envs.disturbance_config import Disturbances
 from mimickit.envs.metrics import StepMean
 from mimickit.envs.observations import char_observation, phase_observation, target_observation
 from mimickit.envs.ref_motion import RefMotion

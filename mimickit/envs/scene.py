@@ -18,7 +18,8 @@ from mimickit.anim.motion_lib import MotionLib
 from mimickit.config import AssetPath, Config
 from mimickit.engines.engine import Engine, StaticObject, WorldSpec
 from mimickit.engines.engine_config import EngineConfig
-from mimickit.envs.disturbances import Disturbances, Disturbed, check
+from mimickit.envs.disturbance_config import Disturbances
+from mimickit.envs.disturbances import Disturbed, check
 from mimickit.envs.terms import CharState, Term, overwrite
 from mimickit.util.failures import UserError
 from mimickit.util.names import nearest

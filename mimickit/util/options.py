@@ -16,6 +16,7 @@ from mimickit.util.names import nearest
 
 UNLIMITED = 2**63 - 1
 DEFAULT = "default"  # the agent file that the args file names
+ROBUST = "robust"  # the environment file <env>_robust.yaml
 VARIANTS = ("tuned", "hiutil")  # agent files <agent>_<variant>.yaml, in order of preference
 OUT_DIR = "output/"
 BEST_EPISODES = 8  # of an evaluation that may say which policy is the best so far
@@ -130,8 +131,9 @@ GROUPS: dict[str, dict[str, Option]] = {
         "agent_config": Option(str, "agent yaml; without one nothing is learned and all actions are 0", value="FILE"),
         "variant": Option(
             str, "hyper-parameters: the file <agent>_<variant>.yaml beside the agent file that the args file names, or "
-            "that file itself (default). --agent_config on the command line wins", choices=(*VARIANTS, DEFAULT),
-            default_text="tuned where there is one"),
+            "that file itself (default). --agent_config on the command line wins. robust: the environment file "
+            "<env>_robust.yaml (docs/robust.md), with the hyper-parameters that are taken without --variant",
+            choices=(*VARIANTS, DEFAULT, ROBUST), default_text="tuned where there is one"),
         "set": Option(
             str, "override yaml keys: env.episode_length=5 agent.model.action_std=0.1 engine.sim_freq=120", (),
             value="KEY=VALUE", many=True),
@@ -162,6 +164,9 @@ GROUPS: dict[str, dict[str, Option]] = {
         "uninterrupted_episodes": Option(
             int, "run this many more episodes, which no failure ends, for pos_err and time_warped_err; 0: none", low=0,
             high=UNLIMITED, default_text="--statistics_episodes, else 0", only="test"),
+        "disturb": Option(
+            str, "disturb the test: a set of data/disturbances (standard), a yaml file of such keys, or none "
+            "(docs/robust.md)", value="none|NAME|FILE.yaml", default_text="as trained", only="test"),
         "max_episode_steps": Option(
             int, "tests and evaluations: an episode counts as ended after this many control steps. A test without "
             "--test_episodes has no such limit unless it is given", 10_000, low=1, high=2**31 - 1),
