@@ -35,7 +35,8 @@ def turned_clip(path):
 @pytest.mark.parametrize("changes", [
     {}, {"global_obs": True, "root_height_obs": False, "enable_phase_obs": True, "num_phase_encoding": 3,
          "enable_tar_obs": True, "tar_obs_steps": (1, 4)},
-], ids=["shipped", "changed"])
+    {"global_obs": True, "root_pos_obs": False, "root_vel_obs": False, "enable_tar_obs": True, "tar_obs_steps": (1, 4)},
+], ids=["shipped", "changed", "a robot's"])
 def test_observations_are_the_environments(name, changes, tmp_path):
     env, _, policy = make(name, tmp_path, 5, turned_clip(tmp_path / "turned.pkl"), accumulate_yaw=True, **changes)
     loop = Loop(policy, tmp_path / "policy")
