@@ -69,6 +69,7 @@ class DisturbedWorld(World):
             model.geom_pos[model.geom(GROUND).id, :2] += rng.uniform(-SHIFT, SHIFT, 2)
         mujoco.mj_setConst(model, self._sensed)
         self._offset = self._error(settings.joint_offset, dofs)
+        self._offset[loop.balls] = 0.0
         latency = 0.0 if settings.latency is None else rng.uniform(*settings.latency)
         self._delay = round(latency / model.opt.timestep)
         self._before: np.ndarray | None = None

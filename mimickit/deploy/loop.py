@@ -60,6 +60,7 @@ class Loop:
 
     Attributes:
         data, target: MuJoCo's data of the world, and of the reference where it was last looked up.
+        balls: dofs of ball joints.
     """
 
     def __init__(self, policy: Any, folder: Path, world: World | None = None) -> None:
@@ -76,7 +77,7 @@ class Loop:
         self._ahead = sorted({x.steps_ahead for x in policy.observation if x.steps_ahead is not None})
         allowed = policy.episode.contact_bodies
         self._may_touch = np.array([allowed is None or body.name in allowed for body in policy.bodies])
-        self._balls = np.array([index for index, dof in enumerate(policy.dofs)
+        self.balls = np.array([index for index, dof in enumerate(policy.dofs)
                                 if self.model.joint(dof.joint).type[0] == mujoco.mjtJoint.mjJNT_BALL], int)
         self._ground = self.model.geom("ground").id
 
@@ -131,11 +132,11 @@ class Loop:
 
     def controls(self, action: np.ndarray) -> np.ndarray:
         """What MuJoCo's controllers get: the action, rotations of ball joints by the shorter way around."""
-        turns = action[self._balls].reshape(-1, 3)
+        turns = action[self.balls].reshape(-1, 3)
         angles = np.linalg.norm(turns, axis=-1, keepdims=True)
         shorter = (angles + np.pi) % (2.0 * np.pi) - np.pi
         controls = action.copy()
-        controls[self._balls] = np.where(angles > np.pi, turns * shorter / np.maximum(angles, 1.0), turns).ravel()
+        controls[self.balls] = np.where(angles > np.pi, turns * shorter / np.maximum(angles, 1.0), turns).ravel()
         return controls
 
     def ground_force(self) -> np.ndarray:

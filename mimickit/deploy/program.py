@@ -76,6 +76,8 @@ def disturbances_of(args: Args, policy: Path) -> Disturbances:
 def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
     """Run, measure and film an exported policy; writes ``result.json`` and the film."""
     need("sim2sim")
+    from mimickit.envs.disturbance_config import STANDARD, read_disturbances
+
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
     from mimickit.deploy import sim2sim as runner
@@ -92,6 +94,11 @@ def sim2sim(args: Args, policy: Path, out_dir: Path) -> None:
     heartbeat = Heartbeat(out_dir, 0)
     result = runner.measure(policy, args["test_episodes"], seed, processes, max_steps, disturbances,
                             heartbeat.beat)
+    if args["disturbed_episodes"]:
+        more = runner.measure(policy, args["disturbed_episodes"], seed, processes, max_steps,
+                              read_disturbances(STANDARD), heartbeat.beat)
+        result["measures"]["survival_disturbed"] = more["measures"]["survival"]
+        result["statistics"]["survival_disturbed"] = more["statistics"]["survival"]
     video = None
     if args["video"]:
         video = runner.film(policy, Path(args["video_file"] or out_dir / "viz.mp4"), args["video_width"],

@@ -19,7 +19,7 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-SETS = "data/disturbances"
+SETS, STANDARD = "data/disturbances", "standard"
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 Amount = Annotated[float, Field(ge=0.0)]
 
@@ -34,7 +34,7 @@ class Disturbances(Config):
     stiffness: Range | None = Field(None, description="factor of kp, of each dof")
     damping: Range | None = Field(None, description="factor of kd, of each dof")
     motor_strength: Range | None = Field(None, description="factor of all torques and torque limits of a world")
-    joint_offset: Amount = Field(0.0, description="rad: the zero of each joint's encoder; hinges only")
+    joint_offset: Amount = Field(0.0, description="rad: the zero of each hinge's encoder; ball joints have none")
     latency: Range | None = Field(None, description="s, until a command reaches the motors; one control step at most, "
                                                     "rounded to physics steps")
     noise_root_position: Amount = Field(0.0, description="m, along each axis; drawn in every step, as all noise")

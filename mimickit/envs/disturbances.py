@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mimickit.anim.character import Character
-from mimickit.anim.mjcf import CharacterModel, JointKind
+from mimickit.anim.mjcf import JointKind
 from mimickit.engines.engine import Engine
 from mimickit.engines.ground import SHIFT
 from mimickit.envs.disturbance_config import Disturbances
@@ -60,6 +60,10 @@ class Disturbed(Memory):
                 ("delay", (n,), settings.latency),
                 ("ground_shift", (n, 2), (-SHIFT, SHIFT) if settings.roughness else None)) if pair is not None}
         self._offset = torch.zeros(n, d, device=device)
+        joints = zip(character.model.joint_kinds, character.model.dof_slices, strict=True)
+        zeros = [settings.joint_offset * (kind is JointKind.HINGE) for kind, span in joints
+                 for _ in range(span.stop - span.start)]
+        self._encoders = torch.tensor(zeros).to(device)  # ball joints have none
         self._until = torch.zeros(n, device=device)  # s, to the next push
         sizes = (3, 3, 3, 3, d, d)
         amplitudes = [x for x, size in zip(settings.noise, sizes, strict=True) for _ in range(size)]
@@ -102,8 +106,8 @@ class Disturbed(Memory):
         if settings.latency is not None:
             overwrite(mask, self._character.rot_to_dof(start.char.joint_rot), engine.previous_command)
         if settings.joint_offset:
-            zero = settings.joint_offset
-            overwrite(mask, uniform(self._offset.shape, (-zero, zero), engine.device), self._offset)
+            drawn = uniform(self._offset.shape, (-1.0, 1.0), engine.device)
+            overwrite(mask, self._encoders * drawn, self._offset)
         if settings.push_interval is not None:
             overwrite(mask, uniform(self._until.shape, settings.push_interval, engine.device), self._until)
 
@@ -131,8 +135,8 @@ class Disturbed(Memory):
         self._until.copy_(torch.where(due, pause, self._until) - engine.control_dt)
 
 
-def check(settings: Disturbances, model: CharacterModel, control_mode: str, dt: float, where: str) -> None:
-    """Raises UserError for settings that do not fit the character or the engine.
+def check(settings: Disturbances, control_mode: str, dt: float, where: str) -> None:
+    """Raises UserError for settings that do not fit the engine.
 
     Args:
         dt: s, a control step.
@@ -142,8 +146,5 @@ def check(settings: Disturbances, model: CharacterModel, control_mode: str, dt: 
     if (settings.varies or settings.joint_offset) and control_mode != "pos":
         raise UserError(f"{key}' needs control_mode 'pos', this one is '{control_mode}'; with others only noise and "
                         "pushes are possible")
-    if settings.joint_offset and JointKind.SPHERICAL in model.joint_kinds:
-        raise UserError(f"{key}.joint_offset' is for characters with hinges only; {model.file} has spherical joints "
-                        "(three hinges on one body)")
     if settings.latency is not None and settings.latency[1] > dt + 1e-9:
         raise UserError(f"{key}.latency' = {list(settings.latency)}: at most one control step, {dt:.4g} s")

@@ -128,7 +128,7 @@ class Scene:
         self.action_low, self.action_high = map(self.tensor, action_bounds(
             self.character.model, setup.engine_config.control_mode, config.zero_center_action))
         if config.disturbed is not None:
-            check(config.disturbed, self.character.model, self.control_mode, self.dt, config.source)
+            check(config.disturbed, self.control_mode, self.dt, config.source)
         self._setup, self._world = setup, world
 
     @cached_property

@@ -125,6 +125,7 @@ class Attempt:
             "test_episodes": str(profile.transfer_episodes), "rand_seed": str(profile.rand_seed),
             "out_dir": settings.relative(out_dir), "result_file": settings.relative(result_file),
             **({} if profile.max_episode_steps is None else {"max_episode_steps": str(profile.max_episode_steps)}),
+            **({"disturbed_episodes": str(profile.disturbed_episodes)} if profile.disturbed_episodes else {}),
         }
         words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
         argv = (*settings.runner, "sim2sim", settings.relative(self.model_file), *words,
@@ -135,7 +136,7 @@ class Attempt:
             hang_seconds=profile.hang_seconds, startup_seconds=profile.startup_seconds, ranks=1,
             grace=profile.stop_grace,
             key={"fingerprint": self.fingerprint, "episodes": profile.transfer_episodes,
-                 "max_episode_steps": profile.max_episode_steps})
+                 "disturbed_episodes": profile.disturbed_episodes, "max_episode_steps": profile.max_episode_steps})
 
     def _budget(self, used_s: float) -> TimeBudget | None:
         settings = self.settings

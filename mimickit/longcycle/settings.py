@@ -48,6 +48,7 @@ class Profile(Config):
             environments if training had fewer). At least ``test_episodes``.
         envs_per_eval_env: long_train evaluates in one of this many environments while the others train.
         transfer_episodes: episodes of a trainable case's policy in plain MuJoCo; 0: no stage ``transfer``.
+        disturbed_episodes: further ones there, under the standard disturbances (docs/robust.md).
         transfer_processes: processes that run them, on the CPU.
         tuned_envs: environments of all devices together that the ``tuned`` variant starts with, unless
             mimickit/cases.py has another number for the agent; ``auto``: from there; null: the args file's.
@@ -87,6 +88,7 @@ class Profile(Config):
     stage_seconds: dict[str, float]
     test_envs: int = 0
     transfer_episodes: int = 0
+    disturbed_episodes: int = 0
     transfer_processes: int = 1
     transfer_timeout: float = 0.0
 

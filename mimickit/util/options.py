@@ -167,6 +167,9 @@ GROUPS: dict[str, dict[str, Option]] = {
         "disturb": Option(
             str, "disturb the test: a set of data/disturbances (standard), a yaml file of such keys, or none "
             "(docs/robust.md)", value="none|NAME|FILE.yaml", default_text="as trained", only="test"),
+        "disturbed_episodes": Option(
+            int, "sim2sim: run this many more episodes, under the standard disturbances, for survival_disturbed", 0,
+            low=0, high=UNLIMITED, only="test"),
         "max_episode_steps": Option(
             int, "tests and evaluations: an episode counts as ended after this many control steps. A test without "
             "--test_episodes has no such limit unless it is given", 10_000, low=1, high=2**31 - 1),

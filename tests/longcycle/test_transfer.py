@@ -12,7 +12,8 @@ GATE = {"measure": "test_episode_length", "op": ">=", "bound": 5, "source": "mad
 
 @pytest.fixture
 def project(project):
-    project.profiles(transfer_episodes=3, transfer_processes=2, transfer_timeout=60, enforce_gates=True)
+    project.profiles(transfer_episodes=3, disturbed_episodes=4, transfer_processes=2, transfer_timeout=60,
+                     enforce_gates=True)
     targets = {case: {"gates": [{**GATE, "measure": "test_return"}]} for case in CASES}
     (project.path / "targets.yaml").write_text(yaml.safe_dump(targets))
     return project
@@ -29,7 +30,7 @@ def test_it_follows_the_test_of_a_trained_case_only(project):
     assert project.stages() == ["probe_train", "long_train", "test", "transfer", "viz"]
     assert "transfer" not in project.stages(CASES[1])
     flags = next(call["flags"] for call in project.calls() if call["stage"] == "transfer")
-    assert (flags["test_episodes"], flags["devices"]) == (["3"], ["cpu", "cpu"])
+    assert (flags["test_episodes"], flags["disturbed_episodes"], flags["devices"]) == (["3"], ["4"], ["cpu", "cpu"])
     row = project.rows()[TRAINED]
     assert [row[name] for name in ("transfer_ok", "transfer_episode_length", "transfer_measures")] == [
         "1", "10.0", "survival=1.0"]

@@ -59,8 +59,12 @@ def test_from_a_run_to_a_measured_policy(trained):
 
 
 def test_a_run_is_exported_on_the_way(trained):
-    code, text = program("sim2sim", trained, "--test_episodes", "1", "--max_episode_steps", "2", "--devices", "cpu")
+    code, text = program("sim2sim", trained, "--test_episodes", "1", "--max_episode_steps", "2", "--devices", "cpu",
+                         "--disturbed_episodes", "2")
     assert code == 0, text
+    result = json.loads((trained / "sim2sim/result.json").read_text())
+    assert result["measures"]["survival_disturbed"] == 1.0 and result["disturbances"] == {}
+    assert result["statistics"]["survival_disturbed"]["episodes"] == 2
     assert (trained / "sim2sim/policy/policy.onnx").is_file() and (trained / "sim2sim/result.json").is_file()
 
 

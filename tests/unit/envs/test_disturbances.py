@@ -223,11 +223,15 @@ def test_mistakes(given, message):
         go2(2, **given)
 
 
-def test_what_does_not_fit(tmp_path):
-    with pytest.raises(UserError, match=r"joint_offset' is for characters with hinges only; .*humanoid.xml"):
-        humanoid("deepmimic", 2, motion_file=write_clip(tmp_path / "clip.pkl"), disturbances={"joint_offset": 0.1})
+def test_what_does_not_fit():
     with pytest.raises(UserError, match="needs control_mode 'pos', this one is 'torque'"):
         go2(2, {"control_mode": "torque"}, friction=[0.5, 1.0])
+
+
+def test_ball_joints_have_no_encoder(tmp_path):
+    env = humanoid("deepmimic", 8, motion_file=write_clip(tmp_path / "clip.pkl"), disturbances={"joint_offset": 0.1})
+    offset = env.scene.disturbances.buffers()["offset"]
+    assert offset.abs().amax(dim=0).nonzero().flatten().tolist() == [9, 13, 17, 24], "elbows and knees"
 
 
 def test_sets_are_found_by_name(tmp_path, monkeypatch):
