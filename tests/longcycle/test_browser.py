@@ -191,6 +191,7 @@ def test_it_can_be_copied_and_served(tmp_path, film, browser, capsys):
     copy = shutil.copytree(index.parent, tmp_path / "copy")
     (copy / "secret.txt").write_text("secret")
     os.symlink("/etc/hostname", copy / "page/.hidden")
+    os.symlink("/etc/hostname", copy / "page/out.txt")
     server = make_server(copy, lambda: None, port=0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -198,10 +199,14 @@ def test_it_can_be_copied_and_served(tmp_path, film, browser, capsys):
         address = f"http://127.0.0.1:{server.server_port}"
         browser.open(f"{address}/")
         assert "3/3" in browser.text("#count").replace("\n", "") and "Run it again" in browser.panel(TRAINED)
+        browser.run("document.querySelector('.gallery video').play()")
+        browser.until("return document.querySelector('.gallery video').seekable.length")
+        browser.run("const film = document.querySelector('.gallery video'); film.pause(); film.currentTime = 1.5")
+        assert browser.until("return document.querySelector('.gallery video').currentTime") == 1.5, "it can be wound"
         asked = browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
         assert asked and all(name.startswith(address) for name in asked)
         for path, code in (("index.html", 200), ("page/page.css", 200), ("secret.txt", 404), ("page/", 404),
-                           ("page/../secret.txt", 404), ("page/.hidden", 404), ("page/%2e%2e/secret.txt", 404)):
+                           ("page/../secret.txt", 404), ("page/.hidden", 404), ("page/out.txt", 404), ("page/%2e%2e/secret.txt", 404)):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
             connection.request("GET", f"/{path}")
             assert connection.getresponse().status == code, path

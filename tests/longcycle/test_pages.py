@@ -1,5 +1,7 @@
 """Pages without a browser: what is read from a root, what is written, served and committed."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +13,9 @@ import pytest
 from PIL import Image
 
 from mimickit.longcycle.ledger import read_events
-from mimickit.longcycle.results import cli, committed
+from mimickit.longcycle.results import cli, committed, machine
 from mimickit.longcycle.results.data import Root, log_tail
 from mimickit.longcycle.results.live import SHARE, LivePage
-from mimickit.longcycle.results.machine import gpus
 from mimickit.longcycle.results.pages import STATIC
 from mimickit.longcycle.settings import load_targets
 from tests.longcycle.conftest import CASES, HEAVY, ROOT, TRAINED
@@ -51,7 +52,7 @@ def test_a_page_says_what_the_records_say(root, tmp_path, capsys):
     name, parts, charts = page_data(root, TRAINED)
     assert name == TRAINED and f"test return</strong> has to be &gt;= {BOUND:g}" in parts["gates"]
     assert f"✓ holds</span>: {1.2 * BOUND:g} ± {0.0036 * BOUND:.2g} (1024 episodes)" in parts["gates"]
-    assert "best of those" in parts["gates"] and "where the bound comes from" in parts["gates"]
+    assert "the best of the grey ones reaches" in parts["gates"] and "where the bound comes from" in parts["gates"]
     assert f"--cases {TRAINED} --root-out {TRAINED}_again --longcycle-profile full --rand-seed 1" in parts["again"]
     assert "git checkout c0ffee" in parts["again"] and "0:20" in parts["stages"]
     assert charts[0]["title"] == "return of evaluations" and len(charts[0]["data"]) == 2
@@ -121,9 +122,59 @@ def test_ends_of_logs(tmp_path):
     assert log_tail(tmp_path / "none.log") == ""
 
 
-def test_gpus_of_nvidia_smi():
-    first, second = gpus("0, NVIDIA H200, 97, 38912, 143771\n1, NVIDIA H200, [N/A], 512, 143771\n")
-    assert (first["percent"], first["used"], round(first["total"])) == (97, 38.0, 140) and second["percent"] is None
+NVIDIA_SMI = {  # answers as drivers give them: exit code, output, what the page shows
+    "two": (0, "0, NVIDIA H200, 97, 38912, 143771\n1, NVIDIA H200, 0, 0, 143771\n",
+            ["GPU 0, NVIDIA H200 97 % busy 38.0 of 140 GiB", "GPU 1, NVIDIA H200 0 % busy 0.0 of 140 GiB"]),
+    "divided by MIG": (0, "0, NVIDIA A100-SXM4-80GB, [N/A], 12345, 81920\n",
+                       ["GPU 0, NVIDIA A100-SXM4-80GB not told 12.1 of 80 GiB"]),
+    "MIG, not allowed": (0, "0, NVIDIA A100-SXM4-80GB, [N/A], [Insufficient Permissions], 81920\n",
+                         ["GPU 0, NVIDIA A100-SXM4-80GB not told ? of 80 GiB"]),
+    "shares the host's memory": (0, "0, NVIDIA GB10, 12, [N/A], [N/A]\n", ["GPU 0, NVIDIA GB10 12 % busy not told"]),
+    "old": (0, "0, Tesla K80, [Not Supported], 11, 11441\n", ["GPU 0, Tesla K80 not told 0.0 of 11 GiB"]),
+    "one is lost": (0, "0, NVIDIA H200, 97, 38912, 143771\n1, [GPU is lost], ERR!, [Unknown Error], 143771\n",
+                    ["GPU 0, NVIDIA H200 97 % busy 38.0 of 140 GiB", "GPU 1, [GPU is lost] not told ? of 140 GiB"]),
+    "none": (6, "No devices were found\n", ["nvidia-smi gives no answer"]),
+    "a sentence, and success": (0, "No devices were found\n\n", ["nvidia-smi gives no answer"]),
+    "no driver": (9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the "
+                  "latest NVIDIA driver is installed and running.\n", ["nvidia-smi gives no answer"]),
+    "half updated": (18, "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.54\n",
+                     ["nvidia-smi gives no answer"]),
+    "torn": (0, "0, NVIDIA H200, 97\n1, NVI", ["nvidia-smi gives no answer"]),
+    "no text": (0, "\\0377\\0376", ["nvidia-smi gives no answer"]),
+}
+
+
+@pytest.mark.parametrize("answer", NVIDIA_SMI)
+def test_whatever_nvidia_smi_answers_the_page_shows(root, tmp_path, monkeypatch, capfd, answer):
+    code, text, shown = NVIDIA_SMI[answer]
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    (tmp_path / "answer").write_text(text)
+    program.write_text(f"#!/bin/sh\nprintf '%b' \"$(cat {tmp_path}/answer)\"\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert LivePage(root, lambda: (60.0, {})).write(), capfd.readouterr().err
+    html = re.search(r'"machine":"((?:[^"\\]|\\.)*)"', (root / "page/live.js").read_text())[1]
+    words = " ".join(re.sub(r"<[^>]*>", " ", json.loads(f'"{html}"')).split())
+    assert all(line in words for line in shown), words
+    assert words.count("not told") + words.count("?") == sum(line.count("not told") + line.count("?") for line in shown)
+    assert "Processor" in words
+
+
+def test_a_machine_that_tells_nothing_is_shown_without_it(root, tmp_path, monkeypatch, capfd):
+    """No nvidia-smi, one that hangs, no /proc/meminfo."""
+    monkeypatch.setattr(machine, "MEMORY", tmp_path / "none")
+    monkeypatch.setenv("PATH", "")
+    assert machine.Machine().look()["gpus"] == [] and not machine.Machine().look()["silent"]
+    assert LivePage(root, lambda: (60.0, {})).write(), capfd.readouterr().err
+
+    def hangs(command):
+        raise subprocess.TimeoutExpired(command, 30)
+
+    monkeypatch.setattr(machine, "output", hangs)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    look = machine.Machine().look()
+    assert look["silent"] and look["memory"] is None and look["load"] >= 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -33,6 +33,8 @@ FOLDER = Path("output/bisect")
 ROOT_NAME = "bisect"
 VERDICT = "final_ok"
 STATE = "state.json"
+ENDED, INTERRUPTED = (0, 1), 2  # exit codes of a session: it ran its case; it was interrupted
+TOLD_LINES = 12  # of the log of a session that could not run
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ class Bisection:
 
     def run(self) -> list[str]:
         """Search, and return the lines that name the commit."""
-        ends = [self.train(commit) for commit in (self.good, self.bad)]
-        rule = self.rule(*ends)
+        good_end = self.train(self.good)
+        if self.measure and self.measure not in good_end["measures"]:
+            raise UserError(f"--measure {self.measure}: not measured at the good commit. Measured: "
+                            f"{', '.join(sorted(good_end['measures'])) or 'nothing'}")
+        rule = self.rule(good_end, self.train(self.bad))
         print(rule, flush=True)
         good, bad, unclear = [self.good], self.bad, []
         while True:
@@ -128,9 +133,8 @@ class Bisection:
             raise UserError(f"{self.case} does not pass at the good commit {self.good[:10]}: {good['note']}")
         if self.measure is None and not bad["final_ok"]:
             return Rule(VERDICT)
-        names = [self.measure] if self.measure else [gate.measure for gate in Yardsticks().gates(self.case)]
         differing = []
-        for name in dict.fromkeys([*names, *([] if self.measure else ["test_return"])]):
+        for name in self.names():
             a, b = good["measures"].get(name), bad["measures"].get(name)
             if a is None or b is None:
                 continue
@@ -140,9 +144,14 @@ class Bisection:
         if not differing:
             known = {name for end in (good, bad) for name in end["measures"]}
             raise UserError(f"{self.case} does not differ between the good and the bad commit in "
-                            f"{', '.join(names) or 'its test'}: nothing to look for. Measured: "
+                            f"{', '.join(self.names())}: nothing to look for. Measured: "
                             f"{', '.join(sorted(known)) or 'nothing'}")
         return max(differing, key=lambda found: found[0])[1]
+
+    def names(self) -> list[str]:
+        """Measures by which commits may be told apart."""
+        return [self.measure] if self.measure else list(dict.fromkeys(
+            [*(gate.measure for gate in Yardsticks().gates(self.case)), "test_return"]))
 
     def train(self, commit: str) -> dict[str, Any]:
         """The result of a commit, from a training in its worktree unless it is known."""
@@ -157,11 +166,15 @@ class Bisection:
         path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
         log = self.folder / f"{commit[:12]}.log"
         print(f"training {self.title(commit)} (log: {log.relative_to(self.repo)})", flush=True)
-        with log.open("a") as output:
-            code = subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, stdout=output,
-                                  stderr=subprocess.STDOUT, check=False).returncode
-        if code == 2:
+        with log.open("ab") as output:
+            begun = output.tell()
+            code = wait(subprocess.Popen(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, stdout=output,
+                                         stderr=subprocess.STDOUT))
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
+        if code not in ENDED and commit in (self.good, self.bad):  # such as wrong options; no result to keep
+            told = log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()[-TOLD_LINES:]
+            raise UserError("\n".join([f"the suite did not run (exit code {code}); the end of its log:", *told]))
         result = self.read(tree / BASE / ROOT_NAME, code)
         self.results[commit] = result
         write_json(self.folder / STATE, {"case": self.case, "options": self.options, "results": self.results})
@@ -171,7 +184,8 @@ class Bisection:
             shutil.rmtree(kept, ignore_errors=True)
             shutil.move(tree / BASE / ROOT_NAME, kept)
         self.git("worktree", "remove", "--force", str(tree))
-        shown = ", ".join(f"{name} {number(value)}" for name, value in result["measures"].items())
+        shown = ", ".join(f"{name} {number(result['measures'][name])}" for name in self.names()
+                          if name in result["measures"])
         print(f"  {result['note']}: {shown}", flush=True)
         return result
 
@@ -183,12 +197,20 @@ class Bisection:
         entry = Root(path).entry(self.case)
         if not entry.row:
             return empty
-        names = dict.fromkeys([*(gate.measure for gate in Yardsticks().gates(self.case)), "test_return",
-                               *([self.measure] if self.measure else [])])
+        names = [*self.names(), *(line["name"] for line in entry.statistics())]
         found = {name: value for name in names if (value := sample(entry.test, name)) is not None}
         return {"final_ok": entry.state.passed, "gate": entry.row.get("failure_class") == "gate",
                 "note": str(entry.row.get("note")), "measures": {name: value.mean for name, value in found.items()},
                 "ci95": {name: value.ci95 for name, value in found.items()}}
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Exit code of a process that gets the terminal's Ctrl-C too, and needs time to end with a checkpoint."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            print("interrupted: waiting for the training's checkpoint", file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

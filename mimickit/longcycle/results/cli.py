@@ -5,7 +5,7 @@
     mimickit report ROOT [ROOT ...] --out DIR   one folder to copy or publish; several roots are seeds of one result
     mimickit report ROOT --commit docs/results  add a root to the committed results; without ROOT make their page anew
     mimickit report compare ROOT_A ROOT_B       differences case by case, with intervals; exit code 1 if one is worse
-    mimickit report --history [FILE]            write the page of the history (output/history/index.html)
+    mimickit report --history [FILE]            write the page of the history beside it (output/history/index.html)
     mimickit report --history --add ROOT        first add a root to it: one that was merged, or brought from elsewhere
     mimickit report --history --accept CASES --reason TEXT   take their present level as what it should be
     mimickit report --history --webhook URL --github-issue OWNER/NAME   send a message if a verdict or drift changed
@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mimickit.longcycle.results.serve import LOOPBACK, PORT
@@ -35,13 +36,15 @@ def parser() -> argparse.ArgumentParser:
     known = argparse.ArgumentParser(prog="mimickit report", description=__doc__,
                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("roots", nargs="*", metavar="ROOT", help="folders of sessions of the acceptance suite")
-    known.add_argument("--out", type=Path, metavar="DIR", help="folder to write the page and its films to")
+    known.add_argument("--out", type=Path, metavar="DIR", help="folder to write the page and its films to "
+                       "(default: the root itself; of a history, the folder of FILE)")
     known.add_argument("--commit", type=Path, metavar="DIR", help="add a root to the results in the repository")
     known.add_argument("--serve", action="store_true", help="serve the page until Ctrl-C")
     known.add_argument("--host", default=LOOPBACK, help=f"address to serve on ({LOOPBACK}: this machine only)")
     known.add_argument("--port", type=int, default=PORT, help=f"port to serve on ({PORT}, or the next free one)")
     known.add_argument("--history", nargs="?", const=HISTORY, type=Path, metavar="FILE",
-                       help=f"the history instead of a root ({HISTORY})")
+                       help=f"the history instead of a root ({HISTORY}); its page, index.html and page/, is written to "
+                       "the folder of FILE unless --out says otherwise")
     known.add_argument("--add", metavar="ROOT", action="append", default=[], help="add a root to the history")
     known.add_argument("--accept", metavar="CASE,CASE", help="measure drift of these cases from now on")
     known.add_argument("--reason", default="", metavar="TEXT", help="why a level is accepted")
@@ -94,7 +97,9 @@ def report(args: argparse.Namespace) -> int:
 
         print(commit(roots[0], args.commit))
         return 0
-    page = ReportPage(roots, check_out(args.out) if args.out else roots[0].path)
+    out = check_out(args.out) if args.out else roots[0].path
+    with writable(out):
+        page = ReportPage(roots, out)
 
     machine = Machine()
 
@@ -106,7 +111,8 @@ def report(args: argparse.Namespace) -> int:
             return roots[0].path / "index.html"  # the session at work writes it, and knows more
         return page.write(machine=machine.look() if live else None)
 
-    print(f"page: {relative_to(write(), repo)}")
+    with writable(out):
+        print(f"page: {relative_to(write(), repo)}")
     return serve(page.folder.path, write, args.host, args.port) if args.serve else 0
 
 
@@ -141,14 +147,18 @@ def history(args: argparse.Namespace) -> int:
     if not known.nights:
         raise UserError(f"{args.history}: no night is recorded there; every session of the suite adds one, and --add "
                         "ROOT adds an earlier one")
-    out = check_out(args.out) if args.out else args.history.parent
+    out = check_out(args.out) if args.out else check_beside(args.history)
 
     def write() -> Path:
         return write_history(read(args.history).watched(), out)
 
-    print(f"page: {relative_to(write().absolute(), Path.cwd())}")
+    with writable(out):
+        print(f"page: {relative_to(write().absolute(), Path.cwd())}")
     drifting = [case for case in known.cases if known.verdict(case) == "drift"]
-    print(f"{len(known.nights)} nights, {len(known.cases)} cases; {', '.join(drifting) or 'none'} drifting")
+    nights = f"{len(known.nights)} night{'s' if len(known.nights) != 1 else ''}"
+    print(f"{nights}, {len(known.cases)} cases; {', '.join(drifting) or 'none'} drifting")
+    if known.damaged:
+        print(known.skipped())
     if args.webhook or args.github_issue:
         print(notify(known, args.history, args.webhook, args.github_issue, args.link))
     return serve(out, write, args.host, args.port) if args.serve else 0
@@ -161,6 +171,25 @@ def check_out(out: Path) -> Path:
     if out.is_dir() and any(out.iterdir()) and not (out / "page/page.js").is_file():
         raise UserError(f"--out {out}: holds other files; give a new folder, or one that holds a page")
     return out
+
+
+def check_beside(history: Path) -> Path:
+    """The folder of a history, for its page. Raises UserError where another ``index.html`` lies there."""
+    folder = history.parent
+    if (folder / "index.html").exists() and not (folder / "page/page.js").is_file():
+        raise UserError(f"{folder / 'index.html'} is no page of mimickit report and would be replaced: give --out DIR")
+    return folder
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Answer a folder that the system refuses to write to with the option that writes elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(f"{folder}: the page cannot be written there ({error.strerror}): give --out DIR") from None
 
 
 def serve(folder: Path, write: Callable[[], object], host: str, port: int) -> int:

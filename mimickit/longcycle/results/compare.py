@@ -91,8 +91,10 @@ def table(a: Root, b: Root, found: dict[str, list[Difference]]) -> list[str]:
         lines.append(f"{case}: {' → '.join(ends) if ends[0] != ends[1] else ends[0]}")
         lines += [f"  {line}" for line in found.get(case, [])]
     every = [line.verdict for lines in found.values() for line in lines]
-    lines += ["", f"{len(found)} cases, {len(every)} measures: {every.count('better')} better, "
-              f"{every.count('worse')} worse, {every.count('same')} the same"]
+    counts = [f"{every.count(word)} {text}" for word, text in (
+        ("better", "better"), ("worse", "worse"), ("same", "the same"), ("unknown", "without an interval"))
+        if word != "unknown" or word in every]
+    lines += ["", f"{len(found)} cases, {len(every)} measures: {', '.join(counts)}"]
     if any(line.scatter is None for lines in found.values() for line in lines):
         lines.append(f"tests alone: the history has fewer than {FEWEST} trainings of that case, so the interval leaves "
                      "out how trainings differ by chance")

@@ -20,8 +20,9 @@ import numpy as np
 from mimickit.cases import TRAIN_STAGES, VIEW_STAGES
 from mimickit.config import load_yaml
 from mimickit.longcycle.events import EventFile
-from mimickit.longcycle.judge import STATISTICS, judge_gates, sample
+from mimickit.longcycle.judge import STATISTICS, Sample, judge_gates, sample
 from mimickit.longcycle.ledger import LEDGER, AttemptState, CaseState, State, replay, running_stage
+from mimickit.longcycle.report import number
 from mimickit.longcycle.roots import ENVIRONMENTS, rebased
 from mimickit.longcycle.settings import BASELINES_FILE, TRANSFER, Gate, Target, load_targets
 from mimickit.util.curves import Curves, joined, read_curves
@@ -233,6 +234,11 @@ class Entry:
         return event.get("result") or {}
 
     @property
+    def transferred(self) -> dict[str, Any]:
+        """The policy's result in plain MuJoCo; empty where it was not run there."""
+        return (self.folder and self.root.cached(self.folder / "transfer.json", read_json)) or {}
+
+    @property
     def film(self) -> Path | None:
         """The film of the attempt that counts; None where there is none, or the stage that makes it runs."""
         if self.folder is None or (self.state.running or {}).get("stage") == "viz":
@@ -292,12 +298,14 @@ class Entry:
         return found
 
     def statistics(self) -> list[dict[str, Any]]:
-        """The test's measures: name, mean, half the 95 % interval or None, and what else is known of the spread."""
-        test = self.test
+        """The test's measures: name, mean, half the 95 % interval or None, and what else is known of the spread;
+        ``transfer`` is the same measure in plain MuJoCo, None where it was not run there or does not exist there."""
+        test, moved = self.test, self.transferred
         known = test.get("statistics") or {}
         bare = {name: {"mean": value} for name, value in (test.get("measures") or {}).items() if name not in known}
         return [{"name": name, **{key: about.get(key) for key in ("mean", "ci95", "std", "min", "max", "episodes")},
-                 "median": (about.get("quantiles") or {}).get("50")} for name, about in {**known, **bare}.items()]
+                 "median": (about.get("quantiles") or {}).get("50"), "transfer": sample(moved, name)}
+                for name, about in {**known, **bare}.items()]
 
     def command(self) -> list[str]:
         """The lines that run this case again as it ran."""
@@ -358,7 +366,7 @@ def gate_bars(case: str, entries: Sequence[Entry], yardsticks: Yardsticks) -> li
             return round(100 * (share if up else 1 - share), 2)
 
         values = [{
-            "root": entry.root.name, "seed": entry.root.seed, "text": str(value), "place": place(value.mean),
+            "root": entry.root.name, "seed": entry.root.seed, "text": in_words(value), "place": place(value.mean),
             "from": min(place(value.mean - (value.ci95 or 0)), place(value.mean + (value.ci95 or 0))),
             "to": max(place(value.mean - (value.ci95 or 0)), place(value.mean + (value.ci95 or 0))),
             "holds": judge_gates([gate], entry.test).verdict == "pass",
@@ -370,6 +378,11 @@ def gate_bars(case: str, entries: Sequence[Entry], yardsticks: Yardsticks) -> li
             "without_skill": [{"policy": name, "mean": mean, "place": place(mean)} for name, mean in poor],
         })
     return bars
+
+
+def in_words(value: Sample) -> str:
+    """A mean in four digits, its interval, and the episodes."""
+    return str(value).replace(f"{value.mean:.6g}", number(value.mean), 1)
 
 
 def origin(gate: Gate) -> str:

@@ -9,6 +9,7 @@ Kinds of lines (docs/results_page.md describes every key):
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,13 @@ from mimickit.util.files import fsync, plain
 
 HISTORY = Path("output/history/history.jsonl")
 SCHEMA = 1
+LATEST = 253_402_300_799.0  # s since 1970: the end of the year 9999
 RATE = "samples_per_s"
 FULL = "full"
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Measure(_Line):
@@ -72,8 +74,8 @@ class Night(_Line):
     """A session."""
 
     kind: Literal["night"] = "night"
-    schema_: int = Field(SCHEMA, alias="schema")
-    time: float
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    time: float = Field(ge=0, le=LATEST)
     session: str
     root: str
     profile: str
@@ -99,7 +101,7 @@ class Accept(_Line):
     """A level that somebody has accepted."""
 
     kind: Literal["accept"] = "accept"
-    time: float
+    time: float = Field(ge=0, le=LATEST)
     cases: list[str]
     reason: str
 
@@ -142,8 +144,8 @@ def case_night(entry: Entry, yardsticks: Yardsticks) -> CaseNight:
     """A case's end, with every measure of its test that is a finite number."""
     row, measures = entry.row, {}
     for line in entry.statistics():
-        if isinstance(line["mean"], (int, float)):
-            measures[line["name"]] = Measure(**{key: line[key] for key in ("mean", "ci95", "episodes")})
+        if isinstance(line["mean"], (int, float)) and math.isfinite(line["mean"]):
+            measures[line["name"]] = Measure(mean=line["mean"], ci95=number(line["ci95"]), episodes=line["episodes"])
     attempt = entry.attempt
     seconds = {name: float(event["elapsed_s"]) for name, event in (attempt.stages if attempt else {}).items()
                if event["event"] == "stage_end"}
@@ -158,9 +160,10 @@ def case_night(entry: Entry, yardsticks: Yardsticks) -> CaseNight:
 
 def number(value: Any) -> float | None:
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
         return None
+    return found if math.isfinite(found) else None
 
 
 def append(path: Path, line: Night | Accept) -> bool:
@@ -215,7 +218,8 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """All lines of a history, in order of time; lines that are damaged are counted and skipped."""
+    """All lines of a history, in order of time; lines that are damaged, or of another schema, are counted and
+    skipped."""
 
     nights: tuple[Night, ...]
     accepted: tuple[Accept, ...] = ()
@@ -228,6 +232,13 @@ class History:
     def watched(self) -> History:
         """The nights of profile ``full``, where there are any: what somebody tried at a small size says nothing."""
         return self.only(FULL) if any(night.profile == FULL for night in self.nights) else self
+
+    def skipped(self) -> str:
+        """What was skipped, in words; empty when nothing was."""
+        if not self.damaged:
+            return ""
+        lines = "1 line was" if self.damaged == 1 else f"{self.damaged} lines were"
+        return f"{lines} skipped: damaged, or of a schema other than {SCHEMA}"
 
     @property
     def cases(self) -> list[str]:

@@ -16,7 +16,7 @@ from mimickit.longcycle.results.trends import sentence
 from mimickit.util.failures import UserError
 from mimickit.util.files import read_json, write_json
 
-TOLD = "told.json"  # beside the history: the verdicts of the last message
+TOLD = "told.json"  # beside the history: the verdicts of the last message of each way
 SECONDS = 30.0
 GITHUB = "https://api.github.com"
 WORDS = {"failed": "fails", "drift": "drifts", "better": "is better than before", "steady": "is steady",
@@ -67,7 +67,7 @@ def markdown(told: Mapping[str, Any], link: str = "") -> str:
 
 def notify(history: History, path: Path, webhook: str | None, repository: str | None, link: str = "",
            github: str = GITHUB) -> str:
-    """Send what changed since the last message, and note it; returns a line about what was done.
+    """Send what changed since the last message of each way, and note it; returns a line about what was done.
 
     Args:
         path: the history's file; what was told stands beside it.
@@ -78,20 +78,27 @@ def notify(history: History, path: Path, webhook: str | None, repository: str | 
     Raises:
         UserError: it could not be sent; then it counts as not told, and the next call tries again.
     """
-    known = path.with_name(TOLD)
-    told = message(history, read_json(known).get("verdicts", {}))
-    if told is None:
-        return "nothing changed, no message"
+    file, ways = path.with_name(TOLD), {}
     if webhook:
-        send(webhook, {**told, "link": link}, {})
+        ways["webhook"] = lambda told: send(webhook, {**told, "link": link}, {})
     if repository:
-        token = os.environ.get("GITHUB_TOKEN", "")
-        if not token:
-            raise UserError("--github-issue: the variable GITHUB_TOKEN is not set")
-        send(f"{github}/repos/{repository}/issues", {"title": told["title"], "body": markdown(told, link)},
-             {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"})
-    write_json(known, {"verdicts": verdicts(history), "title": told["title"]})
-    return f"told: {told['title']}"
+        ways["github_issue"] = lambda told: issue(f"{github}/repos/{repository}/issues", told, link)
+    sent = ""
+    for way, tell in ways.items():
+        known = read_json(file)
+        if told := message(history, known.get(way) or {}):
+            tell(told)
+            write_json(file, {**known, way: verdicts(history)})  # at once: the next way may fail
+            sent = f"told: {told['title']}"
+    return sent or "nothing changed, no message"
+
+
+def issue(address: str, told: Mapping[str, Any], link: str) -> None:
+    """Open an issue on GitHub. Raises UserError as :func:`send`, and without GITHUB_TOKEN."""
+    if not (token := os.environ.get("GITHUB_TOKEN", "")):
+        raise UserError("--github-issue: the variable GITHUB_TOKEN is not set")
+    send(address, {"title": told["title"], "body": markdown(told, link)},
+         {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"})
 
 
 def send(address: str, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:

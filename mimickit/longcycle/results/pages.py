@@ -31,6 +31,8 @@ from mimickit.util.files import atomic_path, write_text
 STATIC = ("page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE")
 POLL_LIVE, POLL_ENDED = 3.0, 30.0  # s between looks of an open page at live.js
 POSTER = (640, 360)  # pixels
+COLUMNS = {"probe_train": "probe", "long_train": "training", "bootstrap_train": "training", "test": "test",
+           TRANSFER: "transfer", "viz": "film"}  # of the grid
 WORDS = {"passed": "passed", "failed": "failed", "running": "running", "waiting": "waits for a device",
          "stopped": "interrupted", "open": "not run yet"}
 MARKS = {"passed": "✓", "ok": "✓", "failed": "✗", "running": "▶", "waiting": "…", "stopped": "◼", "open": "·",
@@ -42,7 +44,7 @@ def environment() -> Environment:
     jinja = Environment(loader=PackageLoader("mimickit.longcycle.results"), autoescape=select_autoescape(default=True),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"duration": duration, "number": number, "day": day, "slug": slug}
-    jinja.globals |= {"marks": MARKS, "words": WORDS}
+    jinja.globals |= {"marks": MARKS, "words": WORDS, "columns": COLUMNS}
     return jinja
 
 
@@ -172,8 +174,9 @@ class ReportPage:
             "films": self.template.films([film for row in rows for film in row["films"]]),
         }
         parts = {name: str(html) for name, html in parts.items()}
-        about = {"title": head["title"], "poll": POLL_LIVE if live else POLL_ENDED, "panels": versions,
-                 "states": {row["slug"]: row["status"] for row in rows}}
+        about = {"title": head["title"], "poll": POLL_LIVE if live else POLL_ENDED, "panels": versions, "words": WORDS,
+                 "states": {row["slug"]: row["status"] for row in rows}, "live": live,
+                 "written": round(time.time()) if live else 0}
         self.folder.write("page/live.js", script("page.live", parts, about))
         panels = [{"slug": row["slug"], "name": row["case"]} for row in rows]
         index = self.jinja.get_template("page.html.j2").render(

@@ -51,7 +51,7 @@ def head(history: History, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "title": "History", "passed": sum(row["last_passed"] for row in rows), "total": len(rows), "bad": bad,
         "drifting": sum(any(s.verdict == "drift" for s in history.series[row["case"]]) for row in rows),
-        "better": sum(row["verdict"] == "better" for row in rows), "nights": len(nights), "damaged": history.damaged,
+        "better": sum(row["verdict"] == "better" for row in rows), "nights": len(nights), "damaged": history.skipped(),
         "first": day(nights[0].time)[:10] if nights else "", "last": day(nights[-1].time)[:10] if nights else "",
         "gpu_hours": sum(night.gpu_hours for night in nights), "good": day(nights[good].time) if good is not None
         else None, "good_is_last": good == len(nights) - 1,

@@ -2,10 +2,13 @@
 "use strict";
 (() => {
   const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a800"];
+  const PRINTED = 320; // pixels of a chart on paper
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
   const seen = {}; // text of every part that stands in the page, by place
   const charts = new Map(); // element -> uPlot
+  const STALE = 75; // s; a session writes every 30 s at least
   let versions = {}, poll = 3, ticking = false;
+  let written = 0, live = false, changed = performance.now(); // of live.js: when it was written, when that was new here
   const byId = (id) => document.getElementById(id);
 
   function place(scope, where, parts) {
@@ -144,17 +147,21 @@
       place(document, "page", parts);
       document.title = about.title;
       poll = about.poll;
+      if (about.written !== written) changed = performance.now();
+      written = about.written;
+      live = about.live;
       versions = about.panels;
       for (const panel of document.querySelectorAll(".panel")) {
         const name = panel.dataset.panel, state = about.states[name];
         if (state && state !== panel.dataset.state) {
           panel.dataset.state = state;
-          panel.querySelector(".state").textContent = ` ${state}`;
+          panel.querySelector(".state").textContent = ` ${about.words?.[state] ?? state}`;
         }
         if (panel.open && versions[name] && panel.dataset.version !== versions[name]) open(panel);
       }
       if (Object.keys(versions).some((name) => !byId(`case-${name}`))) location.reload(); // a case came to be
       filter();
+      age();
       tick();
     },
     panel(name, parts, list) {
@@ -171,10 +178,18 @@
     load(`cases/${panel.dataset.panel}.js`, panel.dataset.version);
   }
 
+  // a page that says "running" has to say when nobody writes it any more: its server or its session may be gone
+  function age() {
+    const still = (performance.now() - changed) / 1000, old = Date.now() / 1000 - written;
+    const box = byId("stale");
+    box.hidden = !(live && written && (still > STALE || old > 2 * STALE));
+    if (!box.hidden) box.textContent = `Nothing new since ${new Date(1000 * written).toLocaleString()}: the session or its server has ended, or cannot be reached.`;
+  }
+
   function tick() {
     if (ticking) return;
     ticking = true;
-    setTimeout(() => { ticking = false; load("live.js", Date.now()); tick(); }, 1000 * poll);
+    setTimeout(() => { ticking = false; load("live.js", Date.now()); age(); tick(); }, 1000 * poll);
   }
 
   function follow() {
@@ -197,5 +212,7 @@
   });
   addEventListener("hashchange", follow);
   addEventListener("resize", redraw);
+  addEventListener("beforeprint", () => { for (const plot of charts.values()) plot.setSize({width: PRINTED, height: 150}); });
+  addEventListener("afterprint", redraw);
   addEventListener("DOMContentLoaded", () => setTimeout(follow));
 })();
