@@ -206,7 +206,8 @@ def test_it_can_be_copied_and_served(tmp_path, film, browser, capsys):
         asked = browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
         assert asked and all(name.startswith(address) for name in asked)
         for path, code in (("index.html", 200), ("page/page.css", 200), ("secret.txt", 404), ("page/", 404),
-                           ("page/../secret.txt", 404), ("page/.hidden", 404), ("page/out.txt", 404), ("page/%2e%2e/secret.txt", 404)):
+                           ("page/../secret.txt", 404), ("page/.hidden", 404), ("page/out.txt", 404),
+                           ("page/%2e%2e/secret.txt", 404)):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
             connection.request("GET", f"/{path}")
             assert connection.getresponse().status == code, path

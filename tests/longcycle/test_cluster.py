@@ -1,5 +1,6 @@
 """The recipes for job systems: GitHub workflows and SLURM scripts, run around stand-ins for what is not here."""
 
+import json
 import os
 import re
 import shlex
@@ -121,6 +122,53 @@ def test_the_nightly_job_fails_judges_and_continues(project, nightly):
     assert nightly("Run the suite", CASES=CASES[1], ROOT="one", SAMPLES="2000").returncode == 0
     assert nightly("Judge", CASES=CASES[1], ROOT="one").returncode == 0
     assert nightly("Run the suite", CASES="view_motion_humanoi").returncode == pytest.ExitCode.USAGE_ERROR
+
+
+def git(*words, cwd):
+    return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=cwd, capture_output=True,
+                          text=True, check=True).stdout
+
+
+def test_the_history_outlives_the_runner(project, nightly, tmp_path):
+    """Its branch grows by a commit a night, and gives a machine that lost its disk, or was idle, what it lacks."""
+    origin, history = tmp_path / "origin.git", project.path / "output/history"
+    git("init", "-q", "--bare", str(origin), cwd=tmp_path)
+    git("init", "-q", cwd=project.path)
+    git("remote", "add", "origin", str(origin), cwd=project.path)
+    git("commit", "-q", "--allow-empty", "-m", "code", cwd=project.path)
+
+    def steps_of_a_night(line):
+        for name in ("Bring the history", "Keep the history"):
+            if name.startswith("Keep") and line:
+                history.mkdir(parents=True, exist_ok=True)
+                with (history / "history.jsonl").open("a") as file:
+                    file.write(f"{line}\n")
+                (history / "told.json").write_text(json.dumps({"told": line}))
+            done = nightly(name, GITHUB_RUN_ID=str(line))
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    def kept(file="history.jsonl"):
+        return git("show", f"history:{file}", cwd=origin)
+
+    steps_of_a_night("first")
+    steps_of_a_night("second")
+    assert kept() == "first\nsecond\n" and git("rev-list", "--count", "history", cwd=origin) == "2\n"
+    steps_of_a_night("")
+    assert git("rev-list", "--count", "history", cwd=origin) == "2\n", "no case ended"
+    shutil.rmtree(history)
+    steps_of_a_night("third")
+    assert kept() == "first\nsecond\nthird\n" and json.loads(kept("told.json")) == {"told": "third"}
+    assert git("log", "-1", "--format=%s", "history", cwd=origin) == "Night third\n"
+    assert git("ls-files", cwd=project.path) == "" and git("branch", "--list", "history", cwd=project.path) == "", \
+        "the checkout's own index and branches are as they were"
+
+
+def test_every_attempt_publishes_pages_of_its_own():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"]
+    upload, = (step for step in jobs["longcycle"]["steps"] if "upload-pages-artifact" in step.get("uses", ""))
+    deploy, = jobs["publish"]["steps"]
+    assert upload["with"]["name"] == jobs["longcycle"]["outputs"]["pages"] and "run_attempt" in upload["with"]["name"]
+    assert deploy["with"]["artifact_name"] == "${{ needs.longcycle.outputs.pages }}"
 
 
 # SLURM
