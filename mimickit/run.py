@@ -63,7 +63,7 @@ from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
 from mimickit.util.manifest import describe_file
 from mimickit.util.options import UNLIMITED
-from mimickit.util.processes import INTERRUPTED, at_interrupt, end_with_parent
+from mimickit.util.processes import INTERRUPTED, at_interrupt, end_with_parent, heed_interrupt
 from mimickit.util.versions import commit, versions
 
 STARTED = "MIMICKIT_STARTED"  # environment variable: time.monotonic() when launch() was asked for processes
@@ -274,8 +274,7 @@ def join(request: Request) -> Any:
 def run_stage(request: Request, dist: Any) -> int:
     """Build everything and train or test, in this process."""
     env, agent = build_stage(request, dist)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nothing is imported any more, see end_at_interrupt()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    heed_interrupt()  # nothing is imported any more
     ALIVE.stop()  # from here on every iteration, or step, beats
     mode = train_stage if request.mode == "train" else test_stage
     code = mode(request, env, agent, dist)

@@ -58,6 +58,12 @@ def end_at_interrupt() -> None:
         signal.signal(signal.SIGINT, _end_now)
 
 
+def heed_interrupt() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt again, see :func:`end_at_interrupt`."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def at_interrupt(tell: Callable[[], str]) -> None:
     """What to do at Ctrl-C while :func:`end_at_interrupt` holds; returns what to say."""
     global _tell

@@ -1,6 +1,8 @@
 """The history of nights: what sessions append, its page, comparisons, messages, budgets, and bisection."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -8,12 +10,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.results import cli, compare, history, notify
 from mimickit.longcycle.results.data import Root
 from mimickit.longcycle.settings import load_targets
+from mimickit.util.failures import UserError
 from tests.longcycle.conftest import CASES, TRAINED
 from tests.longcycle.made_root import make_root, reached
 from tests.longcycle.test_drift import BEGIN, CHANGED, night, sixty_nights
+from tests.longcycle.test_resume import wait_for
 
 
 def written(path, known: history.History):
@@ -91,6 +96,43 @@ def test_damaged_lines_are_counted_and_kept(tmp_path):
     assert len(known.nights) == 4 and known.damaged == 1
 
 
+@pytest.mark.parametrize("line", [
+    {"schema": 2}, {"schema": 0}, {"time": 1e300}, {"time": float("nan")}, {"gpu_hours": float("inf")},
+    {"cases": {CHANGED: {"final_ok": True, "measures": {"success": {"mean": float("nan")}}}}}])
+def test_lines_that_cannot_be_understood_are_told_of(tmp_path, capsys, line):
+    """Another schema, times and numbers that are none: skipped, and said on the terminal and the page."""
+    path = written(tmp_path / "history.jsonl", history.History(sixty_nights(1).nights[:3]))
+    good = json.loads(path.read_text().splitlines()[0])
+    with path.open("a") as file:
+        file.write(json.dumps({**good, "session": "odd", **line}) + "\n")
+    assert cli.main(["--history", str(path)]) == 0
+    told = "1 line was skipped: damaged, or of a schema other than 1"
+    out = capsys.readouterr().out
+    assert "3 nights" in out and told in out and told in (tmp_path / "index.html").read_text()
+
+
+def test_a_measure_that_is_no_number_costs_no_night(tmp_path):
+    """A mean or an interval that is not finite is left out; the night and the other measures stay."""
+    root = make_root(tmp_path / "night", [TRAINED])
+    path = next(root.glob("runs/*/*/test.json"))
+    test = json.loads(path.read_text())
+    first, second = list(test["statistics"])[:2]
+    test["statistics"][first]["mean"] = test["statistics"][second]["ci95"] = float("nan")
+    path.write_text(json.dumps(test))
+    history.append(tmp_path / "history.jsonl", history.night_of(Root(root), whole=True))
+    known = history.read(tmp_path / "history.jsonl")
+    measures = known.nights[0].cases[TRAINED].measures
+    assert not known.damaged and first not in measures and measures[second].ci95 is None
+
+
+def test_a_page_of_somebody_else_is_not_replaced(tmp_path, capsys):
+    path = written(tmp_path / "history.jsonl", history.History(sixty_nights(1).nights[:3]))
+    (tmp_path / "index.html").write_text("mine")
+    assert cli.main(["--history", str(path)]) == 2 and "give --out DIR" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine" and not (tmp_path / "page").exists()
+    assert cli.main(["--history", str(path), "--out", str(tmp_path / "out")]) == 0
+
+
 def test_the_page_names_the_drift_and_what_changed(tmp_path, capsys):
     nights = list(sixty_nights(1).nights)
     nights[BEGIN:] = [night.model_copy(update={"versions": {"torch": "2.13.0"}}) for night in nights[BEGIN:]]
@@ -140,6 +182,27 @@ def test_a_message_that_was_not_taken_is_sent_again(tmp_path, receiver, capsys):
     assert "did not take the message: 500" in capsys.readouterr().err
     receiver.code = 200
     assert cli.main(["--history", str(path), "--webhook", receiver.address]) == 0 and len(receiver.got) == 2
+
+
+def test_each_way_is_told_once(tmp_path, receiver, monkeypatch):
+    """An issue that GitHub does not take is opened the next time, and the webhook gets nothing twice."""
+    path, known = tmp_path / "history.jsonl", sixty_nights(1)
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    with pytest.raises(UserError, match="was not reached"):
+        notify.notify(known, path, receiver.address, "owner/name", github="http://127.0.0.1:9")
+    assert len(receiver.got) == 1
+    assert notify.notify(known, path, receiver.address, "owner/name", github=receiver.address).startswith("told")
+    assert [place for place, *_ in receiver.got[1:]] == ["/repos/owner/name/issues"]
+    assert notify.notify(known, path, receiver.address, "owner/name", github=receiver.address).startswith("nothing")
+
+
+def test_an_address_that_is_none_is_found_before_it_is_needed(tmp_path, monkeypatch):
+    path, quiet = tmp_path / "history.jsonl", history.History(sixty_nights(1).nights[:3])
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    for webhook, repository, text in (("ftp://x", None, "--webhook ftp://x"), (None, "name", "give OWNER/NAME"),
+                                      (None, "owner/name", "GITHUB_TOKEN is not set")):
+        with pytest.raises(UserError, match=text):
+            notify.notify(quiet, path, webhook, repository)
 
 
 def test_two_roots_are_compared(tmp_path, capsys, monkeypatch):
@@ -232,3 +295,31 @@ def test_a_planted_regression_is_found(project):
                         (["--good", commits[4], "--bad", commits[6]], "does not differ")):
         done = bisect(project, *words)
         assert done.returncode == 2 and text in done.stderr, done.stderr
+
+
+def test_a_bisection_that_cannot_begin_or_is_interrupted(project):
+    """Wrong options keep nothing; an unknown measure is found after one training; Ctrl-C ends with a checkpoint."""
+    (project.path / ".gitignore").write_text("output/\ncalls.jsonl\nheavy.txt\n__pycache__/\n")
+    subprocess.run(["git", "init", "-q"], cwd=project.path, check=True)
+    project.rules({"stage": "long_train", "do": "slow"})
+    commits = [commit(project, "slow")]
+    project.rules()
+    commits.append(commit(project, "quick"))
+    ends = ["--good", commits[0], "--bad", commits[1]]
+    wrong = bisect(project, *ends, "--", "--longcycle-profile", "smokee")
+    assert wrong.returncode == 2 and "did you mean 'smoke'?" in wrong.stderr, wrong.stderr
+    words = [sys.executable, "-m", "mimickit", "bisect", "--case", TRAINED, *ends, "--measure", "none", "--", "-q"]
+    running = subprocess.Popen(words, cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    root = f"output/bisect/{TRAINED}*/trees/*/output/train/bisect"
+    wait_for(lambda: list(project.path.glob(f"{root}/runs/*/*/long_train")))
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(timeout=60) == 130
+    told = running.stderr.read()
+    assert "waiting for the training's checkpoint" in told and "the same command continues" in told
+    events = read_events(next(project.path.glob(f"{root}/ledger.jsonl")))
+    ends = {event["stage"]: event["outcome"] for event in events if event["event"] == "stage_end"}
+    assert ends == {"probe_train": "ok", "long_train": "interrupted"}
+    done = subprocess.run(words, cwd=project.path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stdout.count("training ") == 1, done.stdout
+    assert "--measure none: not measured at the good commit. Measured: " in done.stderr

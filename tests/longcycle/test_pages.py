@@ -1,11 +1,16 @@
 """Pages without a browser: what is read from a root, what is written, served and committed."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import urllib.error
+import urllib.request
 
 import av
 import numpy as np
@@ -16,8 +21,10 @@ from mimickit.longcycle.ledger import read_events
 from mimickit.longcycle.results import cli, committed, machine
 from mimickit.longcycle.results.data import Root, log_tail
 from mimickit.longcycle.results.live import SHARE, LivePage
-from mimickit.longcycle.results.pages import STATIC
+from mimickit.longcycle.results.pages import STATIC, ReportPage
+from mimickit.longcycle.results.serve import make_server
 from mimickit.longcycle.settings import load_targets
+from mimickit.util.files import write_json
 from tests.longcycle.conftest import CASES, HEAVY, ROOT, TRAINED
 from tests.longcycle.made_root import make_root, page_data
 
@@ -89,6 +96,40 @@ def test_mistakes_are_said(tmp_path, capsys):
                         ([root, "--commit", "x", "--serve"], "--commit takes one root")):
         assert cli.main(words) == 2, words
         assert text in capsys.readouterr().err
+
+
+def test_a_root_that_is_gone_or_read_only_is_said(root, tmp_path, monkeypatch, capsys):
+    page = ReportPage([Root(root)], root)
+    server = make_server(root, page.write, port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
+    try:
+        assert urllib.request.urlopen(address).status == 200
+        monkeypatch.setattr("mimickit.longcycle.results.serve.FRESH", 0.0)
+        shutil.rmtree(root)
+        with pytest.raises(urllib.error.HTTPError, match="503") as gone:
+            urllib.request.urlopen(address)
+        assert "no ledger.jsonl" in gone.value.read().decode() and not root.exists()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+    def refuses(path, text):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    make_root(root, CASES)
+    monkeypatch.setattr("mimickit.longcycle.results.pages.write_text", refuses)
+    assert cli.main([str(root)]) == 2
+    assert capsys.readouterr().err.endswith("(Read-only file system): give --out DIR\n")
+
+
+def test_the_transfer_stands_beside_the_test(root):
+    attempt = next(root.glob(f"runs/{TRAINED}_args/*/"))
+    assert cli.main([str(root)]) == 0 and "transfer" not in page_data(root, TRAINED)[1]["statistics"]
+    write_json(attempt / "transfer.json", {"statistics": {"length": {"mean": 297.5, "ci95": 3.1, "episodes": 64}}})
+    assert cli.main([str(root)]) == 0
+    text = page_data(root, TRAINED)[1]["statistics"]
+    assert "plain MuJoCo, of 64 episodes" in text and re.search(r'>length<.*?>297.5</td><td class="n">3.1<', text)
 
 
 def test_no_heavy_library_is_loaded(root):

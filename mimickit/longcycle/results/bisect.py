@@ -28,6 +28,7 @@ from mimickit.longcycle.results.data import Root, Yardsticks
 from mimickit.longcycle.roots import BASE
 from mimickit.util.failures import UserError, explains_mistakes
 from mimickit.util.files import read_json, write_json
+from mimickit.util.processes import heed_interrupt
 
 FOLDER = Path("output/bisect")
 ROOT_NAME = "bisect"
@@ -232,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if top.returncode:
         raise UserError("mimickit bisect works in a checkout (git rev-parse finds none here)")
     search = Bisection(Path(top.stdout.strip()), args.case, args.good, args.bad, args.measure, options)
+    heed_interrupt()
     try:
         print("\n".join(search.run()))
     except KeyboardInterrupt:

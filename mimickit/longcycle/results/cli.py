@@ -26,6 +26,7 @@ from mimickit.longcycle.results.serve import LOOPBACK, PORT
 from mimickit.longcycle.roots import find_root
 from mimickit.longcycle.settings import parse_list, relative_to
 from mimickit.util.failures import UserError, explains_mistakes
+from mimickit.util.processes import heed_interrupt
 
 COMPARE = "compare"
 
@@ -201,6 +202,7 @@ def serve(folder: Path, write: Callable[[], object], host: str, port: int) -> in
     except (OSError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: cannot serve there: {error}") from None
     print(f"http://{host}:{server.server_port}/ (Ctrl-C ends)", flush=True)
+    heed_interrupt()
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     server.server_close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -76,12 +77,19 @@ def notify(history: History, path: Path, webhook: str | None, repository: str | 
         link: where the page is.
 
     Raises:
-        UserError: it could not be sent; then it counts as not told, and the next call tries again.
+        UserError: an address is none, also when there is nothing to tell; or it could not be sent: then it counts as
+            not told that way, and the next call tries again.
     """
     file, ways = path.with_name(TOLD), {}
     if webhook:
+        if not webhook.startswith(("http://", "https://")):
+            raise UserError(f"--webhook {webhook}: give an address that begins with http:// or https://")
         ways["webhook"] = lambda told: send(webhook, {**told, "link": link}, {})
     if repository:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise UserError(f"--github-issue {repository}: give OWNER/NAME")
+        if not os.environ.get("GITHUB_TOKEN"):
+            raise UserError("--github-issue: the variable GITHUB_TOKEN is not set")
         ways["github_issue"] = lambda told: issue(f"{github}/repos/{repository}/issues", told, link)
     sent = ""
     for way, tell in ways.items():
@@ -94,17 +102,13 @@ def notify(history: History, path: Path, webhook: str | None, repository: str | 
 
 
 def issue(address: str, told: Mapping[str, Any], link: str) -> None:
-    """Open an issue on GitHub. Raises UserError as :func:`send`, and without GITHUB_TOKEN."""
-    if not (token := os.environ.get("GITHUB_TOKEN", "")):
-        raise UserError("--github-issue: the variable GITHUB_TOKEN is not set")
+    """Open an issue on GitHub with the token of the variable GITHUB_TOKEN. Raises UserError as :func:`send`."""
     send(address, {"title": told["title"], "body": markdown(told, link)},
-         {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"})
+         {"Authorization": f"Bearer {os.environ['GITHUB_TOKEN']}", "Accept": "application/vnd.github+json"})
 
 
 def send(address: str, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
     """POST JSON. Raises UserError when the address does not take it."""
-    if not address.startswith(("http://", "https://")):
-        raise UserError(f"--webhook {address}: give an address that begins with http:// or https://")
     request = urllib.request.Request(address, json.dumps(data).encode(), {"Content-Type": "application/json",
                                                                          "User-Agent": "mimickit", **headers})
     host = address.split("/")[2]
