@@ -241,9 +241,27 @@ def test_keyboard_and_phone(tmp_path, film, browser, capsys):
     browser.driver.switch_to.active_element.send_keys("view")
     assert browser.run(SHOWN) == ["view_motion_humanoid"]
     assert browser.run("return [...document.querySelectorAll('.badge')].every(b => /\\w/.test(b.innerText))")
+    browser.width(360)
+    shown = "return getComputedStyle(document.querySelector('td.stage.ok'), '::before').content"
+    assert "probe" in browser.run(shown), "without the table's head a stage needs its name"
     for width in (360, 1280):
         browser.width(width)
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), width
+
+
+def test_a_page_that_nobody_writes_any_more_says_so(tmp_path, browser, capsys):
+    """A session that was killed leaves "running" behind; what it shows is old. States are words."""
+    browser.open(write_page(capsys, make_root(tmp_path / "night", CASES)))
+
+    def live(written: str) -> bool:
+        browser.run(f"""page.live({{}}, {{title: 'x', poll: 60, live: true, written: {written}, panels: {{}},
+                        words: {{stopped: 'interrupted'}}, states: {{'{TRAINED}': 'stopped'}}}})""")
+        return browser.run("return document.getElementById('stale').checkVisibility()")
+
+    assert not browser.run("return document.getElementById('stale').checkVisibility()"), "it has ended"
+    assert live("Date.now() / 1000 - 600") and "Nothing new since" in browser.text("#stale")
+    assert not live("Date.now() / 1000")
+    assert browser.text(f"#case-{TRAINED} .state").strip() == "interrupted"
 
 
 def test_the_history_shows_the_drift(tmp_path, browser, capsys):
