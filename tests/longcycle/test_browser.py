@@ -249,6 +249,26 @@ def test_keyboard_and_phone(tmp_path, film, browser, capsys):
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), width
 
 
+def test_reading_a_log_that_grows(tmp_path, browser, capsys):
+    """What has the keyboard keeps it, and the lines stay in view; at the end of a log, the end does."""
+    browser.open(write_page(capsys, make_root(tmp_path / "night", CASES, log="line\n" * 200)))
+    browser.panel(TRAINED)
+    logs, first, second = f"#case-{TRAINED} [data-part=logs]", "probe_train", "long_train"
+    for stage, place in ((first, 120), (second, 1e9)):
+        browser.run("const log = document.getElementById(arguments[0]); log.open = true;"
+                    "log.querySelector('pre').scrollTop = arguments[1]", f"log-{TRAINED}-night-{stage}", place)
+    browser.run(f"document.querySelector('#log-{TRAINED}-night-{first} > summary').focus()")
+    browser.run("const html = document.querySelector(arguments[0]).innerHTML.replaceAll('</pre>', arguments[1]);"
+                "page.panel(arguments[2], {logs: html}, [])", logs, "more\n" * 50 + "</pre>", TRAINED)
+    look = "const log = document.getElementById(arguments[0]), pre = log.querySelector('pre'); " \
+           "return [log.open, pre.scrollTop, pre.scrollHeight - pre.clientHeight - pre.scrollTop]"
+    still, grown = (browser.run(look, f"log-{TRAINED}-night-{stage}") for stage in (first, second))
+    assert still[:2] == [True, 120] and grown[0] and grown[2] < 4
+    assert browser.run("return document.activeElement.parentElement.id") == f"log-{TRAINED}-night-{first}"
+    assert browser.run("return new Set([...document.querySelectorAll('[id]')].map(x => x.id)).size"
+                       " == document.querySelectorAll('[id]').length"), "an id stands twice"
+
+
 def test_a_page_that_nobody_writes_any_more_says_so(tmp_path, browser, capsys):
     """A session that was killed leaves "running" behind; what it shows is old. States are words."""
     browser.open(write_page(capsys, make_root(tmp_path / "night", CASES)))

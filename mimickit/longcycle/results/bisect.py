@@ -110,7 +110,7 @@ class Bisection:
             if not open_ones:
                 break
             commit = open_ones[0]
-            print(f"{len(open_ones)} commits are left, about {len(open_ones).bit_length()} trainings", flush=True)
+            print(f"commits left: {len(open_ones)}, trainings: about {len(open_ones).bit_length()}", flush=True)
             verdict = rule.good(self.train(commit))
             word = "unclear" if verdict is None else "good" if verdict else "BAD"
             print(f"  {word}: {self.title(commit)}", flush=True)

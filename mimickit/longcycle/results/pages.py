@@ -269,7 +269,8 @@ class ReportPage:
         if known and known[0] == stamp and not any(status == "running" for status, _, _ in stamp):
             return known[1]
         views = [{
-            "root": entry.root.name, "seed": entry.root.seed, "status": entry.status, "row": without_machine(entry.row),
+            "root": entry.root.name, "case": case, "seed": entry.root.seed, "status": entry.status,
+            "row": without_machine(entry.row),
             "stages": entry.stages(expected), "attempts": entry.attempts(), "statistics": entry.statistics(),
             "logs": entry.logs(), "film": self.film(entry, len(entries) > 1), "command": entry.command(),
             "environment": without_machine(entry.root.environment(case)), "trainable": entry.trainable,

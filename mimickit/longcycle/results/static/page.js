@@ -22,10 +22,13 @@
         scope.append(target);
       }
       const open = [...target.querySelectorAll("details[id]")].map((d) => [d.id, d.open]);
-      const ends = [...target.querySelectorAll("pre")].map((p) => p.scrollTop + p.clientHeight >= p.scrollHeight - 4);
+      const places = new Map([...target.querySelectorAll(".log[id] pre")].map((p) => // of logs; null: at the end
+        [p.parentElement.id, p.scrollTop + p.clientHeight >= p.scrollHeight - 4 ? null : p.scrollTop]));
       const focus = target.contains(document.activeElement) ? document.activeElement : null;
       const kept = [...target.querySelectorAll("select[id], input[id]")].map((field) => [field.id, field.value]);
-      const again = focus && (focus.id ? `#${CSS.escape(focus.id)}` : focus.getAttribute("href") && `a[href="${CSS.escape(focus.getAttribute("href"))}"]`);
+      const link = focus?.getAttribute("href"), owner = focus?.closest("details[id]")?.id;
+      const again = focus && (focus.id ? `#${CSS.escape(focus.id)}` : link ? `a[href="${CSS.escape(link)}"]`
+        : owner && `#${CSS.escape(owner)} > ${focus.tagName}`);
       const scroll = [...target.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
       const films = new Map([...target.querySelectorAll("video")].map((film) => [film.getAttribute("src"), film]));
       target.innerHTML = html;
@@ -36,7 +39,7 @@
       for (const [id, was] of open) if (byId(id)) byId(id).open = was;
       for (const [id, value] of kept) if (byId(id)) byId(id).value = value;
       target.querySelectorAll(".scroll").forEach((box, i) => { box.scrollLeft = scroll[i] || 0; });
-      target.querySelectorAll(".log pre").forEach((pre, i) => { if (ends[i] !== false) pre.scrollTop = pre.scrollHeight; });
+      for (const pre of target.querySelectorAll(".log pre")) pre.scrollTop = places.get(pre.parentElement.id) ?? pre.scrollHeight;
       if (again) target.querySelector(again)?.focus({preventScroll: true});
       seen[key] = html;
     }
