@@ -151,7 +151,8 @@ def properties(case: Case, row: Mapping[str, Any] | None) -> list[tuple[str, str
 
 def passed_line(case: Case, state: CaseState, reused: bool) -> str:
     row = state.row
-    measures = f"return {number(row['test_return'])}, episode length {number(row['test_episode_length'])}"
+    measures = (f"return {number(row['test_return'])}, episode length {number(row['test_episode_length'])} "
+                f"in {number(row['test_episodes'])} episodes")
     judged = "learning not judged" if row["gate_verdict"] == "not_judged" else f"gate {row['gate_verdict']}"
     words = [f"{row['variant']}_e{row['num_envs']}", measures, judged]
     if row.get("samples_per_s"):

@@ -308,6 +308,7 @@ def test_a_bisection_that_cannot_begin_or_is_interrupted(project):
     ends = ["--good", commits[0], "--bad", commits[1]]
     wrong = bisect(project, *ends, "--", "--longcycle-profile", "smokee")
     assert wrong.returncode == 2 and "did you mean 'smoke'?" in wrong.stderr, wrong.stderr
+    assert not list(project.path.glob("output/bisect/*/trees/*")), "the worktree is removed"
     words = [sys.executable, "-m", "mimickit", "bisect", "--case", TRAINED, *ends, "--measure", "none", "--", "-q"]
     running = subprocess.Popen(words, cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

@@ -174,6 +174,7 @@ class Bisection:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code not in ENDED and commit in (self.good, self.bad):  # such as wrong options; no result to keep
+            self.git("worktree", "remove", "--force", str(tree))
             told = log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()[-TOLD_LINES:]
             raise UserError("\n".join([f"the suite did not run (exit code {code}); the end of its log:", *told]))
         result = self.read(tree / BASE / ROOT_NAME, code)

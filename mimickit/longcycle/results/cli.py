@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.commit and not args.roots:
         from mimickit.longcycle.results.committed import write_page
 
+        if not (args.commit / "data/history.jsonl").is_file():
+            raise UserError(f"--commit {args.commit}: no data/history.jsonl there; name a root to begin with")
         print(write_page(args.commit))
         return 0
     if not args.roots:

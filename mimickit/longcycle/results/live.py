@@ -18,7 +18,7 @@ Outlook = Callable[[], tuple[float | None, Mapping[tuple[str, str], float]]]
 
 
 class LivePage(threading.Thread):
-    """Writes the page of a root until :meth:`stop`. A page that cannot be written is told of once, and given up.
+    """Writes the page of a root until :meth:`stop`. A page that cannot be written is told of once, and tried again.
 
     Args:
         root: the root, which need not exist yet.
@@ -34,17 +34,17 @@ class LivePage(threading.Thread):
         self.machine: Any = None
         self.cpu_s = 0.0  # that writing took so far
         self.writes = 0
+        self.told = False  # that it cannot be written
 
     def run(self) -> None:
         pause = 0.2
         while not self.ended.wait(pause):
             before = self.cpu_s
-            if not self.write():
-                return
-            pause = min(LONGEST, max(EVERY, (self.cpu_s - before) / SHARE))
+            wrote = self.write()
+            pause = min(LONGEST, max(EVERY, (self.cpu_s - before) / SHARE)) if wrote else LONGEST
 
     def write(self) -> bool:
-        """Write the page once; False when that is no use."""
+        """Write the page once; False when it could not be written."""
         from mimickit.longcycle.results.data import Root
         from mimickit.longcycle.results.machine import Machine
         from mimickit.longcycle.results.pages import ReportPage
@@ -58,7 +58,9 @@ class LivePage(threading.Thread):
         except AssetMissingError:
             return True  # the session has not written anything yet
         except Exception as error:  # whatever happens to the page, the session goes on
-            print(f"\nthe page is not written any more: {type(error).__name__}: {error}", file=sys.__stderr__)
+            if not self.told:
+                print(f"\nthe page cannot be written: {type(error).__name__}: {error}", file=sys.__stderr__)
+            self.told = True
             return False
         self.cpu_s += time.thread_time() - before
         self.writes += 1
