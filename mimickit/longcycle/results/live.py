@@ -13,7 +13,7 @@ from mimickit.util.failures import AssetMissingError
 
 EVERY = 4.0  # s between writes
 LONGEST = 30.0  # s between writes that take long
-SHARE = 0.004  # of a core that writing may take: a write that takes longer is followed by a longer pause
+SHARE = 0.004  # of a core that writing may take, after the first: what takes longer is followed by a longer pause
 Outlook = Callable[[], tuple[float | None, Mapping[tuple[str, str], float]]]
 
 
@@ -41,10 +41,12 @@ class LivePage(threading.Thread):
         while not self.ended.wait(pause):
             before = self.cpu_s
             wrote = self.write()
-            pause = min(LONGEST, max(EVERY, (self.cpu_s - before) / SHARE)) if wrote else LONGEST
+            took = self.cpu_s - before if self.writes > 1 else 0.0  # the first write reads what later ones know
+            pause = min(LONGEST, max(EVERY, took / SHARE)) if wrote else LONGEST
 
     def write(self) -> bool:
         """Write the page once; False when it could not be written."""
+        before = time.thread_time()
         from mimickit.longcycle.results.data import Root
         from mimickit.longcycle.results.machine import Machine
         from mimickit.longcycle.results.pages import ReportPage
@@ -52,7 +54,6 @@ class LivePage(threading.Thread):
         try:
             if self.page is None:
                 self.page, self.machine = ReportPage([Root(self.root)], self.root), Machine()
-            before = time.thread_time()
             left_s, expected = self.outlook()
             self.page.write(expected, left_s, {} if self.ended.is_set() else self.machine.look(), self.note)
         except AssetMissingError:
