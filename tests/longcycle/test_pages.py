@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mimickit.longcycle.ledger import read_events
-from mimickit.longcycle.results import cli, committed, machine
+from mimickit.longcycle.results import cli, committed, history, machine
 from mimickit.longcycle.results.data import Root, log_tail
 from mimickit.longcycle.results.live import SHARE, LivePage
 from mimickit.longcycle.results.pages import STATIC, ReportPage
@@ -127,10 +127,13 @@ def test_a_root_that_is_gone_or_read_only_is_said(root, tmp_path, monkeypatch, c
 def test_the_transfer_stands_beside_the_test(root):
     attempt = next(root.glob(f"runs/{TRAINED}_args/*/"))
     assert cli.main([str(root)]) == 0 and "transfer" not in page_data(root, TRAINED)[1]["statistics"]
-    write_json(attempt / "transfer.json", {"statistics": {"length": {"mean": 297.5, "ci95": 3.1, "episodes": 64}}})
+    write_json(attempt / "transfer.json", {"statistics": {
+        "length": {"mean": 297.5, "ci95": 3.1, "episodes": 64}, "survival_disturbed": {"mean": 0.81, "episodes": 64}}})
     assert cli.main([str(root)]) == 0
     text = page_data(root, TRAINED)[1]["statistics"]
     assert "plain MuJoCo, of 64 episodes" in text and re.search(r'>length<.*?>297.5</td><td class="n">3.1<', text)
+    assert re.search(r'>survival disturbed</th><td class="n"></td><td class="n"></td><td class="n">0.81<', text)
+    assert "survival_disturbed" not in history.night_of(Root(root), whole=True).cases[TRAINED].measures, "of the test"
 
 
 def test_no_heavy_library_is_loaded(root):

@@ -298,14 +298,18 @@ class Entry:
         return found
 
     def statistics(self) -> list[dict[str, Any]]:
-        """The test's measures: name, mean, half the 95 % interval or None, and what else is known of the spread;
-        ``transfer`` is the same measure in plain MuJoCo, None where it was not run there or does not exist there."""
+        """The test's measures: name, mean, half the 95 % interval or None, and what else is known of the spread.
+
+        ``transfer`` is the same measure in plain MuJoCo, None where it was not run there or does not exist there. What
+        exists there alone (``survival_disturbed``) has None for everything else.
+        """
         test, moved = self.test, self.transferred
         known = test.get("statistics") or {}
         bare = {name: {"mean": value} for name, value in (test.get("measures") or {}).items() if name not in known}
+        there = {name: {} for name in moved.get("statistics") or {} if name not in known and name not in bare}
         return [{"name": name, **{key: about.get(key) for key in ("mean", "ci95", "std", "min", "max", "episodes")},
                  "median": (about.get("quantiles") or {}).get("50"), "transfer": sample(moved, name)}
-                for name, about in {**known, **bare}.items()]
+                for name, about in {**known, **bare, **there}.items()]
 
     def command(self) -> list[str]:
         """The lines that run this case again as it ran."""
