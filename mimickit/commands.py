@@ -122,7 +122,8 @@ def is_command(argv: Sequence[str]) -> bool:
     """
     if not argv or argv[0].startswith("-"):
         return False
-    if argv[0] not in COMMANDS and (hint := nearest(argv[0], COMMANDS)):
+    hint = " (did you mean 'report compare'?)" if argv[0] == "compare" else nearest(argv[0], COMMANDS)
+    if argv[0] not in COMMANDS and hint:
         raise UserError(f"unknown command '{argv[0]}'{hint}; there are {', '.join(COMMANDS)}")
     return argv[0] in COMMANDS
 

@@ -35,6 +35,7 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("walk --num_envs 4", "'walk' (command line) belongs to no flag"),
     ("train --num_envs 4", "mimickit train: name it first: mimickit train CASE_OR_RUN"),
     ("trian amp_g1", "unknown command 'trian' (did you mean 'train'?)"),
+    ("compare A B", "unknown command 'compare' (did you mean 'report compare'?)"),
     ("train amp_g1 --variant best", "--variant best (command line): allowed are tuned, hiutil, default"),
     ("--mode train", "--env_config is missing"),
     ("--arg_file {tmp}/clip.pkl", "not a text file"),
