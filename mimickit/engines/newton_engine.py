@@ -27,7 +27,9 @@ from newton.solvers import SolverMuJoCo
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, contact_capacity, load_engine_config, make_engine_config
 from mimickit.engines.kernel_cache import cache_key, compile_lock, warp_cache_dir
+from mimickit.engines.newton_lean import BODY_KINEMATICS, idle_kernels, without
 from mimickit.engines.newton_model import GROUND_LABEL, SPHERICAL, JointLayout, build_world, dof_indices, replicate
+from mimickit.engines.newton_solve import fused_solve
 from mimickit.engines.variation import Variation
 from mimickit.util.failures import UserError
 
@@ -421,7 +423,8 @@ class NewtonEngine:
             self._allocate()
             self._synchronize()
             self._control_step(substeps=1)  # loads every kernel: nothing may be loaded while a graph is captured
-            self._graph = self._capture(lambda: self._control_step(config.substeps))
+            idle = idle_kernels(self.solver.mjw_model, self._drives) if config.lean_steps else frozenset()
+            self._graph = self._capture(lambda: self._control_step(config.substeps, idle))
             self._flush_graph = self._capture(self._flush)
             if self.device.type == "cuda":  # the first launch instantiates a graph
                 self._synchronize()
@@ -530,7 +533,7 @@ class NewtonEngine:
     def _launch(self, kernel: wp.Kernel, dim: int | tuple[int, ...], inputs: list) -> None:
         wp.launch(kernel, dim=dim, inputs=inputs, device=self._wp_device)
 
-    def _control_step(self, substeps: int) -> None:
+    def _control_step(self, substeps: int, idle: frozenset[str] = frozenset()) -> None:
         self._apply_resets()
         if self._has_targets and self._variation is None:
             self._write_targets(self._wp["command"])
@@ -541,16 +544,22 @@ class NewtonEngine:
             if self._drives:
                 self._drive_joints()
             last = i == substeps - 1
-            self.solver.step(
-                self.state, self.state, self.control, self._contacts if last else None, self.sim_dt,
-                observables=self._observables if last else None,
-            )
+            with self._solving(), without(idle if last or not idle else idle | BODY_KINEMATICS):
+                self.solver.step(
+                    self.state, self.state, self.control, self._contacts if last else None, self.sim_dt,
+                    observables=self._observables if last else None,
+                )
             self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
         if self._variation is not None:
             self._variation.end_step(self._wp["command"])
         self._sensor.update(None, self._contacts, observables=self._observables)
         self._launch(_count_overflow, self.num_envs, [self._overflow_bits, self._wp["overflow"]])
         self._read_out()
+
+    def _solving(self) -> contextlib.AbstractContextManager[None]:
+        if not self.config.fused_solve:
+            return contextlib.nullcontext()
+        return fused_solve(self.solver.mjw_model, self.solver.mjw_data)
 
     def _flush(self) -> None:
         self._apply_resets()
