@@ -1,6 +1,6 @@
 """Where a control step of physics spends its time, kernel by kernel.
 
-    python benchmarks/profile_physics.py --cases deepmimic_humanoid_ppo,deepmimic_g1_ppo --num-envs 4096 --set engine.fused_solve=true
+    python benchmarks/profile_physics.py --cases deepmimic_humanoid_ppo --num-envs 4096 --set engine.fused_solve=true
 
 Worlds start as training starts them and hold their pose for ``--steps`` control steps. Then, per case and size:
 
