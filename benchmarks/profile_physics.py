@@ -63,7 +63,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def profile(case: str, num_envs: int, options: argparse.Namespace) -> None:
-    from mimickit.engines.newton_lean import idle_kernels
     from mimickit.envs.base import EnvMode
     from mimickit.envs.env_builder import build_env
 
@@ -84,17 +83,16 @@ def profile(case: str, num_envs: int, options: argparse.Namespace) -> None:
           f"{engine.solver.mjw_data.njmax} rows, {config.substeps} substeps", flush=True)
     head = (case, num_envs, " ".join(options.set))
 
-    idle = idle_kernels(model, engine._drives) if config.lean_steps else frozenset()
     if options.device == "cpu":
-        show(*head, "launches", launches(lambda: engine._control_step(config.substeps, idle)), None, options)
+        show(*head, "launches", launches(lambda: engine._control_step(config.substeps)), None, options)
         return
     graph = device_us(engine.step, REPEATS)
     print(f"graph: {graph:,.0f} us a control step, {graph / config.substeps:,.0f} a substep, "
           f"{1e6 * num_envs / graph:,.0f} env-steps/s")
     solve_alone(engine, head, options)
-    engine._control_step(config.substeps, idle)
+    engine._control_step(config.substeps)
     wp.timing_begin(wp.TIMING_ALL)
-    engine._control_step(config.substeps, idle)
+    engine._control_step(config.substeps)
     table: Table = defaultdict(list)
     for result in wp.timing_end():
         table[result.name].append(1e3 * result.elapsed)

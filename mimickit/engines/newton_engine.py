@@ -27,7 +27,7 @@ from newton.solvers import SolverMuJoCo
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, contact_capacity, load_engine_config, make_engine_config
 from mimickit.engines.kernel_cache import cache_key, compile_lock, warp_cache_dir
-from mimickit.engines.newton_lean import BODY_KINEMATICS, idle_kernels, without
+from mimickit.engines.newton_lean import lean_steps
 from mimickit.engines.newton_model import GROUND_LABEL, SPHERICAL, JointLayout, build_world, dof_indices, replicate
 from mimickit.engines.newton_solve import fused_solve
 from mimickit.engines.variation import Variation
@@ -423,8 +423,7 @@ class NewtonEngine:
             self._allocate()
             self._synchronize()
             self._control_step(substeps=1)  # loads every kernel: nothing may be loaded while a graph is captured
-            idle = idle_kernels(self.solver.mjw_model, self._drives) if config.lean_steps else frozenset()
-            self._graph = self._capture(lambda: self._control_step(config.substeps, idle))
+            self._graph = self._capture(lambda: self._control_step(config.substeps))
             self._flush_graph = self._capture(self._flush)
             if self.device.type == "cuda":  # the first launch instantiates a graph
                 self._synchronize()
@@ -478,6 +477,8 @@ class NewtonEngine:
         self._variation = self._make_variation() if self.spec.varied else None
         if self._variation is not None:
             vars(self).update(self._variation.buffers)
+        self._lean = (lean_steps(self.solver.mjw_model, self.solver.mjw_data, self._drives)
+                      if self.config.lean_steps and self._variation is None else None)
         public = _PUBLIC | (_OF_OBJECTS if self._num_objects else {})
         self._public = {name: getattr(self, name) for name in public}
         self._wp = {"mask": wp.from_torch(self._reset_mask),
@@ -533,7 +534,7 @@ class NewtonEngine:
     def _launch(self, kernel: wp.Kernel, dim: int | tuple[int, ...], inputs: list) -> None:
         wp.launch(kernel, dim=dim, inputs=inputs, device=self._wp_device)
 
-    def _control_step(self, substeps: int, idle: frozenset[str] = frozenset()) -> None:
+    def _control_step(self, substeps: int) -> None:
         self._apply_resets()
         if self._has_targets and self._variation is None:
             self._write_targets(self._wp["command"])
@@ -544,12 +545,13 @@ class NewtonEngine:
             if self._drives:
                 self._drive_joints()
             last = i == substeps - 1
-            with self._solving(), without(idle if last or not idle else idle | BODY_KINEMATICS):
+            with self._solving(), self._leanly(i == 0, last):
                 self.solver.step(
                     self.state, self.state, self.control, self._contacts if last else None, self.sim_dt,
                     observables=self._observables if last else None,
                 )
-            self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
+            if last or self._lean is None:
+                self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
         if self._variation is not None:
             self._variation.end_step(self._wp["command"])
         self._sensor.update(None, self._contacts, observables=self._observables)
@@ -560,6 +562,9 @@ class NewtonEngine:
         if not self.config.fused_solve:
             return contextlib.nullcontext()
         return fused_solve(self.solver.mjw_model, self.solver.mjw_data)
+
+    def _leanly(self, first: bool, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._lean is None else self._lean.substep(first, last)
 
     def _flush(self) -> None:
         self._apply_resets()
@@ -689,7 +694,7 @@ class NewtonEngine:
         self._synchronize()
         self._graph = self._flush_graph = None
         self._streams.clear()
-        self.solver = self.model = self.state = self.control = None
+        self.solver = self.model = self.state = self.control = self._lean = None
         self._sensor = self._contacts = self._observables = None
 
     def _stream(self) -> wp.Stream | None:
