@@ -42,7 +42,8 @@ class EngineConfig(Config):
         False, description="solve each world's constraints in one kernel (newton_solve.py), the same to rounding"
     )
     lean_steps: bool = Field(
-        False, description="leave out kernels that do nothing for the character (newton_lean.py), the same to the bit"
+        False, description="fewer launches a step: none that does nothing, sums over trees in one (newton_lean.py), "
+        "the same to the bit"
     )
     spherical_limits: bool = Field(
         False,

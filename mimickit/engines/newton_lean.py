@@ -2,8 +2,9 @@
 
 Newton's MuJoCo solver launches the same kernels for every model. Some of them compute zeros that nothing reads, or what
 only a control step's end needs: each is left out under the condition that makes it idle. Sums over subtrees, a launch a
-level of the body tree there, are one launch here, in the order of a single thread. What a step clears is cleared by
-one launch, and its temporary arrays are allocated once.
+level of the body tree there, are one launch here, in the order of a single thread; so is the factorisation of a large
+sparse inertia (newton_factor.py). What a step clears is cleared by one launch, and its temporary arrays are allocated
+once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import warp as wp
 from mujoco_warp._src import smooth, types
 
+from mimickit.engines.newton_factor import Factorization, fits
 from mimickit.engines.newton_solve import other_version
 
 _CLOSURE = "__locals__kernel"
@@ -135,6 +137,7 @@ class LeanSteps:
         self._cleared_here = _pointers(d.M, d.qfrc_actuator, d.ncollision, d.nacon)
         levels = [level.numpy() for level in reversed(m.body_tree)]
         self._order = wp.array(np.concatenate(levels)[:-1], dtype=int, device=d.qpos.device)  # the world is last
+        self._factor_i_sparse = Factorization(m, d.qpos.device) if fits(m) else smooth._factor_i_sparse
         self._temporaries: list[tuple[tuple, wp.array]] = []
         self._asked = self._counts_given = 0
         self._counts = wp.zeros(d.nworld + _TEMPORARY_COUNTS, dtype=int, device=d.qpos.device)
@@ -168,7 +171,8 @@ class LeanSteps:
               mock.patch.object(wp, "zeros", self._zeros), mock.patch.object(wp.array, "zero_", unless_kept(zero)),
               mock.patch.object(wp.array, "fill_", unless_kept(fill)),
               mock.patch.object(smooth, "com_pos", self._com_pos), mock.patch.object(smooth, "crb", self._crb),
-              mock.patch.object(smooth, "_rne_cfrc_backward", self._rne_cfrc_backward)):
+              mock.patch.object(smooth, "_rne_cfrc_backward", self._rne_cfrc_backward),
+              mock.patch.object(smooth, "_factor_i_sparse", self._factor_i_sparse)):
             yield
         self._complete = True
 

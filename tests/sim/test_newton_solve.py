@@ -76,14 +76,16 @@ class Comparison:
     """Called in place of the package's solve: one time in three also solves fused, and notes what differs.
 
     Single precision limits both to the same distance from the optimum, so what is allowed is what the package itself
-    answers to a warm start that differs in the last bits.
+    answers to a warm start that differs in the last bits; the cost may lie above the package's by a part of the
+    solver's tolerance, at which either stops.
     """
 
     def __init__(self) -> None:
         self.package, self.calls = package.solve, 0
         self.states: set[int] = set()
         self.most_iterations = self.most_rows = 0
-        self.found: dict[str, list[float]] = {name: [] for name in ("ours", "floor", "our excess", "floor excess")}
+        self.tolerance = 0.0
+        self.found: dict[str, list[float]] = {name: [] for name in ("ours", "floor", "our excess")}
         self.flips: list[float] = []
         self.more_iterations: list[float] = []
 
@@ -108,6 +110,7 @@ class Comparison:
         self.note(m, d, results(d), theirs, floor)
 
     def note(self, m: mjw.Model, d: mjw.Data, ours: dict, theirs: dict, floor: dict) -> None:
+        self.tolerance = m.opt.tolerance.numpy().max()
         self.states |= set(theirs["state"].ravel().tolist())
         self.most_iterations = max(self.most_iterations, theirs["solver_niter"].max())
         self.most_rows = max(self.most_rows, (theirs["force"] != 0).sum(1).max())
@@ -115,10 +118,9 @@ class Comparison:
         self.more_iterations.append(np.mean(ours["solver_niter"] - theirs["solver_niter"]))
         for w in range(d.nworld):
             x, size, least = theirs["qacc"][w], np.abs(theirs["qacc"][w]).max(), cost(m, d, w, theirs["qacc"][w])
-            for name, other in (("our", ours), ("floor", floor)):
-                self.found["ours" if name == "our" else name].append(np.abs(other["qacc"][w] - x).max() / (1.0 + size))
-                self.found[f"{name} excess"].append(
-                    (cost(m, d, w, other["qacc"][w]) - least) / (1.0 + abs(least)))
+            for name, other in (("ours", ours), ("floor", floor)):
+                self.found[name].append(np.abs(other["qacc"][w] - x).max() / (1.0 + size))
+            self.found["our excess"].append((cost(m, d, w, ours["qacc"][w]) - least) / (1.0 + abs(least)))
             M, J = dense(m, d, w)
             rows = d.efc.D.numpy()[w, :len(J)] * np.abs(d.efc.aref.numpy()[w, :len(J)])
             sums = 1.0 + np.abs(M).dot(np.abs(ours["qacc"][w])).max() + np.abs(J.T).dot(rows).max()
@@ -130,9 +132,9 @@ class Comparison:
         ours, floor = np.array(self.found["ours"]), np.array(self.found["floor"])
         assert np.median(ours) < 3.0 * np.median(floor)
         assert np.quantile(ours, 0.99) < 30.0 * np.quantile(floor, 0.99)
-        excess, usual = self.found["our excess"], np.abs(self.found["floor excess"]).mean()
-        assert np.mean(excess) < 5.0 * usual  # nearer to the optimum is welcome
-        assert np.max(excess) < 1e-6
+        excess = np.array(self.found["our excess"])  # nearer to the optimum is welcome
+        assert excess.max() < self.tolerance and excess.mean() < 1e-3 * self.tolerance
+        assert np.quantile(excess, 0.99) < 0.05 * self.tolerance
 
 
 @pytest.mark.parametrize("jacobian", ["sparse", "dense"])
