@@ -23,6 +23,7 @@ pytestmark = pytest.mark.sim
 ASSETS = Path(__file__).resolve().parents[2] / "data" / "assets"
 CHARACTERS = {"humanoid": "humanoid/humanoid.xml", "g1": "g1/g1.xml", "go2": "go2/go2.xml", "smpl": "smpl/smpl.xml",
               "pi_plus": "hightorque_pi_plus/pi_22dof.xml", "sword_shield": "sword_shield/humanoid_sword_shield.xml"}
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 N = 6  # worlds
 
 # contacts, a limit, dry friction and two equalities, more than a lane has of each
@@ -141,7 +142,7 @@ class Comparison:
 def test_rows_of_every_kind_are_solved_as_the_package_does(jacobian) -> None:
     chains = "".join(CHAIN.format(i=i, x=0.7 * i) for i in range(5))
     model = mujoco.MjModel.from_xml_string(ROWS.format(jacobian=jacobian, chains=chains))
-    with wp.ScopedDevice("cpu"):
+    with wp.ScopedDevice(DEVICE):
         m = mjw.put_model(model)
         d = mjw.make_data(model, nworld=N, nconmax=60, njmax=300)
         m.opt.warn_overflow = 0
@@ -166,7 +167,7 @@ def world(name: str, **settings) -> NewtonEngine:
     spec = WorldSpec(ASSETS / CHARACTERS.get(name, CHARACTERS["humanoid"]), init_root_pos=(0.0, 0.0, 1.0),
                      objects=objects["static"] if name == "boxes" else (),
                      free_objects=objects["free"] if name == "balls" else ())
-    return NewtonEngine(spec, config, N, "cpu")
+    return NewtonEngine(spec, config, N, DEVICE)
 
 
 def throw(engine: NewtonEngine, seed: int) -> None:
@@ -205,18 +206,23 @@ def test_characters_are_solved_as_the_package_does(name) -> None:
 @pytest.mark.parametrize("name", [*CHARACTERS, "boxes", "balls", "crowded"])
 def test_lean_steps_are_the_same_to_the_bit(name) -> None:
     trajectories, capacity = [], {"njmax": 16, "nconmax": 3} if name == "crowded" else {}
-    for lean in (False, True):
+    for lean in (False, True, False):
         engine = world(name, lean_steps=lean, **capacity)
+        assert lean == (engine._lean is not None and len(engine._lean._idle) >= 10)
         throw(engine, 0)
         states = []
         for _ in range(10):
             engine.step()
-            states.append(torch.cat([value.flatten().float() for value in engine.state_dict().values()]))
+            states.append(torch.cat([value.flatten().double() for value in engine.state_dict().values()]))
         trajectories.append(torch.stack(states))
         assert torch.isfinite(trajectories[-1]).all() and engine.contact_force.any()
-    assert engine._lean is not None and len(engine._lean._idle) >= 8
-    assert engine.overflow.all() == (name == "crowded")
-    assert torch.equal(*trajectories)
+        assert engine.overflow.all() == (name == "crowded")
+        if DEVICE == "cpu" and lean:
+            assert torch.equal(*trajectories)
+            return
+    early, lean, again = (trajectory[:2] for trajectory in trajectories)  # a GPU adds in any order
+    ours, floor = (((other - early).abs() / (1.0 + early.abs())).quantile(0.95) for other in (lean, again))
+    assert ours < 5.0 * floor + 1e-5
 
 
 def test_another_version_of_the_package_is_left_alone() -> None:
