@@ -43,7 +43,7 @@ class EngineConfig(Config):
     )
     lean_steps: bool = Field(
         False, description="fewer launches a step: none that does nothing, sums over trees in one (newton_lean.py), "
-        "the same to the bit"
+        "the same to the bit; not where worlds vary"
     )
     spherical_limits: bool = Field(
         False,
