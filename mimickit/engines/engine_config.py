@@ -38,6 +38,13 @@ class EngineConfig(Config):
     )
     njmax: int | None = Field(None, gt=0, description="constraint rows per world; null: contact_capacity.yaml")
     nconmax: int | None = Field(None, gt=0, description="contacts per world; null: contact_capacity.yaml")
+    fused_solve: bool = Field(
+        False, description="solve each world's constraints in one kernel (newton_solve.py), the same to rounding"
+    )
+    lean_steps: bool = Field(
+        False, description="fewer launches a step: none that does nothing, sums over trees in one (newton_lean.py), "
+        "the same to the bit; not where worlds vary"
+    )
     spherical_limits: bool = Field(
         False,
         description="limit spherical joints too: beyond the ranges of its three hinges an exponential map is pushed "

@@ -27,7 +27,9 @@ from newton.solvers import SolverMuJoCo
 from mimickit.engines.engine import WorldSpec
 from mimickit.engines.engine_config import EngineConfig, contact_capacity, load_engine_config, make_engine_config
 from mimickit.engines.kernel_cache import cache_key, compile_lock, warp_cache_dir
+from mimickit.engines.newton_lean import lean_steps
 from mimickit.engines.newton_model import GROUND_LABEL, SPHERICAL, JointLayout, build_world, dof_indices, replicate
+from mimickit.engines.newton_solve import fused_solve
 from mimickit.engines.variation import Variation
 from mimickit.util.failures import UserError
 
@@ -475,6 +477,8 @@ class NewtonEngine:
         self._variation = self._make_variation() if self.spec.varied else None
         if self._variation is not None:
             vars(self).update(self._variation.buffers)
+        self._lean = (lean_steps(self.solver.mjw_model, self.solver.mjw_data, self._drives)
+                      if self.config.lean_steps and self._variation is None else None)
         public = _PUBLIC | (_OF_OBJECTS if self._num_objects else {})
         self._public = {name: getattr(self, name) for name in public}
         self._wp = {"mask": wp.from_torch(self._reset_mask),
@@ -541,16 +545,26 @@ class NewtonEngine:
             if self._drives:
                 self._drive_joints()
             last = i == substeps - 1
-            self.solver.step(
-                self.state, self.state, self.control, self._contacts if last else None, self.sim_dt,
-                observables=self._observables if last else None,
-            )
-            self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
+            with self._solving(), self._leanly(i == 0, last):
+                self.solver.step(
+                    self.state, self.state, self.control, self._contacts if last else None, self.sim_dt,
+                    observables=self._observables if last else None,
+                )
+            if last or self._lean is None:
+                self._launch(_collect_overflow, self.num_envs, [self.solver.mjw_data.overflow, self._overflow_bits])
         if self._variation is not None:
             self._variation.end_step(self._wp["command"])
         self._sensor.update(None, self._contacts, observables=self._observables)
         self._launch(_count_overflow, self.num_envs, [self._overflow_bits, self._wp["overflow"]])
         self._read_out()
+
+    def _solving(self) -> contextlib.AbstractContextManager[None]:
+        if not self.config.fused_solve:
+            return contextlib.nullcontext()
+        return fused_solve(self.solver.mjw_model, self.solver.mjw_data)
+
+    def _leanly(self, first: bool, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._lean is None else self._lean.substep(first, last)
 
     def _flush(self) -> None:
         self._apply_resets()
@@ -680,7 +694,7 @@ class NewtonEngine:
         self._synchronize()
         self._graph = self._flush_graph = None
         self._streams.clear()
-        self.solver = self.model = self.state = self.control = None
+        self.solver = self.model = self.state = self.control = self._lean = None
         self._sensor = self._contacts = self._observables = None
 
     def _stream(self) -> wp.Stream | None:
