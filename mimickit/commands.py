@@ -74,9 +74,11 @@ COMMANDS = {
     "view": Command(
         "RUN_OR_CASE [--flags]", "watch what a run learned, or a clip",
         "RUN and CASE as for test; or CASE is one that shows a clip (view_motion_...). A window opens; without a "
-        "display, or with --video true, one episode is filmed from the clip's beginning.",
+        "display, or with --video true, one episode is filmed from the clip's beginning. --web serves a page instead, "
+        "to watch, pause, step and push in a browser; --save_html FILE.html records one episode as such a page.",
         "test", {"num_envs": "1", "test_episodes": "of a film 1", "out_dir": "RUN/view",
-                 "visualize": "true where there is a display", "video": "true without a display"}),
+                 "visualize": "true where there is a display, or with --web",
+                 "video": "true without a display, --web and --save_html"}),
     "export": Command(
         "RUN_OR_CASE [--flags]", "write a policy as ONNX, with what a robot needs to know to run it",
         "RUN and CASE as for test. policy.onnx, policy.json, policy.xml and reference.npz are explained in "
@@ -346,9 +348,12 @@ def _test(name: str, target: str, given: Args) -> Args:
 
 
 def _view(name: str, target: str, given: Args) -> Args:
-    film = given["video"] or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    defaults = {"mode": ["test"], "num_envs": ["1"], "visualize": ["false" if film else "true"],
-                "video": ["true" if film else "false"], **({"test_episodes": ["1"]} if film else {})}
+    live = given["viewer"] == "web" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    page = "save_html" in given
+    film = given["video"] or not (live or page)
+    recorded = {"test_episodes": ["1"]} if film or page else {}
+    defaults = {"mode": ["test"], "num_envs": ["1"], "visualize": ["false" if recorded else "true"],
+                "video": ["true" if film else "false"], **recorded}
     return _of_a_run(name, target, given, defaults, "view")
 
 
@@ -393,7 +398,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
         if not model.is_file() and "model_file" not in given:
             raise UserError(f"mimickit {name} {target}: there is no model yet ({model})")
         defaults["model_file"] = [str(model)]
-    if place and defaults.get("video") == ["true"] and "agent_config" in args:  # the film begins where the clip begins
+    if place == "view" and "test_episodes" in defaults and "agent_config" in args:  # begin where the clip begins
         args = args.with_value("set", "env.rand_reset=false", *args["set"])
     return args.with_defaults(defaults, says).named(name, target)
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mimickit.request import Request
+from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json
 
@@ -22,6 +23,7 @@ def check_request(request: Request) -> None:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
     check_logger(args["logger"])
+    check_viewer(args)
     check_motors(request)
     check_sizes(request)
     check_motion_prior(request)
@@ -36,6 +38,13 @@ def check_logger(kind: str) -> None:
     package = LOGGERS.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"--logger {kind} needs the package {package}: pip install {package}")
+
+
+def check_viewer(args: Args) -> None:
+    """Raises UserError if the package of pages for browsers is needed and not installed."""
+    wanted = "--save_html" if "save_html" in args else "--viewer web" if args["viewer"] == "web" else ""
+    if wanted and importlib.util.find_spec("viser") is None:
+        raise UserError(f"{wanted} needs the package viser: pip install 'mimickit[web]'")
 
 
 def check_motors(request: Request) -> None:
