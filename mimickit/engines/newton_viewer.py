@@ -312,12 +312,14 @@ class LiveWindow:
         scene: what is shown.
         dt: s, a control step.
         panel: called in every frame with the viewer's controls, as Dear ImGui has them.
+        reset: called between frames when a person wants a new episode.
     """
 
-    def __init__(self, scene: Scene, dt: float, panel: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, scene: Scene, dt: float, panel: Callable[[Any], None] = lambda ui: None,
+                 reset: Callable[[], None] | None = None) -> None:
         self._scene, self._dt, self._time = scene, dt, 0.0
-        if panel is not None:
-            scene.viewer.register_ui_callback(panel)
+        scene.viewer.register_ui_callback(panel)
+        scene.viewer.set_reset_callback(reset)
 
     @property
     def closed(self) -> bool:

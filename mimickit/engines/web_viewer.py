@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich
 import warp as wp
 from newton.viewer import ViewerViser
 
@@ -36,7 +37,10 @@ class WebViewer(ViewerViser):
             socket.create_server((host, 0)).close()  # viser would try for ever
         except OSError as error:
             raise UserError(f"--host {host}: cannot serve there: {error}") from None
+        rich.reconfigure(quiet=True)  # viser prints banners whatever one says
         super().__init__(host=host, port=port, label="MimicKit", verbose=False)
+        self.picking_enabled = False  # its forces would act on the picture, not on the physics
+        self._viewer_option_handles["picking_enabled"].visible = False
         self._shift = np.zeros(3)  # m, by which the world is moved
         self.address = f"http://{host}:{self.server.get_port()}/"
 

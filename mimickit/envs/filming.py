@@ -13,6 +13,8 @@ from mimickit.envs.base import DoneFlag
 from mimickit.envs.env import Env
 from mimickit.envs.panel import Panel
 
+BESIDE_CONTROLS = 0.8  # width / height of what a browser's controls leave free, and as much on the other side
+
 
 class Episode:
     """Records the first episode of environment 0: as mp4 with a few PNG frames, as a page to turn and play, or both.
@@ -79,9 +81,9 @@ class Window:
         else:
             from mimickit.engines.web_viewer import WebViewer
 
-            scene = Scene(env.engine, lambda: WebViewer(*address), **look(env), close_up=tracks(env))
+            scene = Scene(env.engine, lambda: WebViewer(*address), BESIDE_CONTROLS, **look(env), close_up=tracks(env))
             print(f"watch: {scene.viewer.address} (Ctrl-C ends)", flush=True)
-        self._window, self._panel = LiveWindow(scene, env.dt, panel), panel
+        self._window, self._panel = LiveWindow(scene, env.dt, panel, panel.reset), panel
         self._next = time.monotonic()
 
     @property

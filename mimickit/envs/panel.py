@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mimickit.envs.env import Env
 from mimickit.util.failures import UserError
 
@@ -36,22 +38,26 @@ class Panel:
         self.used: set[str] = set()
 
     def __call__(self, ui: Any) -> None:
-        """Show the controls and do what was asked for; ``ui`` as Dear ImGui."""
-        ui.text(f"time {self._env.steps[0].item() * self._env.dt:.1f} s")
+        """Show the episode's time, the root's speed and the controls, and do what was asked for; ``ui`` as Dear ImGui.
+        """
+        speed = torch.linalg.vector_norm(self._env.engine.root_vel[0]).item()
+        ui.text(f"{self._env.steps[0].item() * self._env.dt:.2f} s, {speed:.1f} m/s")
         if self._pushable:
             _, self._speed = ui.slider_float("Push (m/s)", self._speed, 0.0, HARDEST)
             if ui.button("Push"):
                 angle = self._turn.uniform(0.0, 2.0 * math.pi)
                 push(self._env, (self._speed * math.cos(angle), self._speed * math.sin(angle), 0.0))
                 self.used.add("pushes")
-        if ui.button("New episode"):
-            self._env.reset(1)
-            self.used.add("new episodes")
         for name in self._models if len(self._models) > 1 else ():
             if ui.radio_button(name, name == self._shown) and name != self._shown:
                 self._take(name)
         if self._problem:
             ui.text(self._problem)
+
+    def reset(self) -> None:
+        """Begin a new episode."""
+        self._env.reset(1)
+        self.used.add("episodes that ended early")
 
     def _take(self, name: str) -> None:
         try:

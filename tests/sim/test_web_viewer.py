@@ -1,0 +1,102 @@
+"""A policy in a browser, live and as a file: Newton's viser viewer in Debian's Chromium."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("viser", reason="viser is not installed: pip install 'mimickit[web]'")
+from mimickit.engines.web_viewer import PageRecorder, WebViewer
+from mimickit.util.failures import UserError
+from tests.longcycle.test_browser import CHROMIUM, DRIVER, Browser
+from tests.sim.test_viewer import IDENTITY, POSE, ROOT, standing, turn
+
+pytestmark = [pytest.mark.sim, pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="no browser: apt-get install chromium chromium-driver")]
+BUTTON = "return [...document.querySelectorAll('button')].find(x => x.innerText == '{}' && !x.disabled)"
+
+
+@pytest.fixture
+def browser():
+    """A small one, whose WebGL needs no graphics card; a test in which a page fails or loads more than itself fails."""
+    found = Browser("--window-size=480,360", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+    yield found
+    found.driver.quit()
+
+
+def errors(browser):
+    return [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+
+
+def test_live(browser, tmp_path):
+    """One page, one run: it goes on, pauses, makes single steps, is pushed, begins anew."""
+    argv = [sys.executable, "mimickit/run.py", "--arg_file", "args/deepmimic_humanoid_ppo_args.txt", "--mode", "test",
+            "--web", "--port", "8300", "--engine_config", "data/engines/newton_engine.yaml", "--devices", "cpu",
+            "--num_envs", "4", "--rand_seed", "7", "--out_dir", str(tmp_path)]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = next(line for line in process.stdout if line.startswith("watch: ")).split()[1]
+            assert re.fullmatch(r"http://127\.0\.0\.1:83\d\d/", address)
+            browser.open(address)
+            told = "return document.body.innerText.match(/([\\d.]+) s, ([\\d.]+) m\\/s/)"
+
+            def now():
+                return tuple(map(float, browser.until(told)[1:]))
+
+            def press(name):
+                browser.run("arguments[0].click()", browser.until(BUTTON.format(name)))
+                time.sleep(0.4)
+                return now()
+
+            browser.until("return document.querySelector('canvas')")
+            first = now()
+            browser.until(f"return ({told.removeprefix('return ')})[1] != '{first[0]:.2f}'")
+            browser.until("return [...document.querySelectorAll('label')].find(x => x.innerText == 'Pause')").click()
+            browser.until(BUTTON.format("Step"))
+            stands = now()
+            time.sleep(0.5)
+            assert now() == stands, "a pause stops the simulation"
+            assert press("Reset")[0] == 0.0
+            assert press("Step")[0] == pytest.approx(0.03)
+            time.sleep(0.3)
+            before, speed = now()
+            assert before == pytest.approx(0.03), "one step alone"
+            for _ in range(4):
+                press("Push")
+            after, pushed = press("Step")
+            assert after == pytest.approx(0.07) and abs(pushed - speed) > 0.3, "physics goes on from the push"
+            assert not errors(browser)
+            process.send_signal(signal.SIGINT)  # during a pause too
+            said = process.stdout.read()
+            assert process.wait(60) == 128 + signal.SIGINT
+            assert "what was measured is no test: there were episodes that ended early, pushes" in said
+        finally:
+            process.kill()
+
+
+def test_a_page_of_one_file(browser, tmp_path):
+    engine, file = standing(), tmp_path / "page" / "episode.html"
+    recorder = PageRecorder(engine, file, 30, show_reference=True, ref_offset=(1.5, 0.0, 0.0))
+    for frame in range(30):
+        turn(engine, 0.15 * frame)
+        engine.body_pos[..., 0] += 0.1 * frame
+        recorder.capture((POSE, IDENTITY))
+    assert not file.exists()
+    assert recorder.close() == {"file": str(file), "frames": 30, "fps": 30}
+    assert file.stat().st_size < 2e6
+    browser.open(file)
+    browser.until("return document.querySelector('canvas')?.width")
+    browser.until("return [...document.querySelectorAll('input')].some(x => parseFloat(x.value) > 0.5)", 60)  # it plays
+    assert not errors(browser)
+    loaded = browser.run("return performance.getEntriesByType('resource').map(x => x.name)")
+    assert not [name for name in loaded if not name.startswith(("data:", "blob:"))]
+
+
+def test_an_address_of_another_machine():
+    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1: cannot serve there"):
+        WebViewer("192.0.2.1")
