@@ -27,7 +27,7 @@ from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from mimickit.util.logging import warn
 from mimickit.util.manifest import numbered
 from mimickit.util.names import nearest
-from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
+from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, SHORT, help_groups, help_rows
 from mimickit.util.run_folder import case_name, source_folder
 
 MAX_SAMPLES = 30_000_000  # every shipped case learns in this many (docs/learning.md)

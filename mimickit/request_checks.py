@@ -22,8 +22,8 @@ def check_request(request: Request) -> None:
             if given:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
+        check_viewer(args)
     check_logger(args["logger"])
-    check_viewer(args)
     check_motors(request)
     check_sizes(request)
     check_motion_prior(request)
@@ -41,8 +41,11 @@ def check_logger(kind: str) -> None:
 
 
 def check_viewer(args: Args) -> None:
-    """Raises UserError if the package of pages for browsers is needed and not installed."""
-    wanted = "--save_html" if "save_html" in args else "--viewer web" if args["viewer"] == "web" else ""
+    """Raises UserError if pages for browsers are asked for in two ways, or their package is not installed."""
+    live, file = args["viewer"] == "web", args["save_html"]
+    if live and file is not None:
+        raise UserError(f"--web shows, --save_html {file} records: give one of them")
+    wanted = "--web" if live else f"--save_html {file}" if file is not None else ""
     if wanted and importlib.util.find_spec("viser") is None:
         raise UserError(f"{wanted} needs the package viser: pip install 'mimickit[web]'")
 

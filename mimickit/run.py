@@ -434,7 +434,7 @@ def sign_of_life(env: Any) -> Callable[[], None]:
 def open_recorder(request: Request, env: Any, agent: Any, dist: Any) -> Any:
     """A recorder of an episode, a window, or None, as the flags and the machine allow."""
     args = request.args
-    window, web = args["visualize"], args["viewer"] == "web"
+    window, web = args["visualize"] and "save_html" not in args, args["viewer"] == "web"
     if window and not web and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         if dist.is_root:
             warn("no display here, no window is opened (--visualize false silences this; --video true records off "

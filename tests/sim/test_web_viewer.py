@@ -18,6 +18,21 @@ pytestmark = [pytest.mark.sim, pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None, reason="no browser: apt-get install chromium chromium-driver")]
 BUTTON = "return [...document.querySelectorAll('button')].find(x => x.innerText == '{}' && !x.disabled)"
 
+PIXELS = """
+const done = arguments[0], picture = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+requestAnimationFrame(() => {  // after the scene's own: what it drew is still there
+    const drawn = [...document.querySelectorAll('canvas')].sort((a, b) => b.width - a.width)[0];
+    [picture.canvas.width, picture.canvas.height] = [drawn.width, drawn.height];
+    picture.drawImage(drawn, 0, 0);
+    const data = picture.getImageData(0, 0, drawn.width, drawn.height).data;
+    let blue = 0, green = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        blue += data[i + 2] > data[i + 1] + 10 && data[i + 2] > data[i] + 25;
+        green += data[i + 1] > data[i + 2] + 30;
+    }
+    done([blue, green]);
+});"""
+
 
 @pytest.fixture
 def browser():
@@ -31,6 +46,17 @@ def errors(browser):
     return [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+
+
+def shows_both(browser):
+    """Whether a picture comes with a blue character and a green one, each of more than 100 pixels."""
+    browser.until("return [...document.querySelectorAll('canvas')].some(x => x.width && x.width != 300)")  # 300: unset
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        blue, green = browser.driver.execute_async_script(PIXELS)
+        if min(blue, green) > 100:
+            return True
+    return False
 
 
 def test_live(browser, tmp_path):
@@ -53,7 +79,7 @@ def test_live(browser, tmp_path):
                 time.sleep(0.4)
                 return now()
 
-            browser.until("return document.querySelector('canvas')")
+            assert shows_both(browser)
             first = now()
             browser.until(f"return ({told.removeprefix('return ')})[1] != '{first[0]:.2f}'")
             browser.until("return [...document.querySelectorAll('label')].find(x => x.innerText == 'Pause')").click()
@@ -90,7 +116,7 @@ def test_a_page_of_one_file(browser, tmp_path):
     assert recorder.close() == {"file": str(file), "frames": 30, "fps": 30}
     assert file.stat().st_size < 2e6
     browser.open(file)
-    browser.until("return document.querySelector('canvas')?.width")
+    assert shows_both(browser)
     browser.until("return [...document.querySelectorAll('input')].some(x => parseFloat(x.value) > 0.5)", 60)  # it plays
     assert not errors(browser)
     loaded = browser.run("return performance.getEntriesByType('resource').map(x => x.name)")
