@@ -517,13 +517,14 @@ def _one_of(words: list[str], name: str, known: Collection[str]) -> str | None:
 def _completion() -> str:
     """A script for bash (zsh: after ``autoload -U bashcompinit; bashcompinit``)."""
     cases = " ".join(case.name for case in all_cases())
+    flags = " ".join(f"--{name}" for name in (*OPTIONS, *SHORT))
     values = "\n".join(f'  elif [ "$before" = --{name} ]; then COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word"))'
                        for name, option in OPTIONS.items()
                        if (words := option.choices or (("true", "false") if option.kind is bool else ())))
     return f"""_mimickit() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{' '.join(COMMANDS)}" -- "$word"))
-  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{' '.join(f'--{name}' for name in OPTIONS)}" -- "$word"))
+  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{flags}" -- "$word"))
 {values}
   elif [ "$COMP_CWORD" = 2 ]; then COMPREPLY=($(compgen -W "{cases}" -- "$word") $(compgen -f -- "$word"))
   else COMPREPLY=($(compgen -f -- "$word")); fi
