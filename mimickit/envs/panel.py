@@ -40,9 +40,11 @@ class Panel:
     def __call__(self, ui: Any) -> None:
         """Show the episode's time, the root's speed and the controls, and do what was asked for; ``ui`` as Dear ImGui.
         """
-        speed = torch.linalg.vector_norm(self._env.engine.root_vel[0]).item()
-        ui.text(f"{self._env.steps[0].item() * self._env.dt:.2f} s, {speed:.1f} m/s")
-        if self._pushable:
+        time = f"{self._env.steps[0].item() * self._env.dt:.2f} s"
+        if not self._pushable:
+            ui.text(time)
+        else:
+            ui.text(f"{time}, {torch.linalg.vector_norm(self._env.engine.root_vel[0]).item():.1f} m/s")
             _, self._speed = ui.slider_float("Push (m/s)", self._speed, 0.0, HARDEST)
             if ui.button("Push"):
                 angle = self._turn.uniform(0.0, 2.0 * math.pi)
