@@ -44,7 +44,7 @@ class Panel:
         if not self._pushable:
             ui.text(time)
         else:
-            ui.text(f"{time}, {torch.linalg.vector_norm(self._env.engine.root_vel[0]).item():.1f} m/s")
+            ui.text(f"{time}, {torch.linalg.vector_norm(self._env.engine.root_vel[0]).item():.2f} m/s")
             _, self._speed = ui.slider_float("Push (m/s)", self._speed, 0.0, HARDEST)
             if ui.button("Push"):
                 angle = self._turn.uniform(0.0, 2.0 * math.pi)
