@@ -27,7 +27,7 @@ from mimickit.util.failures import EXIT_OK, AssetMissingError, UserError
 from mimickit.util.logging import warn
 from mimickit.util.manifest import numbered
 from mimickit.util.names import nearest
-from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, help_groups, help_rows
+from mimickit.util.options import BEST_EPISODES, OPTIONS, OUT_DIR, SHORT, help_groups, help_rows
 from mimickit.util.run_folder import case_name, source_folder
 
 MAX_SAMPLES = 30_000_000  # every shipped case learns in this many (docs/learning.md)
@@ -74,9 +74,11 @@ COMMANDS = {
     "view": Command(
         "RUN_OR_CASE [--flags]", "watch what a run learned, or a clip",
         "RUN and CASE as for test; or CASE is one that shows a clip (view_motion_...). A window opens; without a "
-        "display, or with --video true, one episode is filmed from the clip's beginning.",
+        "display, or with --video true, one episode is filmed from the clip's beginning. --web serves a page instead, "
+        "to watch, pause, step and push in a browser; --save_html FILE.html records one episode as such a page.",
         "test", {"num_envs": "1", "test_episodes": "of a film 1", "out_dir": "RUN/view",
-                 "visualize": "true where there is a display", "video": "true without a display"}),
+                 "visualize": "true where there is a display, or with --web",
+                 "video": "true without a display, --web and --save_html"}),
     "export": Command(
         "RUN_OR_CASE [--flags]", "write a policy as ONNX, with what a robot needs to know to run it",
         "RUN and CASE as for test. policy.onnx, policy.json, policy.xml and reference.npz are explained in "
@@ -346,9 +348,12 @@ def _test(name: str, target: str, given: Args) -> Args:
 
 
 def _view(name: str, target: str, given: Args) -> Args:
-    film = given["video"] or not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    defaults = {"mode": ["test"], "num_envs": ["1"], "visualize": ["false" if film else "true"],
-                "video": ["true" if film else "false"], **({"test_episodes": ["1"]} if film else {})}
+    live = given["viewer"] == "web" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    page = "save_html" in given
+    film = given["video"] or not (live or page)
+    recorded = {"test_episodes": ["1"]} if film or page else {}
+    defaults = {"mode": ["test"], "num_envs": ["1"], "visualize": ["false" if recorded else "true"],
+                "video": ["true" if film else "false"], **recorded}
     return _of_a_run(name, target, given, defaults, "view")
 
 
@@ -393,7 +398,7 @@ def _of_a_run(name: str, target: str, given: Args, defaults: Mapping[str, list[s
         if not model.is_file() and "model_file" not in given:
             raise UserError(f"mimickit {name} {target}: there is no model yet ({model})")
         defaults["model_file"] = [str(model)]
-    if place and defaults.get("video") == ["true"] and "agent_config" in args:  # the film begins where the clip begins
+    if place == "view" and "test_episodes" in defaults and "agent_config" in args:  # begin where the clip begins
         args = args.with_value("set", "env.rand_reset=false", *args["set"])
     return args.with_defaults(defaults, says).named(name, target)
 
@@ -512,13 +517,14 @@ def _one_of(words: list[str], name: str, known: Collection[str]) -> str | None:
 def _completion() -> str:
     """A script for bash (zsh: after ``autoload -U bashcompinit; bashcompinit``)."""
     cases = " ".join(case.name for case in all_cases())
+    flags = " ".join(f"--{name}" for name in (*OPTIONS, *SHORT))
     values = "\n".join(f'  elif [ "$before" = --{name} ]; then COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word"))'
                        for name, option in OPTIONS.items()
                        if (words := option.choices or (("true", "false") if option.kind is bool else ())))
     return f"""_mimickit() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}}
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{' '.join(COMMANDS)}" -- "$word"))
-  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{' '.join(f'--{name}' for name in OPTIONS)}" -- "$word"))
+  elif [[ "$word" == -* ]]; then COMPREPLY=($(compgen -W "{flags}" -- "$word"))
 {values}
   elif [ "$COMP_CWORD" = 2 ]; then COMPREPLY=($(compgen -W "{cases}" -- "$word") $(compgen -f -- "$word"))
   else COMPREPLY=($(compgen -f -- "$word")); fi

@@ -142,12 +142,12 @@ def world_of(request: Request) -> tuple[Any, Any]:
 
 def draw(request: Request, device: str, out_dir: Path) -> None:
     """Begin a film, which compiles the kernels of pictures."""
+    from mimickit.envs import filming
     from mimickit.envs.env_builder import build_env
-    from mimickit.envs.filming import EpisodeVideo
 
     env = build_env(request.env, request.engine, 1, device)
     with tempfile.TemporaryDirectory(dir=out_dir) as folder:
-        EpisodeVideo(env, Path(folder) / "film.mp4", width=64, height=48).close()
+        filming.video(env, Path(folder) / "film.mp4", width=64, height=48).close()
     env.close()
 
 

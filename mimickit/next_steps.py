@@ -114,11 +114,12 @@ def measured(result: Any, wanted: int) -> list[str]:
     return [*lines, f"Episodes: {result.test_episodes}", *with_units(result.measures, statistics)]
 
 
-def after_test(request: Request, video: Mapping[str, Any] | None) -> list[str]:
-    """Lines that end a test."""
+def after_test(request: Request, recorded: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """Lines that end a test; ``recorded``: ``video`` and ``page`` of its result."""
     lines = [f"result: {request.result_file}"]
-    if video is not None:
-        return [*lines, f"film: {video['file']}"]
+    if files := [f"{word}: {recorded[name]['file']}" for name, word in (("video", "film"), ("page", "page"))
+                 if recorded.get(name)]:
+        return [*lines, *files]
     if request.args.command:
         name, target = request.args.command
         film = "film: " + short("view", target, *told_model(request), "--video", "true")

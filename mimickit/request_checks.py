@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mimickit.request import Request
+from mimickit.util.args import Args
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.files import read_json
 
@@ -21,6 +22,7 @@ def check_request(request: Request) -> None:
             if given:
                 raise UserError(f"--{flag} ({args.source[flag]}) is for --mode train; a test takes its policy from "
                                 "--model_file")
+        check_viewer(args)
     check_logger(args["logger"])
     check_motors(request)
     check_sizes(request)
@@ -36,6 +38,16 @@ def check_logger(kind: str) -> None:
     package = LOGGERS.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"--logger {kind} needs the package {package}: pip install {package}")
+
+
+def check_viewer(args: Args) -> None:
+    """Raises UserError if pages for browsers are asked for in two ways, or their package is not installed."""
+    live, file = args["viewer"] == "web", args["save_html"]
+    if live and file is not None:
+        raise UserError(f"--web shows, --save_html {file} records: give one of them")
+    wanted = "--web" if live else f"--save_html {file}" if file is not None else ""
+    if wanted and importlib.util.find_spec("viser") is None:
+        raise UserError(f"{wanted} needs the package viser: pip install 'mimickit[web]'")
 
 
 def check_motors(request: Request) -> None:

@@ -61,7 +61,7 @@ from mimickit.util.failures import (
 )
 from mimickit.util.files import FullDiskError, write_json, write_text
 from mimickit.util.logging import warn
-from mimickit.util.manifest import describe_file
+from mimickit.util.manifest import describe_file, numbered
 from mimickit.util.options import UNLIMITED
 from mimickit.util.processes import INTERRUPTED, at_interrupt, end_with_parent, heed_interrupt
 from mimickit.util.versions import commit, versions
@@ -146,7 +146,7 @@ def answer(argv: list[str], place: Place) -> int:
     for sentence in args.remarks if first else ():
         warn(sentence)
     args = run_folder.choose(args)
-    for flag in ("out_dir", "result_file", "video_file"):
+    for flag in ("out_dir", "result_file", "video_file", "save_html"):
         check_writable(args, flag)
     if place.rank == 0:
         look_at_folder(args, place.claim)
@@ -370,18 +370,21 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
     from mimickit.util.logging import Heartbeat, Progress
 
     args = request.args
-    recorder = open_recorder(request, env, dist)
+    recorder = open_recorder(request, env, agent, dist)
     heartbeat = Heartbeat(request.out_dir, dist.rank)
     progress = Progress(request.out_dir, UNLIMITED, dist.is_root)
     progress.enter("testing")
     endless = "test_episodes" not in args and not isinstance(recorder, Window)
     tell: Callable[[], None] | None = None
 
+    def stopped() -> bool:
+        return bool(signals) or (recorder is not None and recorder.closed)
+
     def on_step() -> None:
         heartbeat.beat()
         progress.write()
         if recorder is not None:
-            recorder.step(env)
+            recorder.step(env, stopped)
         if tell is not None:
             tell()
 
@@ -395,21 +398,20 @@ def test_stage(request: Request, env: Any, agent: Any, dist: Any) -> int:
             tell = sign_of_life(env)
         result = run_test(
             env, agent, dist, args["test_episodes"],
-            args["statistics_episodes"], uninterrupted, on_step=on_step,
-            should_stop=lambda: bool(signals) or (recorder is not None and recorder.closed),
+            args["statistics_episodes"], uninterrupted, on_step=on_step, should_stop=stopped,
             max_episode_steps=None if endless and "max_episode_steps" not in args else args["max_episode_steps"],
         )
     progress.enter("done")
-    video = recorder.close() if recorder is not None else None
+    recorded = {"video": None, **(recorder.close() if recorder is not None else {})}
     if dist.is_root:
         write_result(request, {
-            "ok": signals.received is None or (endless and result.test_episodes > 0),
+            "ok": signals.received is None or ("test_episodes" not in args and result.test_episodes > 0),
             **result.to_dict(), "disturbances": request.env.disturbed.given if request.env.disturbed else {},
-            "video": video, "devices": list(request.devices), "num_envs": request.num_envs,
+            **recorded, "devices": list(request.devices), "num_envs": request.num_envs,
             "startup_s": time.monotonic() - started_at(),
         })
         print("\n".join(measured(result, args["test_episodes"])))
-        print("\n".join(after_test(request, video)), flush=True)
+        print("\n".join(after_test(request, recorded)), flush=True)
     return EXIT_OK if signals.received is None else 128 + signals.received
 
 
@@ -429,26 +431,42 @@ def sign_of_life(env: Any) -> Callable[[], None]:
     return tell
 
 
-def open_recorder(request: Request, env: Any, dist: Any) -> Any:
-    """A video recorder, a window, or None, as the flags and the machine allow."""
+def open_recorder(request: Request, env: Any, agent: Any, dist: Any) -> Any:
+    """A recorder of an episode, a window, or None, as the flags and the machine allow."""
     args = request.args
-    window = args["visualize"]
-    if window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    window, web = args["visualize"] and "save_html" not in args, args["viewer"] == "web"
+    if window and not web and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         if dist.is_root:
             warn("no display here, no window is opened (--visualize false silences this; --video true records off "
-                 "screen)")
+                 "screen; --web shows it in a browser)")
         window = False
-    if not dist.is_root or not (window or args["video"]):
+    if not dist.is_root or not (window or args["video"] or "save_html" in args):
         return None
-    from mimickit.envs.filming import EpisodeVideo, Window
+    from mimickit.envs import filming
 
     if window:
-        return Window(env)
-    return EpisodeVideo(
-        env, Path(args["video_file"] or request.out_dir / "viz.mp4"),
-        width=args["video_width"], height=args["video_height"],
-        max_steps=args["max_episode_steps"],
-    )
+        models, shown = models_beside(args["model_file"]) if dist.world_size == 1 else ({}, "")
+        panel = filming.Panel(env, models, shown, agent.load_model)
+        return filming.Window(env, panel, (args["host"], args["port"]) if web else None)
+    recorders = {}
+    if args["video"]:
+        file = Path(args["video_file"] or request.out_dir / "viz.mp4")
+        recorders["video"] = filming.video(env, file, args["video_width"], args["video_height"])
+    if "save_html" in args:
+        recorders["page"] = filming.page(env, Path(args["save_html"]))
+    return filming.Episode(recorders, args["max_episode_steps"])
+
+
+def models_beside(model_file: str | None) -> tuple[dict[str, Path], str]:
+    """The models of a run by name: the one given, then newest first; and the name of the one given."""
+    if model_file is None:
+        return {}, ""
+    given = Path(model_file)
+    folder = run_folder.source_folder(given.parent)
+    files = [given, folder / "model.pt", folder / "checkpoints/best/model.pt",
+             *(path / "model.pt" for path in numbered(folder / "checkpoints"))]
+    names = {file.relative_to(folder).as_posix().removesuffix("/model.pt"): file for file in files if file.is_file()}
+    return names, next(iter(names))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pictures of world 0: video rendered off-screen with OpenGL (EGL, no X server), or a live window.
+"""Pictures of world 0: video rendered off-screen with OpenGL (EGL, no X server), or live in a viewer.
 
 The picture has its own small model (ground, character, reference character, objects) on the CPU and reads nothing but
 the engine's public body poses, so that it costs the same for one world and for thousands.
@@ -7,10 +7,11 @@ the engine's public body poses, so that it costs the same for one world and for 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import newton
 import numpy as np
@@ -39,6 +40,7 @@ SMALLEST = 0.6  # m, size of a character for this purpose
 ABOVE = 1.12  # height of a character in heights of its highest body's origin
 AT_REST = 0.1  # m by which the root may rise before a close-up follows
 LINE_WIDTH = 2.0  # pixels
+PAUSED_FRAME = 1 / 60  # s, between looks at a paused viewer
 WINDOW_KEYS = "ENTER pauses or resumes, SPACE makes one step and then pauses, ESC closes"
 
 CameraMode = Literal["track", "still"]
@@ -59,6 +61,9 @@ WINDOW_HELP = (
 def open_viewer(width: int, height: int, headless: bool = True):
     """A ``newton.viewer.ViewerGL`` with the keys of :func:`newton_keys`, off screen or in a window.
 
+    Like every viewer of world 0 it can ``look`` from one point [3] (m) to another, and ``follow`` what has moved by
+    [3] m.
+
     Raises:
         DisplayError: OpenGL does not work on this machine; the message names the packages.
     """
@@ -75,7 +80,19 @@ def open_viewer(width: int, height: int, headless: bool = True):
                 for key in newton_keys(symbol, self.is_paused()):
                     super().on_key_press(key, modifiers)
 
-        return Viewer(width=width, height=height, headless=headless)
+            def look(self, position: np.ndarray, target: np.ndarray) -> None:
+                direction = target - position
+                pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
+                yaw = np.degrees(np.arctan2(direction[1], direction[0]))
+                self.set_camera(wp.vec3(*position), pitch=float(pitch), yaw=float(yaw))
+
+            def follow(self, moved: np.ndarray) -> None:  # keep whatever offset and direction a person has chosen
+                position = np.array(self.camera.pos, dtype=float) + moved
+                self.set_camera(wp.vec3(*position), pitch=self.camera.pitch, yaw=self.camera.yaw)
+
+        viewer = Viewer(width=width, height=height, headless=headless)
+        _set_scene(viewer)
+        return viewer
     except Exception as error:  # the libraries below raise a dozen types, ImportError and plain Exception among them
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         text = DISPLAY_HELP if headless else WINDOW_HELP
@@ -106,11 +123,13 @@ def picture_key(show_reference: bool) -> str:
     return cache_key("viewer", show_reference)
 
 
-class _Scene:
+class Scene:
     """World 0 in a viewer: the character, its reference beside it, objects, and a camera that follows.
 
     Args:
         engine: whose world 0 is shown; only ``spec``, ``config``, ``body_pos`` and ``body_rot`` are read.
+        open_it: opens the viewer.
+        aspect: width / height of the picture.
         show_reference: draw a second character, posed by what :meth:`draw` is given.
         ref_offset: [3] m, added to the reference character's positions.
         markers: drawn objects of one body each, posed by what :meth:`draw` is given.
@@ -118,13 +137,13 @@ class _Scene:
     """
 
     def __init__(
-        self, engine: NewtonEngine, width: int, height: int, headless: bool, camera_mode: CameraMode,
-        show_reference: bool, ref_offset: tuple[float, float, float], markers: Sequence[StaticObject],
-        close_up: bool = False,
+        self, engine: NewtonEngine, open_it: Callable[[], Any], aspect: float = 1.5, camera_mode: CameraMode = "track",
+        show_reference: bool = False, ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        markers: Sequence[StaticObject] = (), close_up: bool = False,
     ) -> None:
         self._engine = engine
         self._camera_mode = camera_mode
-        self._close_up, self._aspect = close_up, width / height
+        self._close_up, self._aspect = close_up, aspect
         self._root_height = 0.0  # m, at first
         self._show_reference = show_reference
         self._ref_offset = np.asarray(ref_offset, np.float32)
@@ -132,11 +151,10 @@ class _Scene:
         self._num_markers = len(markers)
         self._looks_at: np.ndarray | None = None  # m, the point on the ground that the camera was last moved to
         with wp.ScopedDevice("cpu"), compile_lock(picture_key(show_reference), what="picture"):
-            self.viewer = open_viewer(width, height, headless)
+            self.viewer = open_it()
             model = _picture_model(engine.spec, engine.config, show_reference, markers)
             self.viewer.set_model(model)
             self.viewer.set_world_offsets((0.0, 0.0, 0.0))
-            _set_scene(self.viewer)
             self._state = model.state()
             # bodies behind the character, the reference and the markers stand still where the model put them
             self._body_q = self._state.body_q.numpy().copy()
@@ -144,7 +162,7 @@ class _Scene:
         self._looks_at = None
 
     def draw(
-        self, time: float, reference: Poses | None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
+        self, time: float, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
     ) -> None:
         """Render the engine's body poses at ``time`` (s), each marker's position [3] and rotation [4], and lines."""
         b = self._num_bodies
@@ -180,14 +198,9 @@ class _Scene:
             if self._close_up:
                 beside = self._ref_offset if self._show_reference else np.zeros(3)
                 target, offset = close_up(bodies, beside, self._aspect)
-            direction = target - offset
-            pitch = np.degrees(np.arctan2(direction[2], np.hypot(direction[0], direction[1])))
-            yaw = np.degrees(np.arctan2(direction[1], direction[0]))
-            self.viewer.set_camera(wp.vec3(*(ground + offset)), pitch=float(pitch), yaw=float(yaw))
-        elif self._camera_mode == "track":  # keep whatever offset and direction a person has chosen
-            camera = self.viewer.camera
-            moved = np.array(camera.pos, dtype=float) + ground - self._looks_at
-            self.viewer.set_camera(wp.vec3(*moved), pitch=camera.pitch, yaw=camera.yaw)
+            self.viewer.look(ground + offset, ground + target)
+        elif self._camera_mode == "track":
+            self.viewer.follow(ground - self._looks_at)
         self._looks_at = ground
 
 
@@ -246,7 +259,8 @@ class VideoRecorder:
         close_up: bool = False,
     ) -> None:
         size = width - width % 2, height - height % 2
-        self._scene = _Scene(engine, *size, True, camera_mode, show_reference, ref_offset, markers, close_up)
+        self._scene = Scene(engine, lambda: open_viewer(*size), width / height, camera_mode, show_reference, ref_offset,
+                            markers, close_up)
         self._film = Film(path, fps, *size, num_png)
 
     @property
@@ -289,45 +303,43 @@ class VideoRecorder:
 
 
 class LiveWindow:
-    """A window on world 0.
+    """World 0 in a viewer that a person commands: a window, or a page in a browser.
 
-    ENTER pauses or resumes; SPACE makes one control step, then pauses; ESC closes. The mouse, the arrow keys and WASDQE
-    move the camera, also during a pause (Newton's viewer).
+    In a window ENTER pauses or resumes; SPACE makes one control step, then pauses; ESC closes. The mouse, the arrow
+    keys and WASDQE move the camera, also during a pause (Newton's viewer).
 
-    Args: as of :class:`VideoRecorder`.
-
-    Raises:
-        DisplayError: no window can be opened here.
+    Args:
+        scene: what is shown.
+        dt: s, a control step.
+        panel: called in every frame with the viewer's controls, as Dear ImGui has them.
+        reset: called between frames when a person wants a new episode.
     """
 
-    def __init__(
-        self,
-        engine: NewtonEngine,
-        width: int = 1280,
-        height: int = 720,
-        camera_mode: CameraMode = "track",
-        show_reference: bool = False,
-        ref_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        markers: Sequence[StaticObject] = (),
-    ) -> None:
-        self._scene = _Scene(engine, width, height, False, camera_mode, show_reference, ref_offset, markers)
-        self._time = 0.0
-        self._dt = engine.control_dt
-        print(f"window: {WINDOW_KEYS}", flush=True)
+    def __init__(self, scene: Scene, dt: float, panel: Callable[[Any], None] = lambda ui: None,
+                 reset: Callable[[], None] | None = None) -> None:
+        self._scene, self._dt, self._time = scene, dt, 0.0
+        scene.viewer.register_ui_callback(panel)
+        scene.viewer.set_reset_callback(reset)
 
     @property
     def closed(self) -> bool:
         """Whether the window was closed."""
         return not self._scene.viewer.is_running()
 
-    def show(
-        self, reference: Poses | None = None, markers: Sequence[Poses] = (), lines: Sequence[Lines] = (),
-    ) -> None:
-        """Show the engine's body poses; returns when the next step is wanted, or the window closed."""
-        self._scene.draw(self._time, reference, markers, lines)
-        while not self._scene.viewer.should_step() and not self.closed:
-            self._scene.draw(self._time, reference, markers, lines)
+    def show(self, picture: Callable[[], tuple] = tuple, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Show the engine's body poses; returns when the next step is wanted, the window closed, or ``stopped()``.
+
+        Args:
+            picture: what else changes from frame to frame, as :meth:`Scene.draw` takes it after the time.
+        """
+        self._draw(picture)
+        while not (self._scene.viewer.should_step() or self.closed or stopped()):
+            time.sleep(PAUSED_FRAME)
+            self._draw(picture)
         self._time += self._dt
+
+    def _draw(self, picture: Callable[[], tuple]) -> None:
+        self._scene.draw(self._time, *picture())
 
     def close(self) -> None:
         """Close the window."""

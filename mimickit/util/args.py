@@ -17,7 +17,7 @@ from typing import Any
 from mimickit.util.assets import locate
 from mimickit.util.failures import AssetMissingError, UserError
 from mimickit.util.names import missing_file, nearest
-from mimickit.util.options import OPTIONS, parse
+from mimickit.util.options import OPTIONS, SHORT, parse
 from mimickit.util.reading import MAX_ARGS_BYTES, read_bytes
 
 COMMAND_LINE = "command line"
@@ -119,8 +119,9 @@ def parse_tokens(tokens: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], lis
     for token in tokens:
         if token.startswith("--") and len(token) >= 3:
             name, equals, value = token[2:].partition("=")
-            current = [value] if equals else []  # values of a repeated flag are dropped with this list
-            found.setdefault(name.replace("-", "_"), current)
+            name, *current = SHORT.get(name, (name.replace("-", "_"),))
+            current += [value] if equals else []  # values of a repeated flag are dropped with this list
+            found.setdefault(name, current)
         elif not token.startswith("#"):
             (stray if current is None else current).append(token)
     return {flag: tuple(values) for flag, values in found.items()}, stray

@@ -208,13 +208,23 @@ GROUPS: dict[str, dict[str, Option]] = {
     "Windows and films": {
         "visualize": Option(bool, "open a window; without a display a warning says that none is opened", True,
                             only="test"),
+        "viewer": Option(
+            str, "gl: a window. web: a page for a browser, where no display is needed; --web is short for it. It needs "
+            "pip install 'mimickit[web]'", "gl", choices=("gl", "web"), only="test"),
+        "host": Option(str, "--web: address to serve on; 127.0.0.1 is seen from this machine only", "127.0.0.1",
+                       value="ADDRESS", only="test"),
+        "port": Option(int, "--web: port to serve on, or the next free one", 8080, low=1, high=65535, only="test"),
         "video": Option(bool, "film one episode off screen", False, only="test"),
         "video_file": Option(str, "where the film goes, with PNG frames beside it as <name>_<frame>.png",
                              value="FILE.mp4", suffix=".mp4", default_text="<out_dir>/viz.mp4", only="test"),
+        "save_html": Option(str, "record one episode as a page of one file, to turn and play in any browser without "
+                            "network; as --web it needs mimickit[web]", value="FILE.html", suffix=".html",
+                            only="test"),
         "video_width": Option(int, "width of the film, pixels", 854, low=64, high=8192, only="test"),
         "video_height": Option(int, "height of the film, pixels", 480, low=64, high=8192, only="test"),
     },
 }
+SHORT = {"web": ("viewer", "web")}  # flag -> the flag and value that it stands for
 OPTIONS: dict[str, Option] = {name: option for group in GROUPS.values() for name, option in group.items()}
 
 

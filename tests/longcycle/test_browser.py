@@ -31,11 +31,11 @@ SLOW = {"stage": "long_train", "do": "slow"}
 class Browser:
     """A headless browser; reads the page with scripts, and remembers what its console said."""
 
-    def __init__(self) -> None:
+    def __init__(self, *words: str) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900",
-                     "--autoplay-policy=no-user-gesture-required"):
+                     "--autoplay-policy=no-user-gesture-required", *words):
             options.add_argument(word)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))

@@ -161,12 +161,8 @@ def test_keys_of_the_window(monkeypatch):
 
     from mimickit.engines import newton_viewer
 
-    open_viewer = newton_viewer.open_viewer
-    monkeypatch.setattr(newton_viewer, "open_viewer", lambda width, height, headless: open_viewer(width, height))
-    engine = standing()
-    engine.control_dt = 1 / 30
-    window = newton_viewer.LiveWindow(engine, 64, 64)
-    viewer = window._scene.viewer
+    scene = newton_viewer.Scene(standing(), lambda: newton_viewer.open_viewer(64, 64))
+    window, viewer = newton_viewer.LiveWindow(scene, 1 / 30), scene.viewer
     viewer.gui = SimpleNamespace(_viewer=viewer, is_keyboard_capturing=lambda: False, show_ui=True)
     viewer.gui.handle_key_press = partial(ViewerGui.handle_key_press, viewer.gui)
     from pyglet.window import key

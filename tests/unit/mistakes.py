@@ -64,6 +64,10 @@ MISTAKES: tuple[tuple[str, str], ...] = (  # command line, {tmp} a folder made b
     ("--time_budget_hours -1 CASE", "--time_budget_hours -1 (command line): must be at least 0"),
     ("--logger tensorboard CASE", "allowed are txt, tb, wandb"),
     ("--logger wandb CASE", "--logger wandb needs the package wandb: pip install wandb"),
+    ("--web --save_html a.html --mode test CASE", "--web shows, --save_html a.html records: give one of them"),
+    ("--save-html a.mp4 --mode test CASE", "--save_html a.mp4 (command line): the name must end in .html"),
+    ("--web --viewer gl --port 0 CASE", "--port 0 (command line): must be at least 1"),
+    ("--web false CASE", "--viewer web false (command line): takes one value"),
     ("--video_file film.avi --mode test CASE", "--video_file film.avi (command line): the name must end in .mp4"),
     ("--set env.motion_file=humanoid_walk CASE", "names a file that is not there: motion humanoid_walk (did you mean "
      "'data/motions/humanoid/humanoid_walk.pkl'?)"),

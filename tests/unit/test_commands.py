@@ -169,10 +169,21 @@ def test_a_film_or_a_window(trained, monkeypatch):
     assert film["out_dir"] == str(trained / "view") and film["test_episodes"] == 1
     clip = arguments("view view_motion_g1")
     assert clip["video"] and clip["num_envs"] == 1 and "model_file" not in clip
+    page = arguments(f"view {trained} --save-html a.html")
+    assert not page["video"] and not page["visualize"] and page["set"] == film["set"] and page["test_episodes"] == 1
+    live = arguments(f"view {trained} --web --viewer gl")
+    assert live["viewer"] == "web" and live["visualize"] and not live["video"] and "test_episodes" not in live
     monkeypatch.setenv("DISPLAY", ":0")
     window = arguments(f"view {trained}")
     assert window["visualize"] and "test_episodes" not in window
     assert arguments(f"view {trained} --video true")["visualize"] is False
+
+
+@pytest.mark.parametrize("words", ["--web", "--save_html a.html"])
+def test_a_browser_needs_its_package(trained, monkeypatch, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape(f"{words} needs the package viser: pip install 'mimickit[web]'")):
+        read_request(arguments(f"view {trained} {words}"))
 
 
 @pytest.mark.parametrize(("line", "message"), [

@@ -10,7 +10,7 @@ import yaml
 
 from mimickit.longcycle.results import bisect, cli
 from mimickit.util import plot
-from mimickit.util.options import OPTIONS
+from mimickit.util.options import OPTIONS, SHORT
 
 PARSERS = {"plot": plot.parser, "report": cli.parser, "bisect": bisect.parser}  # commands with options of their own
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_commands_exist(page):
             assert (ROOT / words[1]).is_file(), words
         if words[0] == "mimickit" or "mimickit/run.py" in words:
             own = PARSERS.get(words[1])
-            known = set(own()._option_string_actions) if own else {f"--{name}" for name in (*OPTIONS, "help")}
+            known = set(own()._option_string_actions) if own else {f"--{name}" for name in (*OPTIONS, *SHORT, "help")}
             for word in itertools.takewhile(lambda word: word != "--", words):
                 assert not word.startswith("--") or word in known, (page.name, word)
         for word in words:

@@ -86,9 +86,10 @@ def test_which_model_a_test_takes(request_in, tmp_path):
 
 
 def test_after_a_test(request_in):
-    result, film = next_steps.after_test(request_in, None)
+    result, film = next_steps.after_test(request_in, {})
     assert result == f"result: {request_in.result_file}" and read(film, "film")["video"]
-    assert next_steps.after_test(request_in, {"file": "out/viz.mp4"})[1] == "film: out/viz.mp4"
+    assert next_steps.after_test(request_in, {"video": {"file": "out/viz.mp4"}, "page": {"file": "a.html"}})[1:] == [
+        "film: out/viz.mp4", "page: a.html"]
 
 
 def test_what_a_test_measured():
@@ -124,7 +125,7 @@ def test_a_command_is_followed_by_commands(request_in):
     assert said == [("continue", f"train {folder}"), ("test", f"test {folder}"),
                     ("film", f"view {folder} --video true")]
     tested = replace(request_in, args=request_in.args.named("test", "my run"))
-    assert next_steps.after_test(tested, None)[1] == "film: python mimickit/run.py view 'my run' --video true"
+    assert next_steps.after_test(tested, {})[1] == "film: python mimickit/run.py view 'my run' --video true"
 
 
 def test_processes_that_the_program_starts_name_it_as_it_was_called(monkeypatch):
