@@ -74,7 +74,7 @@ def cost(m: mjw.Model, d: mjw.Data, w: int, x: np.ndarray) -> float:
 
 
 class Comparison:
-    """Called in place of the package's solve: one time in three also solves fused, and notes what differs.
+    """Called in place of the package's solve: one time in five also solves fused, and notes what differs.
 
     Single precision limits both to the same distance from the optimum, so what is allowed is what the package itself
     answers to a warm start that differs in the last bits; the cost may lie above the package's by a part of the
@@ -92,7 +92,7 @@ class Comparison:
 
     def __call__(self, m: mjw.Model, d: mjw.Data) -> None:
         self.calls += 1
-        if self.calls % 3:
+        if self.calls % 5:
             self.package(m, d)
             return
         warm_start = d.qacc_warmstart.numpy().copy()
@@ -197,7 +197,7 @@ def test_characters_are_solved_as_the_package_does(name) -> None:
     with mock.patch.object(package, "solve", comparison):
         for seed in range(2):
             throw(engine, seed)
-            for _ in range(12):
+            for _ in range(8):
                 engine._control_step(engine.config.substeps)
     assert comparison.most_iterations > 4 and comparison.most_rows > 8
     comparison.check()

@@ -76,7 +76,7 @@ def test_policies_can_be_trained_on_it(tmp_path, monkeypatch):
     out = tmp_path / "run"
     assert run.main(["train", "deepmimic_go2_ppo", "--variant", "robust", "--devices", "cpu", "--num_envs", "8",
                      "--eval_envs", "0", "--max_iters", "2", "--out_dir", str(out), "--rand_seed", "1",
-                     "--set", "agent.test_episodes=2"]) == 0
+                     "--set", "agent.test_episodes=2", "agent.steps_per_iter=8", "env.episode_length=0.5"]) == 0
     assert run.main(["test", str(out), "--disturb", "standard", "--devices", "cpu", "--num_envs", "2",
                      "--max_episode_steps", "20"]) == 0
     result = read_json(out / "test_standard" / "result.json")
