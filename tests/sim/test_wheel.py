@@ -16,7 +16,7 @@ SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", 
 TINY = ["--devices", "cpu", "--num_envs", "4", "--set", "env.episode_length=0.1", "agent.steps_per_iter=4"]
 
 
-@pytest.mark.slow
+@pytest.mark.wheel
 def test_from_wheel_to_policy(tmp_path):
     source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
     (source / "tests").mkdir(parents=True)

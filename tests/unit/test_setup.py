@@ -12,7 +12,8 @@ PYTHON = """#!/bin/sh
 case "$*" in
   *"-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";;
   *"-m pip"*) echo "Collecting $*"; printf '\\033[1m  Downloading torch (532 MB)\\n';
-    while [ "$(wc -l < ticks)" -lt "$(cat pip_ticks)" ]; do /bin/sleep 0.02; done
+    end=$(($(wc -l < ticks) + $(cat pip_ticks)))
+    while [ "$(wc -l < ticks)" -lt "$end" ]; do /bin/sleep 0.02; done
     [ ! -e broken ];;
   -V) echo "Python 3.11";;
 esac
@@ -21,7 +22,7 @@ esac
 
 @pytest.fixture
 def setup(tmp_path):
-    """Command and environment of a set-up in which a second takes 5 ms; ``pip_ticks``: until which one pip works."""
+    """Command and environment of a set-up in which a second takes 5 ms; ``pip_ticks``: how many pip works."""
     tools = {"python": PYTHON, "sleep": "#!/bin/sh\necho >>ticks; exec /bin/sleep 0.005\n",
              "ldconfig": "#!/bin/sh\necho libEGL.so.1 libGL.so.1 libEGL_nvidia.so\n"}
     (tmp_path / "bin").mkdir()
